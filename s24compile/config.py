@@ -1,0 +1,142 @@
+"""The options of `torch.compile(model, backend="s24", options={...})`, `@sparse_ffn(...)` and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from s24compile.errors import OptionError, UnknownOptionError
+
+RECIPES = ("fst", "sste", "step", "srste", "ste")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How the feed-forward layers are trained sparse. Frozen and hashable: equal configs are one backend to Dynamo.
+
+    Raises:
+        OptionError: a value outside what its field accepts, or two fields that contradict each other.
+    """
+
+    recipe: str = "fst"
+    """"fst" (ICML 2024), "sste" (NeurIPS 2024), "step" (ICML 2023), "srste" (ICLR 2021) or "ste"."""
+    targets: Literal["ffn", "linear"] = "ffn"
+    """"ffn": the linears of feed-forward layers. "linear": every linear but embeddings and the LM head."""
+    include: tuple[str, ...] = ()
+    """Regexes searched in module paths ("blocks.0.mlp.c_fc"); if any are given, only matching linears are taken."""
+    exclude: tuple[str, ...] = ()
+    """Regexes searched in module paths; matching linears stay dense. Wins over `include`."""
+    gradient: Literal["mvue", "dense"] = "mvue"
+    """Weight gradient from the MVUE-pruned output gradient (2:4 GEMM), or from the dense one."""
+    decay: float = 6e-5
+    """Masked decay lambda of [FST 4.2], added to the gradients of pruned weights. 0 switches it off."""
+    mask_interval: int = 40
+    """Optimizer steps between two searches of the transposable mask [FST 5.3]."""
+    dense_after: int | None = None
+    """Train dense from the forward after this many optimizer steps (0 = always dense). None: never."""
+    total_steps: int | None = None
+    """Length of the run in optimizer steps; with `dense_after=None` the "fst" recipe ends dense for the last 1/6."""
+    freshness: Literal["auto", "always"] = "auto"
+    """"auto": pack again after an optimizer step or an in-place edit. "always": before every forward, for code that
+    writes weights through `.data`."""
+    min_speedup: float = 1.0
+    """Rewrite only where the cost model of the GPU promises this factor over dense; 0 forces. No effect on CPU."""
+    memory: Literal["speed", "save"] = "speed"
+    """What the backward keeps: "speed" saves activations, "save" recomputes what is cheap."""
+    inner: Literal["inductor", "aot_eager", "eager"] = "inductor"
+    """The compiler that gets the rewritten graph."""
+    mode: str | None = None
+    """Inductor's mode ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")."""
+    inner_options: Any = None
+    """Inductor's options, a mapping; stored as a sorted tuple of pairs so that a Config stays hashable."""
+    target: Any = None
+    """A `s24compile.lowering.target.Target` to compile for; None: the machine's own."""
+
+    def __post_init__(self) -> None:
+        as_tuple = {f: self._patterns(f) for f in ("include", "exclude")}
+        for field, value in as_tuple.items():
+            object.__setattr__(self, field, value)
+        if isinstance(self.inner_options, Mapping):
+            object.__setattr__(self, "inner_options", tuple(sorted(self.inner_options.items())))
+        self._choice("recipe", RECIPES)
+        self._choice("targets", ("ffn", "linear"))
+        self._choice("gradient", ("mvue", "dense"))
+        self._choice("freshness", ("auto", "always"))
+        self._choice("memory", ("speed", "save"))
+        self._choice("inner", ("inductor", "aot_eager", "eager"))
+        self._number("decay", 0.0)
+        self._number("min_speedup", 0.0)
+        self._integer("mask_interval", 1)
+        for field, least in (("dense_after", 0), ("total_steps", 1)):
+            if getattr(self, field) is not None:
+                self._integer(field, least)
+        self._check_contradictions()
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None = None) -> Config:
+        """Makes a Config of a mapping of its fields.
+
+        Raises:
+            UnknownOptionError: a key that is no field; the message names the nearest one.
+            OptionError: a value that is not accepted.
+        """
+        given = dict(options or {})
+        fields = [f.name for f in dataclasses.fields(cls)]
+        for name in given:
+            if name not in fields:
+                near = difflib.get_close_matches(str(name), fields, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise UnknownOptionError(name=name, hint=hint, accepted=", ".join(fields))
+        return cls(**given)
+
+    @property
+    def dense_from(self) -> int | None:
+        """The optimizer step from which the weights train dense, or None for never."""
+        if self.dense_after is not None or self.total_steps is None or self.recipe != "fst":
+            return self.dense_after
+        return self.total_steps - self.total_steps // 6
+
+    def _patterns(self, field: str) -> tuple[str, ...]:
+        value = getattr(self, field)
+        patterns = (value,) if isinstance(value, str) else tuple(value)
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise OptionError(
+                    name=field, value=pattern, accepted=f"a regular expression on module paths ({error})"
+                ) from None
+        return patterns
+
+    def _choice(self, field: str, accepted: tuple[str, ...]) -> None:
+        if getattr(self, field) not in accepted:
+            raise OptionError(
+                name=field, value=getattr(self, field), accepted="it must be one of " + ", ".join(map(repr, accepted))
+            )
+
+    def _number(self, field: str, least: float) -> None:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < least:
+            raise OptionError(name=field, value=value, accepted=f"it must be a finite number >= {least:g}")
+
+    def _integer(self, field: str, least: int) -> None:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise OptionError(name=field, value=value, accepted=f"it must be an integer >= {least}")
+
+    def _check_contradictions(self) -> None:
+        if self.dense_after is not None and self.total_steps is not None and self.dense_after > self.total_steps:
+            raise OptionError(
+                name="dense_after", value=self.dense_after, accepted=f"it must not exceed total_steps={self.total_steps}"
+            )
+        inductor_only = self.mode is not None or self.inner_options is not None
+        if inductor_only and self.inner != "inductor":
+            raise OptionError(
+                name="mode" if self.mode is not None else "inner_options",
+                value=self.mode if self.mode is not None else dict(self.inner_options),
+                accepted=f"it is an option of inner='inductor', and inner={self.inner!r} was given",
+            )

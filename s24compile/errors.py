@@ -1,0 +1,97 @@
+"""Every error that s24compile raises on purpose.
+
+One class per kind of mistake and one message template per class. A message says what was given, what is
+accepted and what to do. Each class also derives from the built-in exception that a user would try to catch.
+"""
+
+from __future__ import annotations
+
+
+class S24Error(Exception):
+    """Base of all errors of this package. Subclasses fill `template` with keyword arguments."""
+
+    template = "{message}"
+
+    def __init__(self, **given: object) -> None:
+        self.given = given
+        super().__init__(self.template.format(**given))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # BaseException pickles by positional args; ours are keywords (worker processes re-raise these).
+        return (_rebuild, (type(self), self.given))
+
+
+def _rebuild(cls: type[S24Error], given: dict[str, object]) -> S24Error:
+    return cls(**given)
+
+
+class UnknownOptionError(S24Error, TypeError):
+    """An option name that `s24compile.Config` does not have."""
+
+    template = "unknown option {name!r}{hint}; the options are the fields of s24compile.Config: {accepted}"
+
+
+class OptionError(S24Error, ValueError):
+    """An option whose value is not accepted, or contradicts another one."""
+
+    template = "option {name}={value!r} is not accepted: {accepted}"
+
+
+class ShapeError(S24Error, ValueError):
+    """A tensor whose shape no 2:4 format, or not this op, takes."""
+
+    template = "{what} has shape {shape}; {accepted}"
+
+
+class DtypeError(S24Error, TypeError):
+    """A tensor whose dtype is not supported by this op or format."""
+
+    template = "{what} has dtype {dtype}; {accepted}"
+
+
+class MaskError(S24Error, ValueError):
+    """A mask that is not 2:4, or a tensor that was promised to be 2:4 and is not."""
+
+    template = "{what} is not 2:4: {found}; {accepted}"
+
+
+class CheckpointError(S24Error, ValueError):
+    """A state dict that does not fit the model. Nothing of it has been loaded."""
+
+    template = "the s24 state does not fit this model and none of it was loaded: {found}; {accepted}"
+
+
+class ConflictError(S24Error, ValueError):
+    """One weight asked for with two different sets of options."""
+
+    template = "weight {name!r} is already sparse with {old}; it was now asked for with {new}: {accepted}"
+
+
+class DecoratorError(S24Error, TypeError):
+    """`sparse_ffn` on something that cannot be made sparse, or a decorated module that would run dense."""
+
+    template = "sparse_ffn({what}): {found}; {accepted}"
+
+
+class TargetError(S24Error, RuntimeError):
+    """Hardware or software that the asked-for kernel does not support."""
+
+    template = "{what} is not available on {target}: {found}; {accepted}"
+
+
+class BuildError(S24Error, RuntimeError):
+    """A kernel that could not be compiled or loaded."""
+
+    template = "could not build {what}: {found}; {accepted}"
+
+
+class LoweringError(S24Error, RuntimeError):
+    """An s24 node that no provider took, or a graph that breaks an invariant of a pass."""
+
+    template = "{node}: {found}; {accepted}"
+
+
+class ModelError(S24Error, ValueError):
+    """A call about a model that has no such weights, or is no module."""
+
+    template = "{what}: {found}; {accepted}"
