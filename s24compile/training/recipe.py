@@ -1,0 +1,60 @@
+"""The training recipes as rows of one table. A leaf: what each recipe means to the weight state and to the passes.
+
+Sources: [FST] arXiv 2404.01847; [S-STE] arXiv 2409.09099; [STEP] Lu et al., ICML 2023; [SR-STE] Zhou et al., ICLR 2021.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+Select = Literal["transposable", "magnitude", "soft_threshold"]
+InputGradient = Literal["sparse", "dense", "mvue"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One recipe. The weight gradient ("mvue" or "dense") is the user's choice: `Config.gradient`."""
+
+    name: str
+    paper: str
+    """Where it comes from, for `explain()` and the docs."""
+    select: Select
+    """How the kept positions (and, for "soft_threshold", the values) are chosen from the weights."""
+    dx: InputGradient
+    """Input gradient: "sparse" multiplies by the packed W^T, which only transposable masks allow."""
+    decay_on: Literal["gradient", "weight"] | None
+    """Masked decay: added to the gradient [FST 4.2], taken from the weight [SR-STE Eq. 8], or none."""
+    uses_interval: bool
+    """True: positions are searched every `Config.mask_interval` optimizer steps. False: at every pack."""
+    optimizer_drives_phase: bool = False
+    """True: starts dense, and `AdamW_STEP` says when the sparse phase begins."""
+
+    @property
+    def soft(self) -> bool:
+        """Whether packed values differ from the kept weights (soft threshold and scale)."""
+        return self.select == "soft_threshold"
+
+    @property
+    def pattern_kind(self) -> Literal["transposable", "rows"]:
+        """How pattern bytes are drawn: one per 4x4 block (90 codes), or one per group of four (6 codes)."""
+        return "transposable" if self.select == "transposable" else "rows"
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        recipe.name: recipe
+        for recipe in (
+            Recipe("fst", "Hu et al., ICML 2024", "transposable", "sparse", "gradient", uses_interval=True),
+            Recipe("sste", "Hu et al., NeurIPS 2024", "soft_threshold", "dense", None, uses_interval=False),
+            Recipe(
+                "step", "Lu et al., ICML 2023", "magnitude", "dense", None, uses_interval=False,
+                optimizer_drives_phase=True,
+            ),
+            Recipe("srste", "Zhou et al., ICLR 2021", "magnitude", "dense", "weight", uses_interval=False),
+            Recipe("ste", "Hu et al., ICML 2024 (section 4.1)", "magnitude", "dense", None, uses_interval=False),
+        )
+    }
+)  # fmt: skip
