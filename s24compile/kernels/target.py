@@ -1,0 +1,76 @@
+"""What a graph is compiled for: the device, its compute capability, and the kernel families at hand. A leaf.
+
+A Target can be made by hand (`Target("cuda", (9, 0), ...)`), so lowering for Hopper is tested on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+
+import torch
+
+from s24compile.errors import OptionError
+
+FAMILIES = ("cutlass", "triton", "cusparselt", "reference")
+"""Kernel families, best first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One kind of machine.
+
+    `arch` is the CUDA compute capability, None on a CPU. `families` are the kernel families that may be chosen;
+    whether one takes a given op and shape is the provider's own answer.
+    """
+
+    device_type: str = "cpu"
+    arch: tuple[int, int] | None = None
+    families: tuple[str, ...] = ("reference",)
+
+    def __str__(self) -> str:
+        return self.device_type if self.arch is None else f"sm_{self.arch[0]}{self.arch[1]}"
+
+    @property
+    def format(self) -> str:
+        """Name of the 2:4 format that this machine's sparse tensor cores read (the CPU reference follows Hopper)."""
+        return "sm80" if self.arch is not None and self.arch[0] == 8 else "sm90"
+
+    def alignment(self, dtype: torch.dtype) -> int:
+        """What both dimensions of a weight must be multiples of, in elements.
+
+        4 on a CPU: one 4x4 block. On a GPU 32 bytes: rows of packed values are half as long as dense ones and must
+        start on 16-byte boundaries, for W and for W^T.
+        """
+        return 4 if self.arch is None else 32 // dtype.itemsize
+
+    @classmethod
+    def detect(cls, device: torch.device) -> Target:
+        """The machine that `device` is part of."""
+        if device.type != "cuda":
+            return cls(device.type)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return _cuda_target(index)
+
+    @classmethod
+    def parse(cls, given: Target | str) -> Target:
+        """Makes a Target of itself or of a name: "cpu", "sm_90", "sm_80", "sm_89", ...
+
+        Raises:
+            OptionError: any other word.
+        """
+        if isinstance(given, Target):
+            return given
+        name = str(given).replace("sm", "").replace("_", "")
+        if given == "cpu":
+            return cls()
+        if name.isdigit() and len(name) in (2, 3):
+            return cls("cuda", (int(name[:-1]), int(name[-1])), FAMILIES)
+        raise OptionError(name="target", value=given, accepted='it must be a Target, "cpu", or an arch such as "sm_90"')
+
+
+@functools.cache
+def _cuda_target(index: int) -> Target:
+    families = [f for f in FAMILIES if f != "triton" or importlib.util.find_spec("triton") is not None]
+    return Target("cuda", torch.cuda.get_device_capability(index), tuple(families))
