@@ -1,0 +1,59 @@
+# make demo | test | lint | bench.
+# The first one makes .venv and installs everything in it. With PYTHON=/path/to/python that interpreter is used as it
+# is (it must have torch and what the target imports); nothing is installed in it.
+
+JOBS ?= 2
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+ifdef PYTHON
+PY := $(PYTHON)
+READY := adopt
+export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
+else
+PY := .venv/bin/python
+READY := .venv/installed
+endif
+
+.PHONY: help demo test lint format bench adopt clean
+help:
+	@echo "make demo    train a small GPT dense and 2:4-sparse, print a table, draw both loss curves"
+	@echo "make test    run the test suite"
+	@echo "make lint    ruff and mypy over everything"
+	@echo "make bench   run the benchmarks that this machine can run"
+
+demo: $(READY)
+	@$(PY) -m s24compile demo $(DEMO_ARGS)
+
+# One thread a worker: two pytest workers with two OpenMP threads each are slower on two cores.
+test: $(READY)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+lint: $(READY)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(READY)
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+bench: $(READY)
+	@$(PY) -m s24compile bench $(BENCH_ARGS)
+
+.venv/installed: pyproject.toml constraints.txt
+	@command -v c++ g++ clang++ >/dev/null || { echo "no C++ compiler found: TorchInductor needs one on CPU (install g++)"; exit 1; }
+	@base=; for p in python3 python3.13 python3.12 python3.11; do \
+	  if $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then base=$$p; break; fi; done; \
+	if [ -z "$$base" ]; then echo "no Python 3.11 or newer with venv found on PATH"; exit 1; fi; \
+	$$base -m venv .venv
+	@echo "installing into .venv (once)"
+	@.venv/bin/python -m pip install -q -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+adopt:
+	@$(PY) .ci/adopt.py $(MAKECMDGOALS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
