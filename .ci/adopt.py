@@ -34,7 +34,9 @@ def main(goals: list[str]) -> int:
     if "s24" not in registered.names:
         # In a clean environment, so that a stale PYTHONPATH entry cannot shadow setuptools' own modules.
         command = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "egg_info"]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""}, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""}, check=False
+        )
         if done.returncode:
             return refuse(f"could not register the entry point with setuptools: {done.stderr.strip()[-400:]}")
     return 0

@@ -1,0 +1,92 @@
+"""`s24 demo`: a plain GPT trained dense and 2:4-sparse on the sources of Python's standard library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from s24compile.demo.comparison import Outcome
+    from s24compile.demo.training import Run
+
+
+def command(
+    steps: Annotated[int, typer.Option(min=2, help="Optimizer steps of each run.")] = 300,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and batches, the same for both runs.")] = 1337,
+    out: Annotated[Path, typer.Option(help="Folder for demo.png and demo.json.")] = Path("out/demo"),
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the outcomes as JSON instead of a table.")] = False,
+) -> None:
+    """Train a small GPT twice, dense and with backend="s24", from one seed on the same batches.
+
+    The text is the source code of Python's standard library, byte by byte. Prints a table and writes both loss curves
+    to OUT/demo.png. Fails if a feed-forward layer stayed dense.
+    """
+    import dataclasses
+    import json as writer
+
+    from rich.console import Console
+
+    from s24compile.cli.progress import training_progress
+    from s24compile.demo.comparison import compare, write_json
+    from s24compile.demo.plot import draw
+    from s24compile.demo.text import read_sources
+    from s24compile.demo.training import TrainConfig
+
+    config = TrainConfig(max_iters=steps, seed=seed, device=device, warmup_iters=min(20, steps), out_dir=str(out))
+    text = read_sources()
+    console = Console(stderr=json)
+    console.print(
+        f"{len(text.train) / 1e6:.1f} MB of Python sources, {steps} steps of "
+        f"{config.batch_size * config.block_size} bytes, device {config.resolve().device}"
+    )
+    with training_progress(console) as progress:
+        tasks = {name: progress.add_task(label, total=steps, loss="compiling") for name, label in LABELS.items()}
+
+        def advance(name: str, run: Run) -> None:
+            progress.update(tasks[name], completed=run.step, loss=f"{run.history.train_loss[-1]:.3f}")
+
+        runs, outcomes = compare(config, text, advance)
+    picture = out / "demo.png"
+    title = f"GPT, {config.n_layer} layers of width {config.n_embd}, on bytes of Python sources, one seed"
+    draw(runs["inductor"].history, runs["s24"].history, picture, title)
+    write_json(config, runs, outcomes, out / "demo.json")
+    if json:
+        typer.echo(writer.dumps({name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}, indent=1))
+        return
+    console.print(_table(outcomes))
+    if runs["s24"].config.device == "cpu":
+        console.print(
+            "The CPU runs reference arithmetic, which is slower than dense: look at the losses, not the times."
+        )
+    console.print(f"loss curves: {picture}")
+
+
+LABELS = {"inductor": "dense  torch.compile(model)", "s24": 'sparse torch.compile(model, backend="s24")'}
+
+
+def _table(outcomes: dict[str, Outcome]) -> Table:
+    from rich.table import Table
+
+    def row(name: str, show: str, field: str) -> list[str]:
+        values = [getattr(outcomes[backend], field) for backend in LABELS]
+        return [name, *("-" if value is None else format(value, show) for value in values)]
+
+    table = Table(title="dense and 2:4 from the same seed")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("2:4 (s24)", justify="right")
+    table.add_row(*row("loss at the start, nats per byte", ".3f", "first_loss"))
+    table.add_row(*row("train loss, last 20 steps", ".3f", "train_loss"))
+    table.add_row(*row("validation loss", ".3f", "validation_loss"))
+    counts = [f"{outcomes[b].sparse_linears} of {outcomes[b].ffn_linears}" for b in LABELS]
+    table.add_row("feed-forward linears that are 2:4", *counts)
+    table.add_row(*row("mask density", ".3f", "density"))
+    table.add_row(*row("flip rate per step, last search", ".1e", "flip_rate"))
+    table.add_row(*row("step time, median, ms", ".1f", "step_ms"))
+    table.add_row(*row("first step (compilation), s", ".1f", "first_step_s"))
+    return table

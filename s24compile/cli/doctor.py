@@ -1,0 +1,41 @@
+"""`s24 doctor`: what this machine can run, what is missing, and which kernels each op would use."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+MARKS = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "absent": "[dim]absent[/]"}
+
+
+def command(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show what this machine can run and what is missing. Exit status 1 if something that is needed is missing."""
+    import dataclasses
+    import json as writer
+
+    from s24compile.cli.machine import examine, providers
+
+    facts = examine()
+    chosen = providers()
+    if json:
+        typer.echo(writer.dumps({"facts": [dataclasses.asdict(f) for f in facts], "providers": chosen}, indent=1))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console()
+        table = Table(title="this machine", show_header=False)
+        for fact in facts:
+            table.add_row(
+                fact.name, MARKS[fact.status], fact.found + (f"\n[dim]{fact.advice}[/]" if fact.advice else "")
+            )
+        console.print(table)
+        ops = Table("op", "kernels", title="what runs each op here")
+        for op, provider in chosen.items():
+            ops.add_row(op, provider)
+        console.print(ops)
+    if any(fact.status == "missing" for fact in facts):
+        raise typer.Exit(1)

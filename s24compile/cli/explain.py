@@ -1,0 +1,37 @@
+"""`s24 explain`: what would be rewritten in a model, what not, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from s24compile.cli.load import INPUT_HELP
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="pkg.module:factory or path/to/file.py:factory", metavar="MODEL")],
+    inputs: Annotated[list[str] | None, typer.Option("--input", "-i", help=INPUT_HELP)] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="A field of s24compile.Config, e.g. targets=linear.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Tell which feed-forward layers of MODEL would train 2:4, and why the others would not.
+
+    The factory takes no argument and returns the model, or the model and a tuple of example inputs; --input stands in
+    for those. Nothing is trained: the model is traced once.
+
+    Example: `s24 explain s24compile.demo.model:example`
+
+    Example: `s24 explain my_model.py:build --input 'int64[2,128]<50257' --option targets=linear`
+    """
+    from s24compile.cli.load import load_model, make_inputs, parse_options
+    from s24compile.config import Config
+    from s24compile.explain import explain_with
+
+    config = Config.from_options(parse_options(options)) if options else None
+    positional, named = make_inputs(inputs or [])
+    made, examples = load_model(model)
+    report = explain_with(made, positional or examples, named, config)
+    typer.echo(report.to_json() if json else str(report))

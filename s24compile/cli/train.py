@@ -1,0 +1,127 @@
+"""`s24 train`: trains the example GPT, with a nanoGPT-style config file and flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import runpy
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from s24compile.errors import CheckpointError, OptionError, UnknownOptionError
+
+if TYPE_CHECKING:
+    from s24compile.demo.training import TrainConfig
+
+
+def command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG.py] [--NAME=VALUE]...", help="A file of settings, and settings that go over it."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from OUT_DIR/checkpoint.pt, bit for bit.")] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="List all settings and their values, then stop.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
+) -> None:
+    """Train the example GPT on bytes of Python sources, or of the .py files below --dataset=FOLDER.
+
+    Settings come from the file, as in nanoGPT (lines such as `batch_size = 32`), then from flags such as
+    `--n_layer=6 --max_iters=1000`. Fields of `s24compile.Config` are settings too: `--recipe=sste --decay=2e-4`.
+    `--backend=inductor` trains dense. Checkpoints go to OUT_DIR/checkpoint.pt every `--checkpoint_interval` steps,
+    curves to OUT_DIR/history.json.
+
+    Example: `s24 train --max_iters=200 --out_dir=out/run`
+
+    Example: `s24 train my_config.py --resume`
+    """
+    files = [word for word in words or () if not word.startswith("--")]
+    if len(files) > 1:
+        raise OptionError(name="CONFIG.py", value=files, accepted="one file of settings at most")
+    flags = [word for word in words or () if word.startswith("--")]
+    chosen = read_settings(Path(files[0]) if files else None, flags)
+    if settings:
+        for field, value in dataclasses.asdict(chosen).items():
+            typer.echo(f"{field} = {value!r}")
+        return
+    _train(chosen, resume=resume, json=json)
+
+
+def read_settings(path: Path | None, flags: list[str]) -> TrainConfig:
+    """Makes the TrainConfig of a settings file and `--name=value` flags; flags win.
+
+    Raises:
+        UnknownOptionError: a name that is neither a TrainConfig nor a Config field.
+        OptionError: a flag without a value, or a value of another type than the setting's.
+    """
+    from s24compile.cli.load import parse_options
+    from s24compile.config import Config
+    from s24compile.demo.training import TrainConfig
+
+    given: dict[str, Any] = {}
+    if path is not None:
+        if not path.is_file():
+            raise OptionError(name="config", value=str(path), accepted="it must be an existing Python file of settings")
+        given = {k: v for k, v in runpy.run_path(str(path)).items() if not k.startswith("_") and _is_setting(v)}
+    given |= parse_options(flags)
+    own = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "options"}
+    sparse = {f.name for f in dataclasses.fields(Config)}
+    for name, value in given.items():
+        if name not in own and name not in sparse:
+            near = difflib.get_close_matches(name, [*own, *sparse], n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UnknownOptionError(name=name, hint=hint, accepted=f"and the settings of s24 train: {', '.join(own)}")
+        default = own[name].default if name in own else value
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (type(value) is type(default) or (whole and isinstance(default, float))):
+            raise OptionError(name=name, value=value, accepted=f"it must be a {type(default).__name__}")
+    options = {name: value for name, value in given.items() if name in sparse}
+    Config.from_options(options)
+    fields = {name: value for name, value in given.items() if name in own}
+    return TrainConfig(**fields, options=tuple(sorted(options.items())))
+
+
+def _is_setting(value: object) -> bool:
+    return isinstance(value, (int, float, str, tuple, list)) or value is None
+
+
+def _train(config: TrainConfig, *, resume: bool, json: bool) -> None:
+    import json as writer
+
+    from rich.console import Console
+
+    from s24compile.cli.progress import training_progress
+    from s24compile.demo.text import read_sources
+    from s24compile.demo.training import Run
+
+    out = Path(config.out_dir)
+    checkpoint = out / "checkpoint.pt"
+    run = Run(config, read_sources(Path(config.dataset) if config.dataset else None))
+    if resume:
+        if not checkpoint.is_file():
+            raise CheckpointError(found=f"there is no {checkpoint}", accepted="start without --resume")
+        run.load(checkpoint)
+    console = Console(stderr=json)
+    with training_progress(console) as progress:
+        task = progress.add_task(config.backend, total=config.max_iters, completed=run.step, loss="compiling")
+        for step in run.steps():
+            progress.update(task, completed=step, loss=f"{run.history.train_loss[-1]:.3f}")
+            if step % config.checkpoint_interval == 0 or step == config.max_iters:
+                run.save(checkpoint)
+                (out / "history.json").write_text(writer.dumps(dataclasses.asdict(run.history)) + "\n")
+    losses = run.history.validation_loss
+    result = {
+        "step": run.step,
+        "train_loss": run.history.train_loss[-1] if run.history.train_loss else None,
+        "validation_loss": losses[-1][1] if losses else None,
+        "checkpoint": str(checkpoint),
+    }
+    if json:
+        typer.echo(writer.dumps(result))
+    else:
+        console.print(", ".join(f"{name} {value}" for name, value in result.items()))
