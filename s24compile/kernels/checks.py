@@ -1,0 +1,96 @@
+"""What the functional API refuses, one question per function, and how it reads seeds and formats."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import torch
+from torch import Tensor
+
+from s24compile.errors import DtypeError, OptionError, ShapeError
+from s24compile.kernels.target import Target
+
+PACKABLE = (
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.int8,
+)
+"""dtypes of kept values; fp64 and fp32 run on the reference only."""
+
+
+def check_floating(what: str, x: Tensor) -> None:
+    """Refuses integers, bools and complex numbers."""
+    if not x.is_floating_point():
+        raise DtypeError(what=what, dtype=x.dtype, accepted="it must be a floating-point tensor")
+
+
+def check_matrix(what: str, x: Tensor) -> None:
+    """Refuses all but floating-point matrices."""
+    check_floating(what, x)
+    if x.dim() != 2:
+        raise ShapeError(what=what, shape=tuple(x.shape), accepted="it must have two dims; flatten or loop over others")
+
+
+def check_multiple(what: str, x: Tensor, dims: tuple[int, ...]) -> None:
+    """Refuses dims that do not exist or are no multiple of 4."""
+    for dim in dims:
+        if not -x.dim() <= dim < x.dim():
+            raise ShapeError(what=what, shape=tuple(x.shape), accepted=f"it has no dim {dim}")
+        if x.shape[dim] % 4:
+            raise ShapeError(
+                what=what,
+                shape=tuple(x.shape),
+                accepted=f"dim {dim} must be a multiple of 4: two of each four neighbours are kept",
+            )
+
+
+def check_same_shape(what: str, x: Tensor, of: str, like: Tensor) -> None:
+    """Refuses a tensor whose shape is not that of another argument."""
+    if x.shape != like.shape:
+        raise ShapeError(what=what, shape=tuple(x.shape), accepted=f"it must be {of}'s, {tuple(like.shape)}")
+
+
+def check_choice(name: str, value: object, accepted: tuple[str, ...]) -> None:
+    """Refuses a word that is not in the list."""
+    if value not in accepted:
+        raise OptionError(name=name, value=value, accepted="it must be one of " + ", ".join(map(repr, accepted)))
+
+
+def check_packable(dtype: torch.dtype | None) -> None:
+    """Refuses dtypes that no kept value can have."""
+    if dtype is not None and dtype not in PACKABLE:
+        raise DtypeError(what="the packed tensor", dtype=dtype, accepted=f"kept values may be {PACKABLE}")
+
+
+def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """A seed as the ops take it: one int64 element on `device`. None draws it from torch's generator of the device.
+
+    Raises:
+        OptionError: neither an int, an integer tensor of one element, nor None.
+    """
+    if seed is None:
+        return torch.randint(0, 2**62, (1,), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
+        if seed.numel() == 1 and not seed.is_floating_point() and not seed.is_complex():
+            return seed.detach().reshape(1).to(device, torch.int64)
+    elif isinstance(seed, (int, torch.SymInt)):
+        if isinstance(seed, int):
+            seed = (seed + 2**63) % 2**64 - 2**63  # the 64 bits of any int, as int64 holds them
+        return torch.full((1,), seed, dtype=torch.int64, device=device)
+    raise OptionError(name="seed", value=seed, accepted="it must be an int, an integer tensor of one element, or None")
+
+
+@functools.cache
+def device_format(device: torch.device) -> str:
+    """Name of the 2:4 format of a device."""
+    return Target.detect(device).format
+
+
+def outside_inference_mode() -> contextlib.AbstractContextManager[object]:
+    """Packs made under inference_mode must serve a later backward, which inference tensors cannot."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()

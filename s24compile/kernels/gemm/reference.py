@@ -1,0 +1,38 @@
+"""The 2:4 GEMM: unpack, then torch's own matrix product.
+
+Legend: A [m, k] sparse, B [k, n] dense, C [m, n].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s24compile.kernels.pack.reference import unpack
+
+
+def mm(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    bias: Tensor | None,
+    out_layout: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """C = A B + bias, with A [rows, cols] packed; summed in fp32 (fp64 for fp64), rounded once.
+
+    Args:
+        b: [cols, n], any strides.
+        bias: [rows], one value per row of C.
+        out_layout: "row": C has strides (n, 1). "col": (1, m), the transpose of a row-major C^T.
+    """
+    wide = torch.float64 if torch.float64 in (values.dtype, b.dtype, out_dtype) else torch.float32
+    a, b = unpack(values, metadata, rows, cols, format).to(wide), b.to(wide)
+    if out_layout == "row":
+        c = torch.mm(a, b) if bias is None else torch.addmm(bias.to(wide)[:, None], a, b)
+        return c.to(out_dtype)
+    c = torch.mm(b.t(), a.t()) if bias is None else torch.addmm(bias.to(wide), b.t(), a.t())
+    return c.to(out_dtype).t()

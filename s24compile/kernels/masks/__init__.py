@@ -1,0 +1,1 @@
+"""Which two of four stay: transposable, magnitude and soft-threshold selection."""

@@ -1,0 +1,1 @@
+"""The minimum-variance unbiased 2:4 estimate."""

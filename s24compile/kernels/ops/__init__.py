@@ -1,0 +1,59 @@
+"""The contracts of every op in namespace `s24`: schema, fake, autograd, dispatch. torch only; importing registers.
+
+========================  =====================================================================================
+`selection`               transposable_patterns, expand_patterns, transposable_mask, magnitude_patterns,
+                          magnitude_mask, soft_threshold, soft_threshold_scale, flip_rate
+`packing`                 pack, unpack, pack_both, pack_weight_
+`estimation`              mvue, mvue_pack
+`gemm`                    mm, linear
+`elementwise`             glu, glu_backward, masked_decay_, masked_decay_patterns_
+========================  =====================================================================================
+
+An op is what its reference computes (`kernels/<family>/reference.py`); `providers.run` picks a faster way to say it.
+Ops do not validate: `s24compile.ops` does, for people; graphs are checked when they are rewritten.
+"""
+
+from __future__ import annotations
+
+from s24compile.kernels.ops.elementwise import glu, glu_backward, masked_decay_, masked_decay_patterns_
+from s24compile.kernels.ops.estimation import mvue, mvue_pack
+from s24compile.kernels.ops.gemm import linear, mm
+from s24compile.kernels.ops.packing import pack, pack_both, pack_weight_, unpack
+from s24compile.kernels.ops.selection import (
+    expand_patterns,
+    flip_rate,
+    magnitude_mask,
+    magnitude_patterns,
+    soft_threshold,
+    soft_threshold_scale,
+    transposable_mask,
+    transposable_patterns,
+)
+
+OPS = (
+    transposable_patterns,
+    expand_patterns,
+    transposable_mask,
+    magnitude_patterns,
+    magnitude_mask,
+    soft_threshold,
+    soft_threshold_scale,
+    flip_rate,
+    pack,
+    unpack,
+    pack_both,
+    pack_weight_,
+    mvue,
+    mvue_pack,
+    mm,
+    linear,
+    glu,
+    glu_backward,
+    masked_decay_,
+    masked_decay_patterns_,
+)
+"""Every op, as torch's CustomOpDef."""
+
+NAMES = tuple(op._name for op in OPS)
+
+__all__ = ["NAMES", "OPS", *NAMES]

@@ -1,0 +1,1 @@
+"""2:4 matrices to values and metadata, and back."""

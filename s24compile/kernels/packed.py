@@ -1,0 +1,24 @@
+"""`Packed24`: a 2:4 matrix as its kept values and their positions, with what is needed to read them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Packed24(NamedTuple):
+    """A dense [m, k] matrix with two of each four neighbours of a row kept.
+
+    A NamedTuple, because Dynamo, FakeTensorMode and pytree all take it apart by themselves. See `format.py` for
+    the bits. `values` is [m, k4/2] with k4 = k rounded up to 4; where k is no multiple of 4 the rest is zeros.
+    """
+
+    values: Tensor
+    metadata: Tensor
+    shape: tuple[int, int]
+    """(m, k) of the dense matrix."""
+    dtype: torch.dtype
+    format: str
+    """Name of the 2:4 format, a key of `format.FORMATS`."""

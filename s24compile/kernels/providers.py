@@ -1,0 +1,169 @@
+"""Which kernel runs an op: one choice function, used by eager calls and by lowering (also on fake tensors).
+
+An op belongs to a *family* (a folder of this package); a family's kernels come from *providers*, one module each,
+beside the reference. Such a module holds ``PROVIDERS: dict[str, Provider]``, op name to provider, and is imported
+only when a device whose priority list names it asks for the op: torch's CPU users never import Triton.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s24compile.errors import TargetError
+from s24compile.kernels.target import FAMILIES as PROVIDER_NAMES
+from s24compile.kernels.target import Target
+
+FAMILY_OF: dict[str, str] = {
+    "transposable_patterns": "masks",
+    "expand_patterns": "masks",
+    "transposable_mask": "masks",
+    "magnitude_patterns": "masks",
+    "magnitude_mask": "masks",
+    "soft_threshold": "masks",
+    "soft_threshold_scale": "masks",
+    "flip_rate": "masks",
+    "pack": "pack",
+    "unpack": "pack",
+    "pack_both": "pack",
+    "pack_weight_": "pack",
+    "mvue": "mvue",
+    "mvue_pack": "mvue",
+    "mm": "gemm",
+    "glu": "glu",
+    "glu_backward": "glu",
+    "masked_decay_": "decay",
+    "masked_decay_patterns_": "decay",
+}
+"""The folder that holds the kernels of each op."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """One implementation of one op. Refusals are sentences; None means yes."""
+
+    name: str
+    """A name of the priority list: "cutlass", "triton", "cusparselt" or "reference"."""
+    run: Callable[..., Any]
+    """Called with the op's own positional arguments, in the order of its schema."""
+    supported: Callable[[Target], str | None] = lambda target: None
+    """Whether this machine can run it at all."""
+    supports: Callable[..., str | None] = lambda *args: None
+    """Whether it takes these arguments (real or fake); looks at shapes, strides and dtypes only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was chosen for a call, and why nothing better was."""
+
+    op: str
+    provider: Provider
+    refused: Mapping[str, str]
+    """Provider name to sentence, for each provider that comes earlier in the priority list."""
+
+
+_only: contextvars.ContextVar[str | None] = contextvars.ContextVar("s24_only_provider", default=None)
+_calls: collections.Counter[tuple[str, str]] = collections.Counter()
+
+
+@contextlib.contextmanager
+def only(name: str) -> Iterator[None]:
+    """Within the block every op runs on the provider `name`, on any device, or raises TargetError."""
+    token = _only.set(name)
+    try:
+        yield
+    finally:
+        _only.reset(token)
+
+
+def recorded() -> dict[tuple[str, str], int]:
+    """How many eager calls each (op, provider) has served in this process."""
+    return dict(_calls)
+
+
+@functools.cache
+def find(op: str, name: str) -> Provider | None:
+    """The provider `name` of an op, or None if there is none. Imports its module."""
+    module = f"{__package__}.{FAMILY_OF[op]}.{name}"
+    if importlib.util.find_spec(module) is None:
+        return None
+    loaded = importlib.import_module(module)
+    if name == "reference":
+        return Provider(name, getattr(loaded, op))
+    table: Mapping[str, Provider] = getattr(loaded, "PROVIDERS", {})
+    return table.get(op)
+
+
+def choose(op: str, *args: Any, target: Target | None = None) -> Choice:
+    """Picks the provider of one call: the first of the target's list that this machine and these arguments allow.
+
+    Args:
+        op: name without namespace.
+        args: the op's positional arguments; fake tensors will do.
+        target: what to choose for; None for the machine of the first tensor.
+
+    Raises:
+        TargetError: within `only(name)`, if `name` refuses.
+    """
+    forced = _only.get()
+    if target is None:
+        device = _device(args)
+        if forced is None and device.type != "cuda":
+            return _reference(op)
+        target = _detect(device)
+    refused: dict[str, str] = {}
+    for name in (forced,) if forced is not None else target.families:
+        provider = find(op, name)
+        if provider is None:
+            refused[name] = f"has no kernel for {op}"
+            continue
+        reason = _unsupported(provider, target) if forced is None else None
+        reason = reason or provider.supports(*args)
+        if reason is None:
+            return Choice(op, provider, refused)
+        refused[name] = reason
+    if forced is None:
+        return dataclasses.replace(_reference(op), refused=refused)
+    raise TargetError(
+        what=f"the {forced} kernel of s24::{op}",
+        target=str(target),
+        found=refused[forced],
+        accepted=f"providers are {', '.join(PROVIDER_NAMES)}",
+    )
+
+
+def run(op: str, *args: Any) -> Any:
+    """Chooses and calls. What the eager implementation of each registered op is."""
+    provider = choose(op, *args).provider
+    _calls[op, provider.name] += 1
+    return provider.run(*args)
+
+
+@functools.cache
+def _reference(op: str) -> Choice:
+    provider = find(op, "reference")
+    assert provider is not None, f"s24::{op} has no reference"
+    return Choice(op, provider, {})
+
+
+@functools.cache
+def _unsupported(provider: Provider, target: Target) -> str | None:
+    return provider.supported(target)
+
+
+_detect = functools.cache(Target.detect)
+
+
+def _device(args: tuple[Any, ...]) -> torch.device:
+    first = args[0]
+    return first.device if isinstance(first, Tensor) else first[0].device

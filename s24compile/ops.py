@@ -1,0 +1,278 @@
+"""The functional API: each function checks what people pass and calls one registered op of namespace `s24`.
+
+All run on CPU through the references and on CUDA through the best kernel, and have fake kernels, so they may be
+traced. `mm`, `linear`, `glu` and `soft_threshold` are differentiable in their dense arguments; the others cut the
+graph. Legend: m, n, k rows and columns of matrices; T tokens; F hidden width; groups of four lie along the
+contraction dim, the last one unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from s24compile.errors import DtypeError, ShapeError
+from s24compile.kernels import ops as _ops
+from s24compile.kernels.checks import (
+    check_choice,
+    check_floating,
+    check_matrix,
+    check_multiple,
+    check_packable,
+    check_same_shape,
+    device_format,
+    outside_inference_mode,
+    seed_tensor,
+)
+from s24compile.kernels.packed import Packed24
+
+__all__ = [
+    "Packed24",
+    "flip_rate",
+    "glu",
+    "linear",
+    "magnitude_mask",
+    "masked_decay_",
+    "mm",
+    "mvue",
+    "mvue_pack",
+    "pack",
+    "pack_both",
+    "soft_threshold",
+    "soft_threshold_scale",
+    "transposable_mask",
+    "unpack",
+]
+
+
+def transposable_mask(w: Tensor) -> Tensor:
+    """The best of the 90 transposable patterns per 4x4 block: the mask that keeps the largest sum of |w|. [FST 5.1]
+
+    Args:
+        w: [m, n], m and n multiples of 4.
+
+    Returns:
+        bool [m, n]; two ones in every four neighbours of a row, and of a column. Ties take the pattern that is
+        first in descending order of its bits; a block with a NaN takes the first of all (1100/1100/0011/0011).
+
+    Raises:
+        ShapeError, DtypeError
+    """
+    check_matrix("w", w)
+    check_multiple("w", w, (0, 1))
+    return _ops.transposable_mask(w.detach())
+
+
+def magnitude_mask(w: Tensor) -> Tensor:
+    """The two largest magnitudes of each four along the last dim, as a bool mask of w's shape.
+
+    Ties keep the lower index; NaN counts as larger than Inf; always exactly two.
+
+    Raises:
+        ShapeError, DtypeError
+    """
+    check_floating("w", w)
+    check_multiple("w", w, (-1,))
+    return _ops.magnitude_mask(w.detach())
+
+
+def soft_threshold(w: Tensor) -> Tensor:
+    """S(w) [S-STE 4]: the two largest of each four shrunk by the second-smallest magnitude, 0 elsewhere.
+
+    Continuous in w. The gradient passes through unchanged (straight-through).
+
+    Raises:
+        ShapeError, DtypeError
+    """
+    check_floating("w", w)
+    check_multiple("w", w, (-1,))
+    return _ops.soft_threshold(w)
+
+
+def soft_threshold_scale(w: Tensor) -> Tensor:
+    """beta = <w, S(w)> / <S(w), S(w)> [S-STE 5]: 0-d fp32; 1 where S(w) is zero.
+
+    Raises:
+        ShapeError, DtypeError
+    """
+    check_floating("w", w)
+    check_multiple("w", w, (-1,))
+    return _ops.soft_threshold_scale(w.detach())
+
+
+def mvue(g: Tensor, *, dim: int = -1, seed: int | Tensor | None = None) -> Tensor:
+    """Unbiased 2:4 estimate of g along `dim`, of least variance. [Chmiel et al., ICLR 2023]
+
+    A draw depends on (seed, row, place along dim) only, so ``mvue(g, dim=0, seed=s) == mvue(g.T, seed=s).T``.
+
+    Args:
+        g: any shape and strides; the size of `dim` is a multiple of 4 (`mvue_pack` pads instead).
+        seed: int, one-element integer Tensor, or None to draw one from torch's generator of g's device.
+
+    Returns:
+        Contiguous, of g's shape and dtype. A group with Inf or NaN keeps two NaNs.
+
+    Raises:
+        ShapeError, DtypeError, OptionError
+    """
+    check_floating("g", g)
+    check_multiple("g", g, (dim,))
+    return _ops.mvue(g.detach(), seed_tensor(seed, g.device), dim)
+
+
+def pack(w: Tensor, mask: Tensor | None = None, *, dtype: torch.dtype | None = None) -> Packed24:
+    """Packs w * mask into kept values and their positions.
+
+    Args:
+        w: [m, k], any strides.
+        mask: [m, k], at most two ones in each four of a row. None: w must hold at most two non-zeros there itself.
+        dtype: of the kept values; None for w's. fp8 (e4m3fn, e5m2) and int8 are plain casts that saturate.
+
+    Raises:
+        MaskError: more than two ones in a group. On CUDA a given mask is not checked (a host sync); two are kept.
+        ShapeError, DtypeError
+    """
+    check_matrix("w", w)
+    check_multiple("w", w, (1,))
+    check_packable(dtype)
+    mask = _as_mask(mask, w)
+    dtype, format = dtype or w.dtype, device_format(w.device)
+    with outside_inference_mode():
+        values, metadata = _ops.pack(w.detach(), mask, dtype, format)
+    return Packed24(values, metadata, (w.shape[0], w.shape[1]), dtype, format)
+
+
+def unpack(p: Packed24) -> Tensor:
+    """The dense [m, k] matrix, contiguous, in p's dtype."""
+    return _ops.unpack(p.values, p.metadata, *p.shape, p.format)
+
+
+def pack_both(w: Tensor, mask: Tensor, *, dtype: torch.dtype | None = None) -> tuple[Packed24, Packed24]:
+    """Packs w * mask and its transpose. The mask must be 2:4 along rows and columns (`transposable_mask`).
+
+    Raises:
+        MaskError: more than two ones in a group of a row or a column (not checked on CUDA).
+        ShapeError, DtypeError
+    """
+    check_matrix("w", w)
+    check_multiple("w", w, (0, 1))
+    check_packable(dtype)
+    mask = _as_mask(mask, w)
+    (m, k), dtype, format = w.shape, dtype or w.dtype, device_format(w.device)
+    with outside_inference_mode():
+        values, metadata, values_t, metadata_t = _ops.pack_both(w.detach(), mask, dtype, format)
+    plain = Packed24(values, metadata, (m, k), dtype, format)
+    return plain, Packed24(values_t, metadata_t, (k, m), dtype, format)
+
+
+def mvue_pack(g: Tensor, *, seed: int | Tensor | None = None, dtype: torch.dtype | None = None) -> Packed24:
+    """Packed ``mvue(g.T)``: the sparse operand [F, T] of dW = MVUE(dZ^T) X.
+
+    Args:
+        g: [T, F], any strides. T that is no multiple of 4 is padded with zeros; the logical shape stays [F, T].
+        seed: as in `mvue`; ``unpack(mvue_pack(g, seed=s)) == mvue(g.T, seed=s)``.
+        dtype: of the kept values; None for g's.
+
+    Raises:
+        ShapeError, DtypeError, OptionError
+    """
+    check_matrix("g", g)
+    check_packable(dtype)
+    dtype, format = dtype or g.dtype, device_format(g.device)
+    with outside_inference_mode():
+        values, metadata = _ops.mvue_pack(g.detach(), seed_tensor(seed, g.device), dtype, format)
+    return Packed24(values, metadata, (g.shape[1], g.shape[0]), dtype, format)
+
+
+def mm(
+    p: Packed24,
+    b: Tensor,
+    *,
+    bias: Tensor | None = None,
+    out_layout: Literal["row", "col"] = "row",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """p[m, k] @ b[k, n] + bias[m], summed in fp32 (fp64 for fp64) and rounded once. Differentiable in b and bias.
+
+    Args:
+        b: any strides, p's dtype (an 8-bit p takes any 8-bit float).
+        out_layout: "row" for strides (n, 1), "col" for (1, m).
+        out_dtype: None for p's dtype; for 8-bit values that is the accumulator's, fp32.
+
+    Raises:
+        ShapeError, DtypeError, OptionError
+    """
+    (m, k), narrow = p.shape, p.dtype.itemsize == 1
+    check_choice("out_layout", out_layout, ("row", "col"))
+    if b.dim() != 2 or b.shape[0] != k:
+        raise ShapeError(what="b", shape=tuple(b.shape), accepted=f"p is {m} x {k}, so b must be [{k}, n]")
+    if b.dtype != p.dtype and not (narrow and b.dtype.itemsize == 1):
+        raise DtypeError(what="b", dtype=b.dtype, accepted=f"it must be p's, {p.dtype}")
+    if bias is not None and tuple(bias.shape) != (m,):
+        raise ShapeError(what="bias", shape=tuple(bias.shape), accepted=f"it must be [{m}], one value per row of p")
+    out_dtype = out_dtype or (torch.float32 if narrow else p.dtype)
+    return _ops.mm(p.values, p.metadata, m, k, p.format, b, bias, out_layout, out_dtype)
+
+
+def linear(x: Tensor, p: Packed24, bias: Tensor | None = None) -> Tensor:
+    """x[..., k] @ p[m, k].T + bias[m]: [..., m]. Differentiable in x and bias.
+
+    Raises:
+        ShapeError, DtypeError
+    """
+    m, k = p.shape
+    if x.dim() == 0 or x.shape[-1] != k:
+        raise ShapeError(what="x", shape=tuple(x.shape), accepted=f"p is {m} x {k}, so x must be [..., {k}]")
+    rows = x.numel() // k if k else x.shape[:-1].numel()
+    return mm(p, x.reshape(rows, k).t(), bias=bias, out_layout="col").t().reshape(*x.shape[:-1], m)
+
+
+def glu(z: Tensor, *, act: str = "gelu", gate: Literal["first", "second"] = "first") -> Tensor:
+    """act(gate half) * other half of z[..., 2F]: [..., F], contiguous. Differentiable.
+
+    Args:
+        act: "gelu" (erf), "gelu_tanh", "silu" or "relu".
+        gate: the half that the activation sees; "first" in the paper, "second" in its toolkit.
+
+    Raises:
+        ShapeError, DtypeError, OptionError
+    """
+    check_choice("act", act, ("gelu", "gelu_tanh", "silu", "relu"))
+    check_choice("gate", gate, ("first", "second"))
+    check_floating("z", z)
+    if z.dim() == 0 or z.shape[-1] % 2:
+        raise ShapeError(what="z", shape=tuple(z.shape), accepted="its last dim holds two halves, so it must be even")
+    return _ops.glu(z, act, gate)
+
+
+def masked_decay_(grad: Tensor, w: Tensor, mask: Tensor, alpha: float) -> None:
+    """grad += alpha * w where `mask` is False, in place. [FST 4.2]
+
+    Raises:
+        ShapeError, DtypeError
+    """
+    check_floating("grad", grad)
+    check_floating("w", w)
+    check_same_shape("w", w, "grad", grad)
+    check_same_shape("mask", mask, "grad", grad)
+    with torch.no_grad():
+        _ops.masked_decay_(grad, w, mask.bool(), float(alpha))
+
+
+def flip_rate(mask_before: Tensor, mask_after: Tensor) -> float:
+    """|M_t - M_{t-1}|_1 / D [FST 4.1]: the share of entries where two masks of one shape differ.
+
+    Raises:
+        ShapeError
+    """
+    check_same_shape("mask_after", mask_after, "mask_before", mask_before)
+    return float(_ops.flip_rate(mask_before, mask_after))
+
+
+def _as_mask(mask: Tensor | None, w: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    check_same_shape("mask", mask, "w", w)
+    return mask.bool()
