@@ -1,0 +1,1 @@
+"""Training: recipes, schedules, masked decay, flip rates, and the hooks that reach the user's optimizers."""

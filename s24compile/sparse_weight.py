@@ -1,0 +1,278 @@
+"""The state of one sparse weight: mask, counters, phase. `weights.py` says which Parameter has which.
+
+Legend: N output features, K input features. "Logical" means [N, K], whatever the parameter's layout.
+Sources: mask schedule and masked decay [FST, arXiv 2404.01847]; fixed scale of the soft threshold [S-STE, 2409.09099].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import s24compile.kernels.ops  # noqa: F401 (registers torch.ops.s24)
+from s24compile.checkpoint import Entry, problem_of_entry, problem_of_patterns
+from s24compile.config import Config
+from s24compile.operand_request import WeightLayout
+from s24compile.parameter_map import ParameterMap
+from s24compile.training.recipe import RECIPES, Recipe
+from s24compile.training.schedule import Phase, phase_at
+
+Content = tuple[int, int, int]
+"""(version, data_ptr, tick): equal means that nobody whom we can see has written the weight in between."""
+
+
+@dataclasses.dataclass
+class StepClock:
+    """Counts the steps of all optimizers of this process; moved by `training.hooks`."""
+
+    tick: int = 0
+
+
+CLOCK = StepClock()
+DRIVEN: ParameterMap[Phase] = ParameterMap()
+"""Phases set by an optimizer that drives them (AdamW_STEP), for recipes that let it."""
+
+
+class SparseWeight:
+    """The live state of one 2:4 weight. Read it through `s24compile.sparse_weights(model)`; the package writes it."""
+
+    def __init__(self, parameter: Parameter, config: Config, name: str, layout: WeightLayout) -> None:
+        self.name = name
+        self.layout: WeightLayout = layout
+        self.config = config
+        self.recipe: Recipe = RECIPES[config.recipe]
+        self.shape = tuple(parameter.shape)
+        self.parameter = weakref.ref(parameter)
+        self.decay = config.decay
+        """Lambda in use; `tune_decay` varies it without a new compilation."""
+        self.steps = 0
+        """Optimizer steps counted so far: of optimizers that hold this parameter, one for nested `super().step()`."""
+        self.held = False
+        """Whether an optimizer that holds this parameter has been seen stepping."""
+        self.tick = 0
+        """CLOCK.tick at the last step that may have written it."""
+        self.revision = 0
+        """Moves when packed copies must follow although the weight itself did not change: new mask, new scale."""
+        self.patterns: Tensor | None = None
+        """Pattern bytes; holds a mask once `has_mask`."""
+        self.has_mask = False
+        self.previous: Tensor | None = None
+        self.scale: Tensor | None = None
+        self._searched_at_step = 0
+        self._searched_at_tick = CLOCK.tick
+        self._counted = False
+        self._search_demanded = False
+        self._searched_content: Content | None = None
+        self._dense_from = config.dense_from
+        self._asked_phase: Phase | None = None
+        self._asked_at = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"SparseWeight({self.name!r}, {self.recipe.name}, {list(self.shape)}, {self.phase}, steps={self.steps}, "
+            f"age={self.age})"
+        )
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, shape of the parameter: True where the weight is kept. All True before the first search."""
+        if self.patterns is None or not self.has_mask:
+            parameter = self.parameter()
+            return torch.ones(self.shape, dtype=torch.bool, device=None if parameter is None else parameter.device)
+        return self.as_stored(torch.ops.s24.expand_patterns(self.patterns, self.recipe.pattern_kind))
+
+    @property
+    def age(self) -> int:
+        """Optimizer steps since the last search (before the first: since the state began)."""
+        return self.steps - self._searched_at_step
+
+    @property
+    def flip_rate(self) -> float | None:
+        """Share of the mask's elements that the last search changed; None before the second. Computed when asked."""
+        changed = self.flips()
+        return None if changed is None else float(changed)
+
+    @property
+    def phase(self) -> Phase:
+        """ "sparse" or "dense": what the next forward will be."""
+        if self.recipe.optimizer_drives_phase and self._asked_phase is None:
+            parameter = self.parameter()
+            driven = None if parameter is None else DRIVEN.get(parameter)
+            if driven is not None:
+                return driven
+        return phase_at(self.steps, self._dense_from, self._asked_phase, self._asked_at)
+
+    def flips(self) -> Tensor | None:
+        """The flip rate as a 0-d float32 tensor on the weight's device: no host sync. None before the second search."""
+        if self.patterns is None or self.previous is None:
+            return None
+        kind = self.recipe.pattern_kind
+        now, before = (torch.ops.s24.expand_patterns(p, kind) for p in (self.patterns, self.previous))
+        return (now != before).sum().float() / max(now.numel(), 1)
+
+    def ask_phase(self, phase: Phase) -> None:
+        """Notes the user's `set_phase`, at the present step."""
+        self._asked_phase, self._asked_at = phase, self.steps
+
+    def logical(self, stored: Tensor) -> Tensor:
+        """A [N, K] view of a tensor that has the parameter's layout."""
+        return stored.t() if self.layout == "in_out" else stored
+
+    as_stored = logical  # transposing is its own inverse
+
+    def content(self, parameter: Tensor) -> Content:
+        """What tells one content of the weight from the next; see `Content`."""
+        # An optimizer that we cannot connect with this object may own it all the same: FSDP2 hands out unsharded
+        # parameters and steps sharded ones. So any optimizer's step counts for a parameter that none is seen to hold.
+        tick = self.tick if self.held or not parameter.requires_grad else CLOCK.tick
+        return version_of(parameter), parameter.data_ptr(), tick
+
+    def search_due(self, content: Content) -> bool:
+        """Whether the forward that is about to come must search the mask anew (MATH section 4: every l steps)."""
+        if not self.has_mask or self._search_demanded:
+            return True
+        if self.recipe.uses_interval:
+            return self._schedule_age() >= self.config.mask_interval
+        if self._searched_content is None:  # restored from a checkpoint: the mask of an age-0 weight is up to date
+            return self.age > 0
+        return content != self._searched_content
+
+    def prepare(self, parameter: Tensor) -> Tensor:
+        """Allocates the pattern buffer, and fixes S-STE's scale, at first use; follows the parameter's device.
+
+        Returns: the patterns, uint8 [N/4, K/4] or [N, K/4]. Call inside `writing_state`.
+        """
+        device = parameter.device
+        if self.patterns is None:
+            self.patterns = torch.zeros(self._pattern_shape(), dtype=torch.uint8, device=device)
+        elif self.patterns.device != device:
+            self.patterns = self.patterns.to(device)
+            self.previous = None if self.previous is None else self.previous.to(device)
+        if self.recipe.soft:
+            if self.scale is None:
+                beta = torch.ops.s24.soft_threshold_scale(self.logical(parameter)).float()
+                usable = torch.isfinite(beta) & (beta > 0)  # no host sync; an all-zero weight has no scale of its own
+                self.scale = torch.where(usable, beta, torch.ones_like(beta))
+            elif self.scale.device != device:
+                self.scale = self.scale.to(device)
+        return self.patterns
+
+    def remember_patterns(self) -> None:
+        """Keeps the present patterns as the ones before the search that is about to overwrite them."""
+        if self.patterns is None or not self.has_mask:
+            return
+        if self.previous is None:
+            self.previous = torch.empty_like(self.patterns)
+        self.previous.copy_(self.patterns)
+
+    def search(self, parameter: Tensor) -> None:
+        """Searches this weight's mask alone. (Packing with search=True does both in one read of the weight.)"""
+        assert self.patterns is not None
+        rule = "transposable_patterns" if self.recipe.pattern_kind == "transposable" else "magnitude_patterns"
+        self.patterns.copy_(getattr(torch.ops.s24, rule)(self.logical(parameter)))
+
+    def searched(self, content: Content) -> None:
+        """Notes that the mask now is that of `content`."""
+        self._searched_at_step, self._searched_at_tick = self.steps, CLOCK.tick
+        self._searched_content = content
+        self.has_mask, self._search_demanded = True, False
+        self.revision += 1
+
+    def met(self, content: Content) -> None:
+        """Notes that a restored mask was met by the weights that it belongs to."""
+        if self._searched_content is None:
+            self._searched_content = content
+
+    def demand_search(self) -> None:
+        """Makes the next pack search, whatever the schedule says."""
+        self._search_demanded = True
+
+    def set_scale(self, scale: Tensor) -> None:
+        """Replaces S-STE's beta (baking writes it into the weight, and leaves 1)."""
+        self.scale = scale
+        self.revision += 1
+
+    def entry(self) -> Entry:
+        """A snapshot for a checkpoint, see `checkpoint.py`. Tensors are copies."""
+        entry: Entry = {
+            "recipe": self.recipe.name,
+            "layout": self.layout,
+            "shape": list(self.shape),
+            "steps": self.steps,
+            "age": self._schedule_age(),
+            "held": int(self.held or self._counted),
+            "phase": self._asked_phase or "",
+            "phase_at": self._asked_at,
+        }
+        with torch.inference_mode(False), torch.no_grad():
+            for field, value in (("patterns", self.patterns), ("previous", self.previous), ("scale", self.scale)):
+                if value is not None and self.has_mask:
+                    entry[field] = value.detach().clone()
+        return entry
+
+    def problem_of(self, entry: object) -> str | None:
+        """Says in words why this weight cannot take an entry, or None."""
+        problem = problem_of_entry(entry, self.shape)
+        if problem is not None:
+            return problem
+        fields = cast(Entry, entry)
+        if fields["recipe"] != self.recipe.name:
+            return f"it was saved by recipe {fields['recipe']!r}, and trains by {self.recipe.name!r} now"
+        if fields["layout"] != self.layout:
+            return f"it was saved in layout {fields['layout']!r}, and is used in {self.layout!r} now"
+        if ("scale" in fields) != (self.recipe.soft and "patterns" in fields):
+            return "its scale is missing, or belongs to another recipe"
+        return problem_of_patterns(fields, self.recipe.pattern_kind, self._pattern_shape())
+
+    def restore(self, entry: Entry) -> None:
+        """Takes over an entry that `problem_of` found nothing wrong with."""
+        parameter = self.parameter()
+        device = None if parameter is None else parameter.device
+        with torch.inference_mode(False), torch.no_grad():
+            for field in ("patterns", "previous", "scale"):
+                value = entry.get(field)
+                copied = None if value is None else value.detach().to(device, copy=True)
+                held = getattr(self, field)
+                if copied is not None and held is not None and held.device == copied.device:
+                    held.copy_(copied)  # in place: buffers are static
+                else:
+                    setattr(self, field, copied)
+        self.steps = entry["steps"]
+        self._searched_at_step = self.steps - entry["age"]
+        self._searched_at_tick = CLOCK.tick - entry["age"]
+        self._searched_content = None
+        self._counted = bool(entry["held"])
+        self.has_mask = "patterns" in entry
+        self._asked_phase, self._asked_at = entry["phase"] or None, entry["phase_at"]
+        self.revision += 1
+
+    def _schedule_age(self) -> int:
+        # A parameter that no optimizer was seen to hold is aged by all of them, see `content`.
+        return self.age if self.held or self._counted else CLOCK.tick - self._searched_at_tick
+
+    def _pattern_shape(self) -> tuple[int, int]:
+        rows, cols = self.shape if self.layout == "out_in" else self.shape[::-1]
+        return (rows // 4 if self.recipe.pattern_kind == "transposable" else rows, cols // 4)
+
+
+def version_of(parameter: Tensor) -> int:
+    """The version counter; -1 for a tensor made under inference_mode, which has none."""
+    return -1 if parameter.is_inference() else parameter._version
+
+
+@contextlib.contextmanager
+def writing_state(device: torch.device) -> Iterator[None]:
+    """Inside, buffers can be made and written that serve any later forward.
+
+    Tensors made under inference_mode cannot be saved for a backward, and autocast would round what masks and
+    scales are computed from.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield

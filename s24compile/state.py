@@ -1,0 +1,190 @@
+"""The model-level functions on sparse weights: look, save, restore, switch phases, re-pack, bake.
+
+All of them take a plain model, a compiled one, or one wrapped by DistributedDataParallel, and name weights as the
+innermost model's `named_parameters()` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from s24compile.checkpoint import Entry, problem_of_entry
+from s24compile.errors import CheckpointError, ModelError, OptionError
+from s24compile.operand import operands_of
+from s24compile.sparse_weight import SparseWeight, writing_state
+from s24compile.training.schedule import PHASES, Phase
+from s24compile.weights import TOLD, WEIGHTS, told_about
+
+
+def sparse_weights(model: nn.Module) -> dict[str, SparseWeight]:
+    """Parameter name -> live state, of the weights that have been sparse in a forward so far."""
+    return {name: weight for name, p in _named_parameters(model) if (weight := WEIGHTS.get(p)) is not None}
+
+
+def state_dict(model: nn.Module) -> dict[str, Entry]:
+    """Parameter name -> masks, counters, scale: with the model's and the optimizer's, all that a run needs to resume.
+
+    Before the first forward it holds what has been loaded, or nothing. Loadable with `torch.load(weights_only=True)`.
+    """
+    entries: dict[str, Entry] = {}
+    for name, parameter in _named_parameters(model):
+        weight, told = WEIGHTS.get(parameter), TOLD.get(parameter)
+        if weight is not None:
+            entries[name] = weight.entry()
+        elif told is not None and told.entry is not None:
+            entries[name] = dict(told.entry)
+    for entry in entries.values():
+        entry["weights"] = len(entries)
+    return entries
+
+
+def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Restores what `state_dict` returned, whole or not at all. Order with the model's own does not matter.
+
+    Before the first forward the options are not known yet: entries are checked against the parameters now, and
+    against the recipe when their weight becomes sparse.
+
+    Raises:
+        CheckpointError: names, shapes, recipe or completeness do not fit the model. Nothing has been changed.
+    """
+    parameters = dict(_named_parameters(model))
+    _check_names(parameters, state)
+    for name, entry in state.items():
+        weight = WEIGHTS.get(parameters[name])
+        shape = tuple(parameters[name].shape)
+        problem = problem_of_entry(entry, shape) if weight is None else weight.problem_of(entry)
+        if problem is None and entry["weights"] != len(state):
+            problem = f"it was saved together with {entry['weights']} entries, and {len(state)} are given"
+        if problem is not None:
+            raise CheckpointError(
+                found=f"weight {name!r}: {problem}",
+                accepted="load what s24compile.state_dict returned for this model, with the same recipe",
+            )
+    for name, parameter in parameters.items():
+        weight = WEIGHTS.get(parameter)
+        entry = state.get(name)
+        if weight is not None and entry is not None:
+            weight.restore(entry)
+        elif entry is not None:
+            told = told_about(parameter)
+            told.entry, told.phase, told.left_out = _copied(entry), None, False
+        elif state or TOLD.get(parameter) is not None:
+            told = told_about(parameter)
+            told.entry, told.left_out = None, bool(state)
+
+
+def set_phase(model: nn.Module, phase: Phase) -> None:
+    """Trains the model's sparse weights "dense" or "sparse" from the next forward; also before the first one.
+
+    A schedule (`Config.dense_after`, `total_steps`) that becomes due later still switches to dense.
+
+    Raises:
+        OptionError: another word than "sparse" or "dense".
+    """
+    if phase not in PHASES:
+        raise OptionError(name="phase", value=phase, accepted="it must be one of " + ", ".join(map(repr, PHASES)))
+    for _, parameter in _named_parameters(model):
+        weight = WEIGHTS.get(parameter)
+        if weight is not None:
+            weight.ask_phase(phase)
+        else:
+            told_about(parameter).phase = phase
+
+
+def refresh(model: nn.Module, *, search: bool = False) -> None:
+    """Re-packs the model's sparse weights now, for code that writes them where nothing shows (`p.data.add_`).
+
+    Args:
+        search: also search the masks anew, instead of keeping them until their interval is over.
+    """
+    for _, parameter in _named_parameters(model):
+        weight = WEIGHTS.get(parameter)
+        if weight is not None and search:
+            weight.demand_search()
+    for _, parameter in _named_parameters(model):
+        for operand in operands_of(parameter):
+            operand.forget()
+            if not operand.dense and operand.forward:
+                operand.freshen(bool(operand.transposed))
+
+
+def bake_(model: nn.Module) -> None:
+    """Writes what the sparse forward computes with into the parameters, for export; masks are kept.
+
+    The parameter becomes M.W. Under S-STE it becomes W~ = beta S(W), and beta becomes 1, since S(W~) = W~: so the
+    model's outputs stay the same, and baking twice is baking once. Raises version counters like any in-place write.
+
+    Raises:
+        ModelError: the model has no sparse weights yet, or some of them train dense now (all of W is in use then).
+    """
+    named = {name: p for name, p in _named_parameters(model) if WEIGHTS.get(p) is not None}
+    if not named:
+        raise ModelError(
+            what="bake_",
+            found="the model has no sparse weights",
+            accepted="compile it with backend='s24' and run a forward, or load its s24 state and run one, first",
+        )
+    weights = sparse_weights(model)
+    dense = [name for name, weight in weights.items() if weight.phase == "dense"]
+    if dense:
+        raise ModelError(
+            what="bake_",
+            found=f"{len(dense)} weight(s) are in their dense phase ({dense[0]!r}, ...), and use all their elements",
+            accepted="export them as they are, or call s24compile.set_phase(model, 'sparse') first",
+        )
+    for name, parameter in named.items():
+        _bake_weight_(weights[name], parameter)
+
+
+def _bake_weight_(weight: SparseWeight, parameter: Parameter) -> None:
+    with writing_state(parameter.device):
+        weight.prepare(parameter)
+        if not weight.has_mask:
+            weight.search(parameter)
+            weight.searched(weight.content(parameter))
+        if weight.recipe.soft:
+            assert weight.scale is not None
+            kept = weight.scale * torch.ops.s24.soft_threshold(weight.logical(parameter.detach()))
+            parameter.copy_(weight.as_stored(kept))
+            weight.set_scale(torch.ones_like(weight.scale))
+        else:
+            parameter.masked_fill_(~weight.mask, 0)
+
+
+def _check_names(parameters: Mapping[str, Parameter], state: Mapping[str, Any]) -> None:
+    foreign = [name for name in state if name not in parameters]
+    if foreign:
+        raise CheckpointError(
+            found=f"the model has no parameter {foreign[0]!r}"
+            + (f" (nor {len(foreign) - 1} others)" if len(foreign) > 1 else ""),
+            accepted="names are those of model.named_parameters(), without '_orig_mod.'",
+        )
+    missing = [name for name, p in parameters.items() if WEIGHTS.get(p) is not None and name not in state]
+    if missing:
+        raise CheckpointError(
+            found=f"it has no entry for the sparse weight {missing[0]!r}"
+            + (f" (nor for {len(missing) - 1} others)" if len(missing) > 1 else ""),
+            accepted="load the whole of what s24compile.state_dict returned",
+        )
+
+
+def _copied(entry: Entry) -> Entry:
+    return {field: v.detach().clone() if isinstance(v, torch.Tensor) else v for field, v in entry.items()}
+
+
+def _named_parameters(model: nn.Module) -> Iterator[tuple[str, Parameter]]:
+    """(name, Parameter) without the prefixes that torch.compile and DistributedDataParallel add."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(what="the model", found=f"a {type(model).__name__} was given", accepted="pass an nn.Module")
+    inner: nn.Module | None = model
+    while inner is not None:
+        model = inner
+        data_parallel = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+        inner = model._modules.get("module" if data_parallel else "_orig_mod")
+    for name, parameter in model.named_parameters():
+        yield name.replace("_orig_mod.", ""), parameter

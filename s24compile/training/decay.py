@@ -1,0 +1,94 @@
+"""Masked decay: pruned weights are pulled towards zero, so that they stop coming back and the mask settles.
+
+"gradient" [FST Eq. 10]: g <- g + lambda * (not M) * W, which Adam then normalises like any gradient.
+"weight" [FST Eq. 8; SR-STE]: w <- w - lr * lambda * (not M) * w, before the step, as AdamW does its weight decay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from s24compile.errors import ModelError, OptionError
+from s24compile.sparse_weight import SparseWeight
+
+
+def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeight]]) -> None:
+    """Applies masked decay to the gradients (or weights) that an optimizer is about to use. Never syncs with the host.
+
+    Left alone: weights in their dense phase, never searched, without gradient; recipes without decay.
+
+    Raises:
+        ModelError: a gradient that is no plain dense tensor of the weight's shape.
+        OptionError: decay on the weights with an optimizer that has no learning rate.
+    """
+    factors: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
+    with torch.no_grad():
+        for group, weight in held:
+            on = weight.recipe.decay_on
+            parameter = weight.parameter()
+            if on is None or weight.decay == 0 or parameter is None or parameter.grad is None:
+                continue
+            if not weight.has_mask or weight.phase == "dense":
+                continue
+            _check_gradient(weight, parameter.grad)
+            target = parameter.grad if on == "gradient" else parameter
+            # Optimizers that maximise step along +g, and towards zero is against w all the same.
+            sign = -1.0 if on == "weight" or group.get("maximize") else 1.0
+            rate = _learning_rate(optimizer, group) if on == "weight" else 1.0
+            dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
+            if isinstance(rate, Tensor):
+                factor = _factor(optimizer, sign * weight.decay, target.device, dtype, scaled=False) * rate
+            else:
+                key = (sign * weight.decay * rate, target.device, dtype)
+                if key not in factors:
+                    factors[key] = _factor(optimizer, *key, scaled=on == "gradient")
+                factor = factors[key]
+            torch.ops.s24.masked_decay_patterns_(
+                weight.logical(target),
+                weight.logical(parameter.detach()),
+                weight.patterns,
+                weight.recipe.pattern_kind,
+                factor,
+            )
+
+
+def _factor(optimizer: Optimizer, decay: float, device: torch.device, dtype: torch.dtype, *, scaled: bool) -> Tensor:
+    """lambda as a 0-d tensor: in units of a gradient that is still scaled, and 0 where the step will be skipped.
+
+    GradScaler leaves `grad_scale` and `found_inf` on a fused optimizer (None or missing where they don't apply).
+    """
+    factor = torch.full((), decay, device=device, dtype=dtype)
+    grad_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+    if scaled and grad_scale is not None:
+        factor = factor * grad_scale.to(device, dtype)
+    if found_inf is not None:
+        factor = factor * (found_inf.to(device) == 0)
+    return factor
+
+
+def _learning_rate(optimizer: Optimizer, group: dict[str, Any]) -> float | Tensor:
+    rate = group.get("lr", optimizer.defaults.get("lr"))
+    if rate is None:
+        raise OptionError(
+            name="recipe",
+            value="srste",
+            accepted=f"its decay is scaled by the learning rate, and {type(optimizer).__name__} has no 'lr'; use an "
+            "optimizer that has one, or recipe='ste'",
+        )
+    return rate
+
+
+def _check_gradient(weight: SparseWeight, grad: Tensor) -> None:
+    # DTensor and its like: shards, whose rows are not those of the mask.
+    if is_traceable_wrapper_subclass(grad) or grad.layout != torch.strided or tuple(grad.shape) != weight.shape:
+        raise ModelError(
+            what=f"masked decay of weight {weight.name!r}",
+            found=f"its gradient is a {type(grad).__name__} of layout {grad.layout} and shape {tuple(grad.shape)}",
+            accepted=f"it must be a plain dense tensor of shape {weight.shape}; set decay=0 to train without decay",
+        )

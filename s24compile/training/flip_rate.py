@@ -1,0 +1,97 @@
+"""Flip rates: how much of the masks each search changes, and a warning in words when that does not calm down.
+
+A flip rate here is |M_t - M_{t-1}|_1 / D between two successive searches [FST 4.1]; the paper's r_t is the same for
+masks searched at every step. Healthy training rises, then decays towards 0. The paper calls it an explosion when the
+rate stays above that of a dense run; no dense run is at hand here, so the rule is a plainer one, which only speaks
+when there is little doubt: see `is_exploding`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import weakref
+from collections.abc import Sequence
+
+import torch
+
+from s24compile.sparse_weight import SparseWeight
+
+log = logging.getLogger("s24compile")
+
+LOOK_EVERY = 40
+"""Optimizer steps between two looks. A look stops the host once, so it is not taken at every step."""
+
+CALM_LOOKS = 5
+"""Looks that are compared with the same number before them, and the looks after the start that are not judged."""
+
+
+@dataclasses.dataclass
+class _History:
+    rates: list[float] = dataclasses.field(default_factory=list)
+    warned: bool = False
+
+
+_HISTORY: weakref.WeakKeyDictionary[SparseWeight, _History] = weakref.WeakKeyDictionary()
+
+
+def flip_rates(weights: Sequence[SparseWeight]) -> list[float | None]:
+    """The flip rate of each weight (None before its second search), with one host sync for all."""
+    flips = [weight.flips() for weight in weights]
+    known = [flip for flip in flips if flip is not None]
+    if not known:
+        return [None] * len(flips)
+    values = iter(torch.stack([flip.to(known[0].device) for flip in known]).tolist())
+    return [None if flip is None else next(values) for flip in flips]
+
+
+def global_flip_rate(weights: Sequence[SparseWeight]) -> float | None:
+    """The flip rate over all elements of these weights; None before any second search."""
+    pairs = [
+        (rate, weight.shape[0] * weight.shape[1])
+        for rate, weight in zip(flip_rates(weights), weights, strict=True)
+        if rate is not None
+    ]
+    total = sum(count for _, count in pairs)
+    return sum(rate * count for rate, count in pairs) / total if total else None
+
+
+def is_exploding(rates: Sequence[float]) -> bool:
+    """Whether a history of flip rates, oldest first, is that of an explosion.
+
+    It is when, after CALM_LOOKS looks of start-up and twice CALM_LOOKS more, the mean of the last CALM_LOOKS looks is
+    both above 0.25 and higher than the mean of the CALM_LOOKS before them: large, and growing when it should be
+    falling. Masks drawn anew at random differ in 0.5 of their elements, so at 0.25 half of the memory is gone.
+    """
+    judged = rates[CALM_LOOKS:]
+    if len(judged) < 2 * CALM_LOOKS:
+        return False
+    before = sum(judged[-2 * CALM_LOOKS : -CALM_LOOKS]) / CALM_LOOKS
+    last = sum(judged[-CALM_LOOKS:]) / CALM_LOOKS
+    return last > 0.25 and last > before
+
+
+def watch_flips(weights: Sequence[SparseWeight]) -> None:
+    """Notes the flip rates of weights that have just been stepped, and warns once a weight if they explode."""
+    looked = [weight for weight in weights if weight.steps % LOOK_EVERY == 0 and weight.phase == "sparse"]
+    if not looked:
+        return
+    exploding: list[str] = []
+    for weight, rate in zip(looked, flip_rates(looked), strict=True):
+        history = _HISTORY.setdefault(weight, _History())
+        if rate is None:
+            continue
+        history.rates = [*history.rates[-3 * CALM_LOOKS :], rate]
+        if not history.warned and is_exploding(history.rates):
+            history.warned = True
+            exploding.append(f"{weight.name} {history.rates[-1]:.3f}")
+    if exploding:
+        log.warning(
+            "flip-rate explosion: the masks of %d weight(s) keep changing, and more so than before (share of the mask "
+            "changed by the last search: %s). The model is unlikely to settle; raise decay (now %g; `s24 tune-decay` "
+            "searches for it), lower the learning rate, or search less often (mask_interval=%d).",
+            len(exploding),
+            ", ".join(exploding[:8]) + (", ..." if len(exploding) > 8 else ""),
+            looked[0].decay,
+            looked[0].config.mask_interval,
+        )

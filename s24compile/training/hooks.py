@@ -1,0 +1,124 @@
+"""How training reaches the weights without a line in the user's loop: the hooks that every torch optimizer calls.
+
+The pre-hook applies masked decay, the post-hook counts the step. Facts that shape both (CATALOGUE 3b, b4): a subclass
+that calls `super().step()` fires them twice; with a closure the gradients do not exist yet when the pre-hook runs;
+under GradScaler a fused optimizer still has scaled gradients then, and fires on a skipped step too (it is counted:
+finding out would stop the host until the device has answered).
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from s24compile.sparse_weight import CLOCK, SparseWeight
+from s24compile.training.decay import decay_
+from s24compile.training.flip_rate import watch_flips
+from s24compile.weights import WEIGHTS
+
+Held = list[tuple[dict[str, Any], SparseWeight]]
+"""The sparse weights of an optimizer, each with its parameter group."""
+_Members = tuple[int, tuple[tuple[int, ...], ...]]
+
+_STEP_WRAPPER: CodeType = Optimizer.profile_hook_step(lambda self: None).__code__
+_MEMBERS: weakref.WeakKeyDictionary[Optimizer, tuple[_Members, list[tuple[int, weakref.ref[SparseWeight]]]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@functools.cache
+def watch_optimizers() -> None:
+    """Registers the hooks, once a process. Called when the first weight becomes sparse; costs nothing before."""
+    # Under torch.compile(optimizer.step) the hooks must run as they are: they count, and look at the Python stack.
+    register_optimizer_step_pre_hook(torch.compiler.disable(before_step))
+    register_optimizer_step_post_hook(torch.compiler.disable(after_step))
+
+
+def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Applies masked decay; with a closure, right after it has computed the gradients.
+
+    Returns: None, or new (args, kwargs) where the closure is wrapped (torch's contract for pre-hooks).
+    """
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if not callable(closure):
+        held = _not_held_by(_outer_steps(), held_by(optimizer))
+        for _, weight in held:
+            weight.held = True
+        decay_(optimizer, held)
+        return None
+    outer = _outer_steps()
+
+    @functools.wraps(closure)
+    def closure_and_decay() -> Any:
+        loss = closure()
+        # Asked only now: the first forward of all, which makes the weights sparse, may be the closure's.
+        decay_(optimizer, _not_held_by(outer, held_by(optimizer)))
+        return loss
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": closure_and_decay}
+    return (args[0], closure_and_decay, *args[2:]), kwargs
+
+
+def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Counts the step for the weights that the optimizer holds, and lets their packed forms go stale."""
+    CLOCK.tick += 1
+    held = _not_held_by(_outer_steps(), held_by(optimizer))
+    for _, weight in held:
+        weight.held = True
+        weight.steps += 1
+        parameter = weight.parameter()
+        if parameter is not None and (parameter.requires_grad or parameter.grad is not None):
+            weight.tick = CLOCK.tick
+    watch_flips([weight for _, weight in held])
+
+
+def held_by(optimizer: Optimizer) -> Held:
+    """The sparse weights among an optimizer's parameters, found anew only when either set has changed."""
+    groups = optimizer.param_groups
+    members = (WEIGHTS.generation, tuple(tuple(map(id, group["params"])) for group in groups))
+    known = _MEMBERS.get(optimizer)
+    if known is None or known[0] != members:
+        found = [
+            (index, weakref.ref(weight))
+            for index, group in enumerate(groups)
+            for parameter in group["params"]
+            if (weight := WEIGHTS.get(parameter)) is not None
+        ]
+        known = _MEMBERS[optimizer] = (members, found)
+    return [(groups[index], weight) for index, ref in known[1] if (weight := ref()) is not None]
+
+
+def _not_held_by(outer: list[Optimizer], held: Held) -> Held:
+    """Drops the weights for which a step is only a part of an outer one that holds them too."""
+    if not outer or not held:
+        return held
+    taken = {id(weight) for optimizer in outer for _, weight in held_by(optimizer)}
+    return [(group, weight) for group, weight in held if id(weight) not in taken]
+
+
+def _outer_steps() -> list[Optimizer]:
+    """The optimizers whose step() is on the stack, but for the innermost, which is the one that calls our hook.
+
+    Asked of the Python stack, not of a flag, which a step that raised would leave set for ever.
+    """
+    steps: list[Optimizer] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        # By name: Dynamo runs compiled frames with code objects of its own.
+        code = frame.f_code
+        if code.co_name == _STEP_WRAPPER.co_name and code.co_filename == _STEP_WRAPPER.co_filename:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, Optimizer):
+                steps.append(owner)
+        frame = frame.f_back
+    return steps[1:]
+
+

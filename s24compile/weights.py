@@ -1,0 +1,139 @@
+"""Which Parameter has which sparse state: a weak map, looked up at each call.
+
+State belongs to the Parameter object, never to a graph: one compiled graph serves many layers and models. It survives
+what keeps the object (`load_state_dict`, `.to()`, `.half()`, recompiles, tied weights), and is inherited where a
+Parameter is put in another's place in a module (`load_state_dict(assign=True)`). A `copy.deepcopy` of a model has new
+parameters, and so starts its own state; carry it over with `s24compile.load_state_dict(copy, s24compile.state_dict(
+model))` where that is wanted. It dies with the Parameter. Packed values are another matter: see `operand.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from s24compile.checkpoint import Entry
+from s24compile.config import Config
+from s24compile.errors import CheckpointError, ConflictError
+from s24compile.operand_request import WeightLayout
+from s24compile.parameter_map import ParameterMap
+from s24compile.sparse_weight import SparseWeight
+from s24compile.training.schedule import Phase
+
+
+@dataclasses.dataclass
+class Told:
+    """What was said about a parameter before anybody knew with which options it is sparse."""
+
+    phase: Phase | None = None
+    entry: Entry | None = None
+    left_out: bool = False
+    """A checkpoint of this model was loaded, and had no entry for this parameter."""
+
+
+WEIGHTS: ParameterMap[SparseWeight] = ParameterMap()
+TOLD: ParameterMap[Told] = ParameterMap()
+
+
+def sparse_weight(parameter: Parameter, config: Config, name: str, layout: WeightLayout) -> SparseWeight:
+    """The state of a parameter, made at the first request.
+
+    Raises:
+        ConflictError: the parameter is sparse already with options that mean another training.
+        CheckpointError: state was loaded for this model that does not fit, now that the options are known.
+    """
+    weight = WEIGHTS.get(parameter)
+    if weight is not None:
+        if weight.config is not config or weight.layout != layout:
+            _check_agreement(weight, config, layout)
+        return weight
+    weight = SparseWeight(parameter, config, name, layout)
+    told = TOLD.get(parameter)
+    if told is not None:
+        _tell(weight, told)
+        TOLD.pop(parameter)
+    _follow_replaced_parameters()
+    WEIGHTS.set(parameter, weight)
+    return weight
+
+
+def is_dense(parameters: Iterable[Tensor]) -> bool:
+    """Whether any of these parameters trains dense at the next forward. Unknown parameters: what set_phase said."""
+    for parameter in parameters:
+        weight = WEIGHTS.get(parameter)
+        if weight is None:
+            told = TOLD.get(parameter)
+            if told is not None and told.phase == "dense":
+                return True
+        elif weight.phase == "dense":
+            return True
+    return False
+
+
+def told_about(parameter: Tensor) -> Told:
+    """The note of a parameter that has no state yet, made at the first request."""
+    told = TOLD.get(parameter)
+    if told is None:
+        told = Told()
+        TOLD.set(parameter, told)
+    return told
+
+
+_STATE_OPTIONS = ("recipe", "decay", "mask_interval", "dense_from", "freshness")
+
+
+def _check_agreement(weight: SparseWeight, config: Config, layout: WeightLayout) -> None:
+    old = {option: getattr(weight.config, option) for option in _STATE_OPTIONS} | {"layout": weight.layout}
+    new = {option: getattr(config, option) for option in _STATE_OPTIONS} | {"layout": layout}
+    differing = [option for option in old if old[option] != new[option]]
+    if differing:
+        raise ConflictError(
+            name=weight.name,
+            old=", ".join(f"{option}={old[option]!r}" for option in differing),
+            new=", ".join(f"{option}={new[option]!r}" for option in differing),
+            accepted="a weight has one training state; use the same options wherever it is compiled, or train a copy "
+            "(copy.deepcopy(model)) with the others",
+        )
+
+
+def _tell(weight: SparseWeight, told: Told) -> None:
+    if told.left_out:
+        raise CheckpointError(
+            found=f"it has no entry for {weight.name!r}, which is sparse now",
+            accepted="compile with the options (targets, include, exclude) that the state was saved with",
+        )
+    if told.entry is not None:
+        problem = weight.problem_of(told.entry)
+        if problem is not None:
+            raise CheckpointError(
+                found=f"weight {weight.name!r}: {problem}",
+                accepted="load the state that belongs to this model and recipe",
+            )
+        weight.restore(told.entry)
+    if told.phase is not None:
+        weight.ask_phase(told.phase)
+
+
+def _inherit(module: Module, name: str, new: Parameter) -> None:
+    """When a module's Parameter is replaced, the new one starts with the old one's masks and counters."""
+    old = module._parameters.get(name)
+    if old is None or old is new or old.shape != new.shape or WEIGHTS.get(new) is not None:
+        return
+    weight, told = WEIGHTS.get(old), TOLD.get(old)
+    if weight is not None:
+        heir = SparseWeight(new, weight.config, weight.name, weight.layout)
+        heir.restore(weight.entry())
+        heir.decay = weight.decay
+        WEIGHTS.set(new, heir)
+    elif told is not None and TOLD.get(new) is None:
+        TOLD.set(new, dataclasses.replace(told))
+
+
+@functools.cache
+def _follow_replaced_parameters() -> None:
+    torch.nn.modules.module.register_module_parameter_registration_hook(_inherit)
