@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Annotated
 
 import typer
 
-from s24compile.errors import TargetError
-
-BUILDER = "s24compile.kernels.cutlass.build"
-
 
 def command(
-    arch: Annotated[
-        str, typer.Option(help="GPU architecture to build for, e.g. sm_90; auto: that of this machine.")
-    ] = "auto",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Compilers at a time; default: as cores and memory allow.")
+    ] = None,
+    listing: Annotated[
+        bool, typer.Option("--list", help="List the kernels and whether they are built, then stop.")
+    ] = False,
 ) -> None:
-    """Compile the CUDA kernels now and keep them in the cache. Needs nvcc and CUTLASS's headers (`s24 doctor`)."""
-    if importlib.util.find_spec(BUILDER.rpartition(".")[0]) is None or importlib.util.find_spec(BUILDER) is None:
-        raise TargetError(
-            what="s24 build",
-            target=arch,
-            found="this version of s24compile has no CUDA kernels to build",
-            accepted="training runs on the reference kernels",
-        )
-    importlib.import_module(BUILDER).build(arch)
+    """Compile the Hopper kernels (sm_90a) now and keep them in the cache.
+
+    Needs nvcc and CUTLASS's headers, no GPU; `s24 doctor` says whether they are here. A kernel takes about a minute.
+    """
+    from s24compile.kernels.gemm.cutlass import build
+
+    kernels = build.default_kernels()
+    if listing:
+        for kernel in kernels:
+            typer.echo(f"{kernel.name}  {build.object_path(kernel) or 'not built'}")
+        return
+    from rich.console import Console
+
+    from s24compile.cli.progress import build_progress
+
+    build.require_tools()
+    console = Console()
+    with build_progress(console) as progress:
+        task = progress.add_task("kernels", total=len(kernels), name="")
+        build.build_all(kernels, lambda done, total, name: progress.update(task, completed=done, name=name), jobs)
+    console.print(f"{len(kernels)} kernels in {build.output_folder()}")

@@ -10,11 +10,13 @@ import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 from typing import Literal
 
 import torch
+
+from s24compile.kernels import providers as registry
+from s24compile.kernels.gemm.cutlass import build
+from s24compile.kernels.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,29 +35,13 @@ def examine() -> list[Fact]:
 
 
 def providers() -> dict[str, str]:
-    """Which kernel family each op would use here, for shapes that every family takes."""
-    from s24compile.kernels import providers as registry
-
-    return registry.chosen_for_device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def find_nvcc() -> Path | None:
-    """The CUDA compiler of CUDA_HOME, of PATH, of the usual place or of a PyPI wheel, in this order."""
-    candidates = [Path(os.environ[v]) / "bin/nvcc" for v in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(v)]
-    on_path = shutil.which("nvcc")
-    candidates += [Path(on_path)] if on_path else []
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
-    candidates += sorted(Path(sysconfig.get_paths()["purelib"]).glob("nvidia/*/bin/nvcc"), reverse=True)
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def find_cutlass_headers() -> Path | None:
-    """The include folder that holds cutlass/cutlass.h: of CUTLASS_PATH or of the nvidia-cutlass wheel."""
-    candidates = [Path(os.environ["CUTLASS_PATH"]) / "include"] if os.environ.get("CUTLASS_PATH") else []
-    spec = importlib.util.find_spec("cutlass_library")
-    if spec is not None and spec.origin is not None:
-        candidates.append(Path(spec.origin).parent / "source/include")
-    return next((path for path in candidates if (path / "cutlass/cutlass.h").is_file()), None)
+    """Which kernel family each op would use here, for arguments that every family takes."""
+    target = Target.detect(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = {}
+    for op in registry.FAMILY_OF:
+        found = ((name, registry.find(op, name)) for name in target.families)
+        chosen[op] = next(name for name, provider in found if provider and provider.supported(target) is None)
+    return chosen
 
 
 def _python() -> Fact:
@@ -107,7 +93,7 @@ def _gpu() -> Fact:
 
 
 def _nvcc() -> Fact:
-    path = find_nvcc()
+    path = build.find_nvcc()
     if path is None:
         return Fact(
             "nvcc", "absent", "not found", "CUTLASS kernels need it: a CUDA toolkit, or pip install 's24compile[cuda]'"
@@ -120,9 +106,9 @@ def _nvcc() -> Fact:
 
 
 def _cutlass() -> Fact:
-    path = find_cutlass_headers()
+    path = build.find_headers()
     if path is None:
-        return Fact("CUTLASS headers", "absent", "not found", "pip install 's24compile[cuda]', or set CUTLASS_PATH")
+        return Fact("CUTLASS headers", "absent", "not found", "pip install 's24compile[cuda]', or set CUTLASS_HOME")
     return Fact("CUTLASS headers", "ok", str(path))
 
 

@@ -18,3 +18,15 @@ def training_progress(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+def build_progress(console: Console) -> Progress:
+    """A bar over kernels; its task needs a `name` field, the kernel under way."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[name]}"),
+        console=console,
+    )

@@ -1,0 +1,189 @@
+"""2:4 GEMM against cuBLAS and cuSPARSELt on the FFN shapes of GPT-2, BERT, ViT and Llama: checked, then timed.
+
+    python benchmarks/gemm.py                      check, time, write results/gemm.json and results/gemm.png
+    python benchmarks/gemm.py --tune               also sweep schedules first and write the tuned table
+    python benchmarks/gemm.py --check              correctness only, over every kernel that is built
+    python benchmarks/gemm.py --models gpt2 --tokens 4096
+
+Speed is 2 m n k / time in dense-equivalent TFLOP/s; a ratio is the better of two cuBLAS layouts over ours, from
+interleaved bursts of one run. Random normal data (zeros flatter every kernel). Predictions and outcomes: NOTES-gemm.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.gemm_parts import chart, check, peers, tune
+from benchmarks.gemm_parts.operands import random_sparse, relative_error
+from benchmarks.gemm_parts.ours import activations, sparse_mm
+from benchmarks.gemm_parts.shapes import TOKENS, Shape, shapes
+from benchmarks.gemm_parts.timing import compare_us, cpu_us
+from s24compile.kernels.gemm.cutlass import build, tuned
+from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Schedule, Signature
+
+NEEDS_GPU = True
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    """Runs what the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=[], help="parts of model names; default: all")
+    parser.add_argument("--tokens", nargs="*", type=int, default=list(TOKENS))
+    parser.add_argument("--check", action="store_true", help="stop after the correctness checks")
+    parser.add_argument("--tune", action="store_true", help="sweep and write the tuned table")
+    parser.add_argument("--table", type=Path, default=tuned.TABLE, help="where --tune writes")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gemm.json")
+    parser.add_argument("--seconds", type=float, default=3600, help="start no new shape after this long")
+    given = parser.parse_args()
+    deadline = time.monotonic() + given.seconds
+    torch.manual_seed(0)
+    if not check_all():
+        return 1
+    if given.check:
+        return 0
+    chosen = shapes(tuple(given.models), tuple(given.tokens))
+    if given.tune:
+        tune_all(chosen, given.table, given.out.with_suffix(".sweep.json"), deadline)
+    results = time_all(chosen, deadline)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(results, indent=1) + "\n")
+    chart.draw(results, given.out.with_suffix(".png"))
+    print(f"geometric mean {results['geomean']:.3f}, least {results['least']:.3f}, over {len(results['shapes'])} GEMMs")
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    properties = torch.cuda.get_device_properties(0)
+    return {"gpu": properties.name, "sms": properties.multi_processor_count, "torch": torch.__version__}
+
+
+def built_kernels() -> list[Kernel]:
+    """Every kernel of the training set, and of the epilogues, that is already built."""
+    fp = ("bf16", "fp16")
+    signatures = [
+        Signature(dtype, a, b, d, out, epilogue, act, bias)  # type: ignore[arg-type]
+        for dtype in fp
+        for a in ("k", "m")
+        for b in ("k", "n")
+        for d in ("row", "col")
+        for out in (dtype, "fp32")
+        for epilogue in ("plain", "bias", "add", "act", "dact")
+        for act in (check.ACTS if epilogue.endswith("act") else ("",))
+        for bias in ((dtype, "fp32") if epilogue in ("bias", "act") else ("",))
+    ]
+    hows = dict.fromkeys([*tune.SCHEDULES, *tuned.schedules(), Schedule()])
+    kernels = [Kernel(signature, how) for signature in signatures for how in hows]
+    return [kernel for kernel in kernels if build.object_path(kernel) is not None]
+
+
+def check_all() -> bool:
+    """Checks every built kernel at every size; prints failures and the worst ratio."""
+    failed, worst, count = 0, 0.0, 0
+    for kernel in built_kernels():
+        for size in check.SIZES:
+            for result in check.check_kernel(kernel, size):
+                count += 1
+                worst = max(worst, result.error / max(result.dense_error, 1e-6))
+                if not result.passes:
+                    failed += 1
+                    print(f"WRONG {result}")
+    for result in check.check_views():
+        count += 1
+        if not result.passes:
+            failed += 1
+            print(f"WRONG {result}")
+    print(f"{count} checks, {failed} failed; error at most {worst:.2f} times that of dense torch", flush=True)
+    return failed == 0
+
+
+def tune_all(chosen: list[Shape], table: Path, sweep: Path, deadline: float) -> None:
+    """Sweeps every shape and writes the table after each, so that a cut run leaves what it has."""
+    results: list[tuple[Shape, str, dict[str, float]]] = []
+    seen: set[tuple[int, int, int]] = set()
+    log = []
+    for shape in chosen:
+        if (shape.m, shape.n, shape.k) in seen or time.monotonic() > deadline:
+            continue
+        seen.add((shape.m, shape.n, shape.k))
+        times = tune.tune(shape, tune.SCHEDULES)
+        results.append((shape, "bf16", times))
+        best = next(iter(times))
+        print(f"tuned {shape.role:4} {shape.m}x{shape.n}x{shape.k}: {best} {times[best]:.1f} us", flush=True)
+        log.append({"role": shape.role, "shape": [shape.m, shape.n, shape.k], "us": times})
+        sweep.write_text(json.dumps(log) + "\n")
+        tune.write_table(table, results, machine())
+        tuned.table.cache_clear()
+        tuned._nearest.cache_clear()
+        torch.cuda.empty_cache()
+
+
+def time_all(chosen: list[Shape], deadline: float) -> dict[str, Any]:
+    """Checks a sample of each result, then times ours, cuBLAS and cuSPARSELt together."""
+    rows: list[dict[str, Any]] = []
+    for shape in chosen:
+        if time.monotonic() > deadline:
+            break
+        row = time_shape(shape)
+        rows.append(row)
+        peer = row["cusparselt_speedup"]
+        print(
+            f"{shape.model.partition(',')[0]:11} {shape.role:4} {shape.m:6}x{shape.n:6}x{shape.k:6} "
+            f"{row['us']:9.1f} us {row['tflops']:7.0f} TF  x{row['speedup']:.3f} cuBLAS"
+            + (f", which cuSPARSELt beats x{peer:.2f}" if peer else ""),
+            flush=True,
+        )
+        torch.cuda.empty_cache()
+    logs = [math.log(row["speedup"]) for row in rows]
+    return {
+        "benchmark": "gemm",
+        "machine": machine(),
+        "date": dt.date.today().isoformat(),
+        "geomean": math.exp(sum(logs) / max(1, len(logs))),
+        "least": min((row["speedup"] for row in rows), default=math.nan),
+        "shapes": rows,
+    }
+
+
+def time_shape(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """One row of the results."""
+    s = random_sparse(shape.m, shape.k, dtype, "cuda")
+    operand_bytes = 2 * shape.k * shape.n
+    bs = activations(shape, dtype, max(2, min(6, 200_000_000 // operand_bytes)))
+    run = sparse_mm(s, bs, shape, dtype)
+    sample = torch.randperm(shape.m, device="cuda")[:64]
+    weight = s.dense()
+    got = run(0)
+    assert isinstance(got, torch.Tensor)
+    exact = weight[sample].double() @ bs[0].double()
+    error = relative_error(got[sample], exact)
+    if error > 2 * relative_error(weight[sample] @ bs[0], exact):
+        raise AssertionError(f"{shape} is wrong: relative error {error}")
+    dense = torch.randn_like(weight)
+    competitors = peers.cublas(dense, bs, shape)
+    sparselt = peers.cusparselt(weight, bs)
+    choice = tuned.choose(tune.signature(shape, "bf16"), shape.m, shape.n, shape.k)
+    times = compare_us({"s24": run, **competitors, **sparselt})
+    best = min(times[name] for name in competitors)
+    peer = best / min(times[name] for name in sparselt) if sparselt else None
+    return {
+        "model": shape.model, "role": shape.role, "m": shape.m, "n": shape.n, "k": shape.k,
+        "us": times["s24"], "tflops": shape.flops / times["s24"] / 1e6, "speedup": best / times["s24"],
+        "cusparselt_speedup": peer, "choice": choice.name, "cpu_us": cpu_us(run, 100), "error": error, "all_us": times,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

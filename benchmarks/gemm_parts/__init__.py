@@ -1,0 +1,1 @@
+"""The parts of benchmarks/gemm.py: shapes, operands, peers, check, timing, tuning, chart."""
