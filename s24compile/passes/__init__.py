@@ -1,0 +1,93 @@
+"""Graph to graph, on what a `torch.compile` backend receives: finds feed-forward layers and makes them 2:4 sparse.
+
+`PASSES` is the whole pipeline. Each pass is a function of the `State` that returns a count; rules are values in the
+lists `canonicalize.SPELLINGS` and `find.FAMILIES`.
+
+    canonicalize   one spelling for each linear, activation and gate       linears, activations, gates, inplace
+    find           layers of each family, and lookalikes                   plain, gated, lookalikes, heads
+    decide         scope, shapes, dtypes, phase, other uses, fuel          policy
+    rewrite        s24.linear and s24.glu, packed weights as inputs        operands
+    verify         the invariants
+
+S24_FUEL=n in the environment lets only the first n sites be rewritten, to bisect a wrong number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from torch import fx
+
+from s24compile.config import Config
+from s24compile.errors import OptionError
+from s24compile.operand_request import OperandRequest
+from s24compile.passes.canonicalize import canonicalize
+from s24compile.passes.find import find
+from s24compile.passes.policy import DDP_SENTENCE, decide
+from s24compile.passes.rewrite import rewrite
+from s24compile.passes.scope import copy_scopes, fake_mode_of
+from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
+from s24compile.passes.verify import verify
+
+__all__ = ["PASSES", "LinearOptions", "OperandRequest", "Rewrite", "copy_graph_module", "run"]
+
+PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, verify)
+
+
+def run(
+    gm: fx.GraphModule,
+    config: Config,
+    options: LinearOptions,
+    *,
+    profitable: Profitable = lambda site: None,
+    dense: frozenset[str] = frozenset(),
+    decorated_options: Mapping[str, LinearOptions] | None = None,
+    passes: tuple[Callable[[State], int], ...] = PASSES,
+) -> Rewrite:
+    """Rewrites a copy of a Dynamo graph.
+
+    Args:
+        gm: as Dynamo captured it; not touched.
+        config: scope of the rewrite (targets, include, exclude).
+        options: how the linears compute.
+        profitable: a sentence for a site that does not pay, None for one that does.
+        dense: placeholder names of weights in their dense phase.
+        decorated_options: options by mark of a `sparse_ffn` module, instead of `options`.
+        passes: another pipeline, for tests.
+
+    Raises:
+        LoweringError: an invariant of the passes is broken.
+        OptionError: S24_FUEL is no number.
+    """
+    copy, scopes = copy_scopes(gm)
+    state = State(
+        copy, scopes, config, options, profitable, dense, decorated_options or {}, _fuel(), fake_mode_of(copy.graph),
+        cut_reason=_cut_reason(gm),
+    )  # fmt: skip
+    for function in passes:
+        function(state)
+    if not state.count:  # nothing is 2:4, so nothing needs another spelling either
+        state.graph_module = copy_graph_module(gm)
+    for scope in state.scopes:
+        scope.module.recompile()
+    return Rewrite(state.graph_module, state.sites, state.operands, state.count)
+
+
+def copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a Dynamo graph and of its bodies; Dynamo reads its own after the backend returns."""
+    return copy_scopes(gm)[0]
+
+
+def _fuel() -> int | None:
+    text = os.environ.get("S24_FUEL", "")
+    if not text:
+        return None
+    if not text.isdigit():
+        raise OptionError(name="S24_FUEL", value=text, accepted="it must be a whole number of rewrites")
+    return int(text)
+
+
+def _cut_reason(gm: fx.GraphModule) -> str:
+    reason = getattr(getattr(gm, "compile_subgraph_reason", None), "reason", "")
+    return DDP_SENTENCE if str(reason).startswith("DDPOptimizer") else ""

@@ -1,0 +1,226 @@
+"""Activations: the canonical node of each, and the rules that bring every spelling to it.
+
+Canonical, on h [.., F] (or a half of z [.., 2F]):
+    gelu        gelu(h)                     gelu_tanh   gelu(h, approximate="tanh")
+    silu        silu(h)                     relu        relu(h)
+    relu2       square(relu(h))             quick_gelu  mul(h, sigmoid(mul(h, 1.702)))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from s24compile.passes.build import Builder
+from s24compile.passes.expression import Call, Matched, Var, call, match_expression
+from s24compile.passes.scope import fake, hop_name
+from s24compile.passes.spelling import is_fresh, op_name, spell
+
+X = Var("x")
+SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+
+def _forms() -> dict[str, tuple[Call, ...]]:
+    half_x = (call("mul", 0.5, X), call("div", X, 2.0))
+    scaled = (call("div", X, math.sqrt(2)), call("mul", X, math.sqrt(0.5)))
+    cdf = [call("add", 1.0, call("erf", s)) for s in scaled]
+    gelu = [call("mul", h, c) for h in half_x for c in cdf]
+    # x * (0.5 * (1 + erf)) and (x * (1 + erf)) * 0.5 are the same number, associated differently.
+    gelu += [form for c in cdf for form in (call("mul", X, call("mul", 0.5, c)), call("mul", 0.5, call("mul", X, c)))]
+
+    square = (call("pow", X, 2.0), call("mul", X, X), call("square", X))
+    cubes = [call("pow", X, 3.0), *(call("mul", X, s) for s in square)]
+    inner = [call("mul", SQRT_2_OVER_PI, call("add", X, call("mul", 0.044715, c))) for c in cubes]
+    # fast: x * k * (1 + 0.044715 * x * x)
+    poly = [call("add", 1.0, call("mul", 0.044715, s)) for s in square]
+    poly.append(call("add", 1.0, call("mul", call("mul", 0.044715, X), X)))
+    inner += [call("mul", call("mul", X, SQRT_2_OVER_PI), p) for p in poly]
+    tanh = [call("add", 1.0, call("tanh", i)) for i in inner]
+    gelu_tanh = [call("mul", h, t) for h in half_x for t in tanh]
+    gelu_tanh += [form for t in tanh for form in (call("mul", X, call("mul", 0.5, t)), call("mul", 0.5, call("mul", X, t)))]
+
+    relu = (call("relu", X), call("clamp_min", X, 0.0), call("maximum", X, call("zeros_like", X)))
+    return {
+        "gelu": tuple(gelu),
+        "gelu_tanh": tuple(gelu_tanh),
+        "silu": (call("mul", X, call("sigmoid", X)),),
+        "quick_gelu": (call("mul", X, call("sigmoid", call("mul", 1.702, X))),),
+        "relu": relu,
+    }
+
+
+FORMS = _forms()
+"""Canonical activation -> the expressions that mean it."""
+_SQUARES = (call("pow", X, 2.0), call("mul", X, X), call("square", X))
+_RELU_CLAMP = dataclasses.replace(call("clamp", X, 0.0), args=(*call("clamp", X, 0.0).args, None))
+_ROOTS = {"mul": ("gelu", "gelu_tanh", "silu", "quick_gelu"), "clamp_min": ("relu",), "maximum": ("relu",)}
+
+
+def gelu_nodes(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """GELU, SiLU and quick_gelu written out, with every constant and order of CATALOGUE's libraries.
+
+        mul(mul(0.5, h), add(1.0, erf(truediv(h, 1.41421356))))                              ->  gelu(h)
+        mul(mul(0.5, h), add(1.0, tanh(mul(0.79788456, add(h, mul(0.044715, pow(h, 3)))))))  ->  gelu(h, approximate="tanh")
+        mul(mul(0.5, h), add(1.0, tanh(mul(mul(h, 0.797885), add(1.0, mul(mul(0.044715, h), h))))))  ->  the same
+        mul(h, sigmoid(h))                                                                   ->  silu(h)
+        mul(sigmoid(mul(1.702, h)), h)                                  ->  mul(h, sigmoid(mul(h, 1.702)))
+        clamp_min(h, 0) | maximum(h, zeros_like(h))                                          ->  relu(h)
+
+    Refused: another constant, in-place nodes inside. With dynamic=True a constant may be a symbolic float: it is
+    guarded, so that another value compiles again.
+    """
+    for act in _ROOTS.get(str(op_name(node)), ()):
+        for pattern in FORMS[act]:
+            matched = match_expression(pattern, node)
+            if matched is not None:
+                return _canonical(act, matched, node, builder)
+    return None
+
+
+def clamp(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """clamp(h, min=0)  ->  relu(h).  Refused: an upper bound (ReLU6)."""
+    matched = match_expression(_RELU_CLAMP, node)
+    return None if matched is None else builder.same_value(F.relu, matched.variable())
+
+
+def plain_call(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """relu(h, inplace=False) | torch.relu(h) | h.relu()  ->  F.relu(h); the same for silu; gelu(h, "none")  ->  gelu(h)."""
+    op = spell(node)
+    assert op is not None
+    if op.name == "gelu":
+        tanh = op.args[1] == "tanh"
+        if (tanh and dict(node.kwargs) == {"approximate": "tanh"} and len(node.args) == 1) or (not tanh and _bare(node)):
+            return None
+        return builder.same_value(F.gelu, op.args[0], **({"approximate": "tanh"} if tanh else {}))
+    target = F.relu if op.name == "relu" else F.silu
+    if op.inplace or (_bare(node) and node.target is target):
+        return None
+    return builder.same_value(target, op.args[0])
+
+
+def squared(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """pow(r, 2) | mul(r, r) | r.square()  ->  torch.square(r), of r = relu(h). Refused: squares of anything else."""
+    if node.target is torch.square:
+        return None
+    for pattern in _SQUARES:
+        matched = match_expression(pattern, node)
+        if matched is not None and op_name(matched.variable()) == "relu":
+            matched.hold_constants()
+            return builder.same_value(torch.square, matched.variable())
+    return None
+
+
+def autograd_function(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """An autograd.Function that computes tanh-GELU and its derivative (Bloom).
+
+        getitem(autograd_function_apply(fwd, bwd, h, ...), 0)  ->  gelu(h, approximate="tanh")         h [.., F]
+
+    The forward body must be the expression. The backward body must be elementwise and is run on sample numbers
+    against the derivative. Refused: any other body, so that a custom gradient is never dropped.
+    """
+    source = node.args[0] if op_name(node) == "getitem" and node.args[1] == 0 else node
+    if not isinstance(source, fx.Node) or hop_name(source) != "autograd_function_apply":
+        return None
+    owner = node.graph.owning_module
+    bodies = [getattr(owner, str(a.target), None) for a in source.args[:2] if isinstance(a, fx.Node)]
+    tensors = [a for a in source.args[2:] if isinstance(a, fx.Node) and fake(a) is not None]
+    if len(bodies) != 2 or len(tensors) != 1 or not all(isinstance(body, fx.GraphModule) for body in bodies):
+        return None
+    forward, backward = bodies
+    assert isinstance(forward, fx.GraphModule)
+    assert isinstance(backward, fx.GraphModule)
+    root = forward.graph.output_node().args[0]
+    while isinstance(root, (tuple, list)) and root:
+        root = root[0]
+    if not isinstance(root, fx.Node):
+        return None
+    for pattern in FORMS["gelu_tanh"]:
+        matched = match_expression(pattern, root)
+        if matched is not None and matched.variable().op == "placeholder" and _is_derivative(backward, "tanh"):
+            return builder.same_value(F.gelu, tensors[0], approximate="tanh")
+    return None
+
+
+def _is_derivative(backward: fx.GraphModule, approximate: str) -> bool:
+    """Whether an elementwise backward body (grad, x) -> grad * gelu'(x) agrees with autograd on sample numbers."""
+    allowed = ("placeholder", "output")
+    if any(not (n.op in allowed or is_fresh(n) or "_set_grad_enabled" in str(n.target)) for n in backward.graph.nodes):
+        return False
+    tensors = [n for n in backward.graph.find_nodes(op="placeholder") if fake(n) is not None]
+    if len(tensors) != 2 or len(tensors) != len(backward.graph.find_nodes(op="placeholder")):
+        return False
+    x = torch.linspace(-6, 6, 97, dtype=torch.float64, requires_grad=True)
+    grad = torch.linspace(1, 2, 97, dtype=torch.float64)
+    with torch.enable_grad():
+        (expected,) = torch.autograd.grad(F.gelu(x, approximate=approximate), x, grad)
+    for args in ((grad, x.detach()), (x.detach(), grad)):
+        found = fx.Interpreter(backward).run(*args)
+        while isinstance(found, (tuple, list)) and found:
+            found = found[0]
+        # The libraries round sqrt(2/pi) and its multiples to 8 digits.
+        if isinstance(found, torch.Tensor) and torch.allclose(found, expected, rtol=1e-5, atol=1e-6):
+            return True
+    return False
+
+
+def _canonical(act: str, matched: Matched, node: fx.Node, builder: Builder) -> fx.Node | None:
+    h = matched.variable()
+    if act == "quick_gelu":
+        if _canonical_quick_gelu(node) is not None:
+            return None
+        matched.hold_constants()
+        scaled = builder.function(torch.mul, h, 1.702)
+        return builder.same_value(torch.mul, h, builder.function(torch.sigmoid, scaled))
+    matched.hold_constants()
+    simple: dict[str, Callable[..., object]] = {"gelu": F.gelu, "gelu_tanh": F.gelu, "silu": F.silu, "relu": F.relu}
+    return builder.same_value(simple[act], h, **({"approximate": "tanh"} if act == "gelu_tanh" else {}))
+
+
+def _bare(node: fx.Node) -> bool:
+    return len(node.args) == 1 and not node.kwargs
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """A canonical activation found in the graph: its name, its input, and the nodes that compute it."""
+
+    name: str
+    h: fx.Node
+    nodes: tuple[fx.Node, ...]
+
+
+def _canonical_quick_gelu(node: fx.Node) -> Activation | None:
+    if node.target is not torch.mul or len(node.args) != 2:
+        return None
+    h, gate = node.args
+    scaled = gate.args[0] if isinstance(gate, fx.Node) and gate.target is torch.sigmoid else None
+    if not isinstance(scaled, fx.Node) or scaled.target is not torch.mul or scaled.args[0] is not h:
+        return None
+    assert isinstance(h, fx.Node)
+    assert isinstance(gate, fx.Node)
+    return Activation("quick_gelu", h, (node, gate, scaled)) if scaled.args[1] == 1.702 else None
+
+
+def activation_at(node: fx.Node) -> Activation | None:
+    """Reads a canonical activation whose last node is `node`."""
+    op = spell(node)
+    if op is None or op.inplace:
+        return None
+    h = op.args[0]
+    if not isinstance(h, fx.Node):
+        return None
+    if op.name == "gelu":
+        return Activation("gelu_tanh" if op.args[1] == "tanh" else "gelu", h, (node,))
+    if op.name in ("silu", "relu"):
+        return Activation(op.name, h, (node,))
+    if op.name == "square" and op_name(h) == "relu":
+        inner = spell(h)
+        if inner is not None and not inner.inplace and isinstance(inner.args[0], fx.Node):
+            return Activation("relu2", inner.args[0], (node, h))
+        return None
+    return _canonical_quick_gelu(node) if op.name == "mul" else None

@@ -1,0 +1,108 @@
+"""First pass: one spelling for each linear, activation and gate, so that the FFN families are two patterns.
+
+Rules are tried on each node in graph order, so operands are canonical before the nodes that use them. Only what
+comes out of a linear by a parameter is touched; attention, norms and the rest stay as Dynamo captured them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import fx
+
+from s24compile.passes import activations, gates, linears
+from s24compile.passes.build import Builder, replace_node
+from s24compile.passes.inplace import FUNCTIONAL, functional_form
+from s24compile.passes.scope import Scope, hop_name
+from s24compile.passes.spelling import CUTS, VIEWS, general_name, op_name, spell
+from s24compile.passes.state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """A rule: where it is tried, and the rewrite that checks and builds. Its docstring is the specification."""
+
+    name: str
+    roots: frozenset[str]
+    """Canonical op names of the nodes it is tried on."""
+    apply: Callable[[Scope, fx.Node, Builder], fx.Node | None]
+
+
+def _on_hidden(rewrite: Callable[[fx.Node, Builder], fx.Node | None]) -> Callable[[Scope, fx.Node, Builder], fx.Node | None]:
+    return lambda scope, node, builder: rewrite(node, builder) if _comes_from_linear(node) else None
+
+
+SPELLINGS = (
+    Spelling("l1", frozenset({"linear"}), linears.l1),
+    Spelling("conv1d", frozenset({"addmm"}), linears.conv1d),
+    Spelling("matmul", frozenset({"matmul"}), linears.matmul),
+    Spelling("late_bias", frozenset({"add"}), linears.late_bias),
+    Spelling("flattened", frozenset({"view", "reshape"}), linears.flattened),
+    Spelling("half", frozenset({"getitem", "narrow", "select"}), lambda _, node, builder: gates.half(node, builder)),
+    Spelling("plain_call", frozenset({"gelu", "silu", "relu"}), _on_hidden(activations.plain_call)),
+    Spelling("gelu_nodes", frozenset({"mul", "clamp_min", "maximum"}), _on_hidden(activations.gelu_nodes)),
+    Spelling("clamp", frozenset({"clamp"}), _on_hidden(activations.clamp)),
+    Spelling("squared", frozenset({"pow", "mul", "square"}), _on_hidden(activations.squared)),
+    Spelling(
+        "autograd_function", frozenset({"getitem", "autograd_function_apply"}), _on_hidden(activations.autograd_function)
+    ),
+)
+_BY_ROOT = {root: [rule for rule in SPELLINGS if root in rule.roots] for rule in SPELLINGS for root in rule.roots}
+
+
+def canonicalize(state: State) -> int:
+    """Applies `SPELLINGS` to every graph, weight views sunk into bodies first; returns how many nodes were replaced."""
+    count = 0
+    for scope in state.scopes:
+        count += linears.sink_weight_views(scope)
+        for node in list(scope.graph.nodes):
+            while not node._erased:
+                replacement = _functional(node, state) or _canonical(scope, node, state)
+                if replacement is None:
+                    break
+                replace_node(node, replacement)
+                node = replacement
+                count += 1
+    return count
+
+
+def _canonical(scope: Scope, node: fx.Node, state: State) -> fx.Node | None:
+    for rule in _BY_ROOT.get(general_name(node), ()):
+        builder = Builder(node, state.fake_mode, rule.name)
+        with scope.graph.inserting_before(node):
+            replacement = rule.apply(scope, node, builder)
+        if replacement is not None:
+            return replacement
+    return None
+
+
+def _functional(node: fx.Node, state: State) -> fx.Node | None:
+    name = op_name(node)
+    if name not in FUNCTIONAL:
+        return None
+    op = spell(node)
+    if op is None or not op.inplace or not _comes_from_linear(node):
+        return None
+    with node.graph.inserting_before(node):
+        return functional_form(node, op, Builder(node, state.fake_mode, "functional"))
+
+
+def _comes_from_linear(node: fx.Node, depth: int = 12) -> bool:
+    """Whether a chain of elementwise ops and views leads from a linear to this node's first tensor operands."""
+    stack, seen = [(node, depth)], {node}
+    while stack:
+        at, left = stack.pop()
+        for operand in at.all_input_nodes:
+            name = general_name(operand)
+            if name in ("linear", "addmm", "matmul"):
+                return True
+            if left and operand not in seen and (name in _ELEMENTWISE or hop_name(operand) == "autograd_function_apply"):
+                seen.add(operand)
+                stack.append((operand, left - 1))
+    return False
+
+
+_ELEMENTWISE = (
+    VIEWS | CUTS | {"mul", "add", "div", "pow", "square", "tanh", "sigmoid", "erf", "gelu", "silu", "relu", "maximum"}
+) | {"clamp", "clamp_min", "zeros_like", "dropout"}

@@ -1,0 +1,116 @@
+"""The family act(gate) * up - linear, with two linears or one that makes both halves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import fx
+
+from s24compile.passes.activations import activation_at
+from s24compile.passes.gates import half_of
+from s24compile.passes.linears import Linear
+from s24compile.passes.match import Gate, Match, Nodes, shared_hidden, trace
+from s24compile.passes.spelling import spell
+
+FAMILY = {
+    "silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh", "relu": "reglu", "quick_gelu": "quick_geglu",
+    "relu2": "relu2_glu",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One factor of the product: the linear below it, which half of it (None: all), and the nodes on the way."""
+
+    linear: Linear
+    place: object
+    nodes: tuple[fx.Node, ...]
+
+
+def match_gated(nodes: Nodes, down: Linear) -> Match | None:
+    """A gated feed-forward layer (SwiGLU, GEGLU, ReGLU), in both product orders and both orders of fused halves.
+
+        g = linear(x, Wg)              [T, F]
+        u = linear(x, Wu)              [T, F]       z = s24.linear(x, [Wg, Wu], values, metadata, ...)     [T, 2F]
+        p = mul(silu(g), u)            [T, F]   ->  p = s24.glu(z, "silu", "first")                        [T, F]
+        y = linear(p, W2)              [T, D]       y = s24.linear(p, [W2], values, metadata, ...)         [T, D]
+
+        z = linear(x, W)               [T, 2F]      z = s24.linear(x, [W], values, metadata, ...)          [T, 2F]
+        c = chunk(z, 2, -1)                     ->
+        p = mul(c[1], silu(c[0]))      [T, F]       p = s24.glu(z, "silu", "first")                        [T, F]
+
+    `mul(c[0], act(c[1]))` is gate="second". Where s24.glu has no such activation (quick_gelu, relu2), or something
+    stands between a half and the product, the product stays as it is and only the linears change.
+    Refused: a hidden node with another user, two linears with different inputs, interleaved halves.
+    """
+    scope = nodes.scope
+    product, after = trace(scope, down.x)
+    op = spell(product)
+    if op is None or op.name != "mul" or op.inplace:
+        return None
+    left, right = op.args
+    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
+        return None
+    for activated, other in ((left, right), (right, left)):
+        match = _match_product(nodes, down, product, after, activated, other)
+        if match is not None:
+            return match
+    return None
+
+
+def _match_product(
+    nodes: Nodes, down: Linear, product: fx.Node, after: list[fx.Node], activated: fx.Node, other: fx.Node
+) -> Match | None:
+    scope = nodes.scope
+    at, between = trace(scope, activated)
+    act = activation_at(at)
+    if act is None:
+        return None
+    gate, up = _side(nodes, act.h), _side(nodes, other)
+    if gate is None or up is None or (gate.place is None) != (up.place is None):
+        return None
+    hidden = [*after, product, *between, *act.nodes, *gate.nodes, *up.nodes]
+    fused = gate.linear if gate.place is not None else None
+    direct = not between and len(gate.nodes) == (3 if fused else 1) and len(up.nodes) == (3 if fused else 1)
+    order = "second" if gate.place == 1 else "first"
+    linears = [fused, down] if fused else [gate.linear, up.linear, down]
+    family = FAMILY[act.name]
+    if (fused is None and gate.linear is up.linear) or (fused and fused is not up.linear):
+        return None
+    match = Match("gated_fused" if fused else "gated", family, scope, linears, hidden)
+    match.gate = Gate(act.name, product, fused.node if fused else None, order, direct)
+    match.refusal = (
+        next((linear.unsupported for linear in linears if linear.unsupported), "")
+        or _refusal(gate, up)
+        or shared_hidden(hidden, {*hidden, down.node})
+    )
+    return match
+
+
+def _refusal(gate: Side, up: Side) -> str:
+    if "interleaved" in (gate.place, up.place):
+        return (
+            "its gate and up halves are interleaved (every second column); a fused gate needs them side by side, "
+            "so permute the rows of the weight and use chunk(2, -1)"
+        )
+    if gate.place is not None and gate.place == up.place:
+        return "both factors of its product are the same half of the projection"
+    if gate.place is None and gate.linear.x is not up.linear.x:
+        return "its gate and up projections have different inputs"
+    return ""
+
+
+def _side(nodes: Nodes, node: fx.Node) -> Side | None:
+    at, passed = trace(nodes.scope, node)
+    linear = nodes.at(at)
+    if linear is not None:
+        return Side(linear, None, (*passed, at))
+    found = half_of(at)
+    if found is None:
+        return None
+    z, place = found
+    linear = nodes.at(z)
+    cuts = [at]
+    while cuts[-1] is not z and isinstance(cuts[-1].args[0], fx.Node):
+        cuts.append(cuts[-1].args[0])
+    return Side(linear, place, (*passed, *cuts)) if linear is not None else None

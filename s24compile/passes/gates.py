@@ -1,0 +1,76 @@
+"""The two halves of one fused gate/up projection z [.., 2F], found by where they lie in z and not by how they are cut.
+
+Canonical: `c = z.chunk(2, -1)`, `getitem(c, 0)`, `getitem(c, 1)`.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Literal
+
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from s24compile.passes.build import Builder
+from s24compile.passes.scope import fake
+from s24compile.passes.spelling import CUTS, general_name, op_name
+
+Place = Literal[0, 1, "interleaved"]
+
+
+def half(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """One half of a linear's result, however it is cut.
+
+        getitem(chunk(z, 2, dim=-1), i) | getitem(split(z, F, -1), i) | getitem(z, (Ellipsis, slice(F, None)))
+        | narrow(z, -1, F, F) | getitem(unbind(view(z, (B, S, 2, F)), 2), i) | getitem(unflatten(z, -1, (2, F)), (Ellipsis, i, :))
+            ->  getitem(chunk(z, 2, -1), i)                                                  z [.., 2F], result [.., F]
+
+    Refused: interleaved halves (every second column), other parts than halves, z from anything but a linear.
+    """
+    found = half_of(node)
+    if found is None or found[1] == "interleaved":
+        return None
+    z, index = found
+    if _is_canonical(node):
+        return None
+    chunk = next((user for user in z.users if _is_canonical_chunk(user)), None)
+    if chunk is None:
+        with z.graph.inserting_after(z):
+            chunk = builder.method("chunk", z, 2, -1)
+    return builder.same_value(operator.getitem, chunk, index)
+
+
+def half_of(node: fx.Node) -> tuple[fx.Node, Place] | None:
+    """(z, which half) if `node` is a view of one half of the linear result z, by shape, strides and offset."""
+    z = node
+    while general_name(z) in CUTS and z.args and isinstance(z.args[0], fx.Node):
+        z = z.args[0]
+    part, whole = fake(node), fake(z)
+    if z is node or op_name(z) != "linear" or part is None or whole is None or part.dim() != whole.dim():
+        return None
+    same = statically_known_true
+    width = part.shape[-1]
+    if not same(2 * width == whole.shape[-1]):
+        return None
+    if not all(same(a == b) for a, b in zip(part.shape[:-1], whole.shape[:-1], strict=True)):
+        return None
+    rows = zip(part.shape[:-1], part.stride()[:-1], whole.stride()[:-1], strict=True)
+    if not all(same(size == 1) or same(a == b) for size, a, b in rows):
+        return None
+    if same(part.stride(-1) == 2):
+        return z, "interleaved"
+    if not same(part.stride(-1) == 1):
+        return None
+    offset = part.storage_offset() - whole.storage_offset()
+    if same(offset == 0):
+        return z, 0
+    return (z, 1) if same(offset == width) else None
+
+
+def _is_canonical_chunk(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "chunk" and node.args[1:] == (2, -1) and not node.kwargs
+
+
+def _is_canonical(node: fx.Node) -> bool:
+    source = node.args[0] if node.target is operator.getitem else None
+    return isinstance(source, fx.Node) and _is_canonical_chunk(source)

@@ -1,0 +1,73 @@
+"""Turns in-place ops on private hidden activations into their functional forms.
+
+    h = linear(x, w, b)          [.., F]        h = linear(x, w, b)
+    r = h.relu_()                [.., F]   ->   r = relu(h)
+    linear(r, w2, b2)                           linear(r, w2, b2)
+
+Refused (left as it is) where anybody could see the mutation: the mutated tensor, or another view of its storage,
+is used afterwards as what it was, or its storage is not the fresh result of a known op. The two halves of one chunk are disjoint.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from s24compile.passes.build import Builder
+from s24compile.passes.spelling import SPLITS, VIEWS, Op, general_name, is_fresh
+
+FUNCTIONAL = {
+    "relu": F.relu, "silu": F.silu, "mul": torch.mul, "add": torch.add, "square": torch.square, "pow": torch.pow,
+    "clamp": torch.clamp, "clamp_min": torch.clamp_min, "dropout": F.dropout, "div": torch.div,
+}  # fmt: skip
+
+
+def functional_form(node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
+    """A functional node with the same result as the in-place `node`, or None if the mutation could be seen."""
+    mutated, target = op.args[0], FUNCTIONAL.get(op.name)
+    if target is None or not isinstance(mutated, fx.Node) or not _is_private(mutated, node):
+        return None
+    args = {"relu": op.args[:1], "silu": op.args[:1], "add": op.args[:2], "div": op.args[:2]}.get(op.name, op.args)
+    if op.name == "div" and op.args[2] is not None:
+        return None
+    later = [user for user in mutated.users if user > node]
+    new = builder.same_value(target, *args[:3], False) if op.name == "dropout" else builder.same_value(target, *args)
+    for user in later:  # `h.relu_()` as a statement: what follows says `h` and means the result
+        user.replace_input_with(mutated, new)
+    return new
+
+
+def _is_private(mutated: fx.Node, mutation: fx.Node) -> bool:
+    base, via = _base(mutated)
+    if base is None:
+        return False
+    aliases, seen = [base], {base}
+    while aliases:
+        alias = aliases.pop()
+        for user in alias.users:
+            if user is mutation or user in seen:
+                continue
+            if general_name(alias) in SPLITS and alias in via and general_name(user) == "getitem" and user not in via:
+                continue  # the other half: disjoint memory
+            if user > mutation and alias is mutated:
+                continue  # sees the result, under the old name
+            if user > mutation:
+                return False
+            if general_name(user) in VIEWS:
+                seen.add(user)
+                aliases.append(user)
+            elif not is_fresh(user):
+                return False
+    return True
+
+
+def _base(node: fx.Node) -> tuple[fx.Node | None, set[fx.Node]]:
+    """The op that allocated a tensor, and the views on the way to it; None if it is not known to be fresh."""
+    via = {node}
+    while not is_fresh(node):
+        if general_name(node) not in VIEWS or not node.args or not isinstance(node.args[0], fx.Node):
+            return None, via
+        node = node.args[0]
+        via.add(node)
+    return node, via

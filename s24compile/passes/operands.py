@@ -1,0 +1,136 @@
+"""Packed weights as further inputs of the graph, handed down into the bodies that use them.
+
+    top:   placeholders ..., s24_0_values [N, K/2], s24_0_metadata, (s24_0_values_t [K, N/2], s24_0_metadata_t)
+           hop(body, x, W)                         ->   hop(body, x, W, s24_0_values, s24_0_metadata, ...)
+    body:  placeholders x, W                       ->   placeholders x, W, s24_0_values, ...
+
+N output features (rows of all weights stacked), K input features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from torch import fx
+
+from s24compile.kernels.format import FORMATS
+from s24compile.operand_request import OperandRequest
+from s24compile.passes.provenance import parameter_name
+from s24compile.passes.scope import Scope, fake, operand_index, origins
+from s24compile.passes.state import State
+
+NAMES = ("values", "metadata", "values_t", "metadata_t")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """One packed operand as a scope sees it: placeholders of that scope, and how they are packed."""
+
+    weights: tuple[fx.Node, ...]
+    dtype: torch.dtype
+    layout: str
+    decorated: str | None
+
+
+class Operands:
+    """Gives each scope the nodes of a packed operand, adding placeholders and call operands where they are missing."""
+
+    def __init__(self, state: State, wanted: Iterable[tuple[Scope, Wanted, bool]]) -> None:
+        self.state = state
+        self.given: dict[tuple[Scope, Wanted], tuple[fx.Node, ...]] = {}
+        self.transposed = _transposed(list(wanted))
+
+    def provide(self, scope: Scope, wanted: Wanted) -> tuple[fx.Node, ...]:
+        """The nodes values, metadata[, values_t, metadata_t] in `scope`."""
+        key = (scope, wanted)
+        if key not in self.given:
+            self.given[key] = self._hand_down(scope, wanted) if scope.calls else self._add(scope, wanted)
+        return self.given[key]
+
+    def _hand_down(self, scope: Scope, wanted: Wanted) -> tuple[fx.Node, ...]:
+        inner: tuple[fx.Node, ...] = ()
+        for (parent, call), weights in zip(scope.calls, _by_call(scope, wanted.weights), strict=True):
+            outer = self.provide(parent, dataclasses.replace(wanted, weights=weights))
+            call.args = (*call.args, *outer)
+            inner = inner or tuple(_placeholder(scope, node.name, node.meta["example_value"]) for node in outer)
+        return inner
+
+    def _add(self, scope: Scope, wanted: Wanted) -> tuple[fx.Node, ...]:
+        state = self.state
+        options = state.options_for(wanted.decorated)
+        shapes = [tuple(int(size) for size in _weight_fake(w).shape) for w in wanted.weights]
+        rows = tuple(shape[0] if wanted.layout == "out_in" else shape[1] for shape in shapes)
+        cols = shapes[0][1] if wanted.layout == "out_in" else shapes[0][0]
+        needs_transpose = wanted in self.transposed
+        device = _weight_fake(wanted.weights[0]).device
+        layout = FORMATS[options.format]
+        assert state.fake_mode is not None
+        with state.fake_mode:
+            tensors = list(layout.empty(sum(rows), cols, wanted.dtype, device))
+            if needs_transpose:
+                tensors += layout.empty(cols, sum(rows), wanted.dtype, device)
+        nodes = []
+        for name, tensor in zip(NAMES, tensors, strict=False):
+            node = _placeholder(scope, f"s24_{len(state.operands)}_{name}", tensor)
+            node._dynamo_source = None  # type: ignore[attr-defined]  # AOTAutograd asks for the attribute
+            node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}  # a static address, for CUDA graphs
+            nodes.append(node)
+        state.operands.append(
+            OperandRequest(
+                weights=tuple(w.name for w in wanted.weights),
+                names=tuple(parameter_name(w) for w in wanted.weights),
+                dtype=wanted.dtype,
+                weight_layout="in_out" if wanted.layout == "in_out" else "out_in",
+                rows=rows,
+                cols=cols,
+                needs_transpose=needs_transpose,
+                format=options.format,
+                placeholders=tuple(node.name for node in nodes),
+                decorated=wanted.decorated,
+            )
+        )
+        return tuple(nodes)
+
+
+def _transposed(wanted: list[tuple[Scope, Wanted, bool]]) -> set[Wanted]:
+    """The top-level operands whose transpose some backward needs.
+
+    Uses of one operand agree, and so do the calls of one shared body: they get the same number of operands.
+    """
+    tops = [(_at_top(scope, want), needed) for scope, want, needed in wanted]
+    transposed: set[Wanted] = set()
+    while True:
+        more = {want for group, needed in tops if needed or transposed & group for want in group} - transposed
+        if not more:
+            return transposed
+        transposed |= more
+
+
+def _at_top(scope: Scope, wanted: Wanted) -> set[Wanted]:
+    chains = zip(*(origins(scope, weight) for weight in wanted.weights), strict=True)
+    return {dataclasses.replace(wanted, weights=weights) for weights in chains}
+
+
+def _by_call(scope: Scope, weights: tuple[fx.Node, ...]) -> list[tuple[fx.Node, ...]]:
+    """For each call of a body, the operands that arrive at these placeholders."""
+    return [
+        tuple(call.args[operand_index(call, weight, scope)] for weight in weights)  # type: ignore[misc]
+        for _, call in scope.calls
+    ]
+
+
+def _placeholder(scope: Scope, name: str, value: object) -> fx.Node:
+    last = scope.placeholders()[-1]
+    with scope.graph.inserting_after(last):
+        node = scope.graph.placeholder(name)
+    node.meta["example_value"] = value
+    node.meta["s24"] = {"rule": "operand", "site": name}
+    return node
+
+
+def _weight_fake(node: fx.Node) -> torch.Tensor:
+    value = fake(node)
+    assert value is not None
+    return value

@@ -1,0 +1,211 @@
+"""Third pass: decides which of the found linears are rewritten, and says why for each of the others.
+
+Refusals are of two kinds. Of a whole site: its structure, the graph (DDP), the decorator's scope, profit, fuel.
+Of one linear, the rest of its layer being taken: path regexes, dims, dtype, phase, and other uses of its weight.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from s24compile.marks import mark_of
+from s24compile.passes.linears import CASTS, Linear
+from s24compile.passes.match import Match
+from s24compile.passes.provenance import common_path, module_path, parameter_name, user_line
+from s24compile.passes.scope import Scope, fake, origins, uses
+from s24compile.passes.spelling import general_name, op_name
+from s24compile.passes.state import State
+from s24compile.report import Site
+
+DDP_SENTENCE = (
+    "DDP's optimizer cut this graph at its gradient buckets, usually between an activation and its last projection; "
+    'set torch._dynamo.config.optimize_ddp = "python_reducer" to keep layers whole'
+)
+DECORATED_SENTENCE = "another module of this graph is decorated with sparse_ffn, and then only decorated ones are taken"
+FUEL_SENTENCE = "out of fuel: S24_FUEL={fuel} allows no further rewrite"
+
+
+def decide(state: State) -> int:
+    """Fills `taken` of every match and `state.sites`; returns how many linears will be rewritten."""
+    decorated = any(mark_of(node) is not None for scope in state.scopes for node in scope.graph.nodes)
+    for match in state.matches:
+        match.refusal = match.refusal or _refuse_site(match, state, decorated)
+        if not match.refusal:
+            match.stays = {linear: why for linear in match.linears if (why := _refuse_linear(linear, state))}
+        if not match.refusal and len(match.stays) < len(match.linears):
+            match.refusal = state.profitable(_site(match, "rewritten")) or ""
+    _refuse_shared_weights(state)
+    fuel = state.fuel
+    claimed: set[fx.Node] = set()
+    for match in state.matches:
+        free = [n for n in match.linears if n not in match.stays and n.node not in claimed]
+        if match.refusal or not free:
+            continue
+        if fuel == 0:
+            match.refusal = FUEL_SENTENCE.format(fuel=state.fuel)
+            continue
+        fuel = None if fuel is None else fuel - 1
+        match.taken = free
+        claimed.update(linear.node for linear in free)
+    state.sites = [_site(match, "rewritten" if match.taken else "refused") for match in state.matches]
+    if state.cut_reason and not state.matches:
+        state.sites.append(Site("", "unknown", "", "refused", state.cut_reason))
+    return len(claimed)
+
+
+def _refuse_site(match: Match, state: State, decorated: bool) -> str:
+    if state.cut_reason:
+        return state.cut_reason
+    if decorated and not any(mark_of(linear.node) is not None for linear in match.linears):
+        return DECORATED_SENTENCE
+    return ""
+
+
+def _refuse_linear(linear: Linear, state: State) -> str:
+    """A sentence if this linear cannot be, or shall not be, 2:4."""
+    if linear.foreign or linear.unsupported:
+        return linear.foreign or linear.unsupported
+    assert linear.weight is not None
+    tops = origins(linear.scope, linear.weight)
+    mark = mark_of(linear.node)
+    if any(top.name in state.dense for top in tops):
+        return "it is in its dense phase"
+    if mark is None:
+        why = _refuse_path(linear, state)
+        if why:
+            return why
+    return _refuse_shape(linear, state.options_for(mark).alignment) or _refuse_dtype(linear)
+
+
+def _refuse_path(linear: Linear, state: State) -> str:
+    assert linear.weight is not None
+    config = state.config
+    paths = {module_path(linear.scope, linear.node, linear.weight)}
+    if linear.scope.calls:  # a shared body runs for several modules; its stack names only the first
+        paths |= {parameter_name(top).rpartition(".")[0] for top in origins(linear.scope, linear.weight)}
+    for path in sorted(paths):
+        for pattern in config.exclude:
+            if re.search(pattern, path):
+                return f"its path {path!r} matches exclude={pattern!r}"
+    if config.include and not any(re.search(pattern, path) for pattern in config.include for path in paths):
+        return f"its path {sorted(paths)[0]!r} matches none of include={config.include!r}"
+    return ""
+
+
+def _refuse_shape(linear: Linear, alignment: int) -> str:
+    for what, size in (("output", linear.out_features), ("input", linear.in_features)):
+        if size % alignment:
+            return f"its {size} {what} features are no multiple of {alignment}, which the 2:4 format needs"
+    value, bias = fake(linear.node), fake(linear.bias)
+    assert value is not None
+    if linear.bias is not None and (bias is None or tuple(bias.shape) != (linear.out_features,)):
+        return "its bias is no vector of one number per output feature"
+    expected: int | torch.SymInt = 1
+    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        if not statically_known_true(size == 1) and not statically_known_true(stride == expected):
+            return "its result is not row-major"
+        expected = expected * size
+    return ""
+
+
+def _refuse_dtype(linear: Linear) -> str:
+    weight, value = fake(linear.weight), fake(linear.node)
+    assert weight is not None
+    assert value is not None
+    if type(weight).__name__ == "DTensor":
+        return "its weight is a DTensor (tensor parallel), which is not rewritten"
+    if weight.device.type == "meta":
+        return "its weight is on the meta device and holds no numbers"
+    for dtype in (weight.dtype, value.dtype):
+        if dtype == torch.float64 and weight.device.type != "cpu":
+            return "it computes in float64, which only the CPU reference does; use float32 or 16 bits"
+        if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            return f"its dtype {str(dtype).removeprefix('torch.')} is not supported; use float32, bfloat16 or float16"
+    return ""
+
+
+def _refuse_shared_weights(state: State) -> None:
+    """A weight is taken only if every use of it in the graph is; refusing one use may refuse others, so to a fixpoint."""
+    while True:
+        live = [(m, n) for m in state.matches if not m.refusal for n in m.linears if n not in m.stays]
+        taken = {linear.node for _, linear in live}
+        layouts: dict[fx.Node, set[str]] = {}
+        for _, linear in live:
+            for top in origins(linear.scope, linear.weight):  # type: ignore[arg-type]
+                layouts.setdefault(top, set()).add(linear.layout)
+        stay = [(match, linear, why) for match, linear in live if (why := _other_use(linear, state, taken, layouts))]
+        for match, linear, why in stay:
+            match.stays[linear] = why
+        if not stay:
+            return
+
+
+def _other_use(linear: Linear, state: State, taken: set[fx.Node], layouts: dict[fx.Node, set[str]]) -> str:
+    assert linear.weight is not None
+    for top in origins(linear.scope, linear.weight):
+        if len(layouts[top]) > 1:
+            return "its weight is used both as it is and transposed"
+        for user in _users_of_weight(state.scopes[0], top):
+            if user in taken:
+                continue
+            name = "an output of the graph" if user.op == "output" else f"`{general_name(user)}`"
+            line = user_line(user)
+            return f"its weight {parameter_name(top)} has another use, {name}{f' ({line})' if line else ''}"
+    return ""
+
+
+def _users_of_weight(scope: Scope, node: fx.Node) -> list[fx.Node]:
+    """What uses a weight, through bodies, transposes and casts."""
+    found = []
+    for where, user in uses(scope, node):
+        if op_name(user) in _WEIGHT_VIEWS and user.args[0] is not None:
+            found += _users_of_weight(where, user)
+        else:
+            found.append(user)
+    return found
+
+
+_WEIGHT_VIEWS = CASTS | {"getattr", "t", "transpose", "permute", "contiguous"}
+
+
+def _site(match: Match, status: str) -> Site:
+    """The report's row of a match."""
+    linears = match.linears
+    paths = [module_path(n.scope, n.node, n.weight) for n in linears]
+    reasons = [match.refusal] if match.refusal else _reasons(match, paths)
+    tops = [origins(n.scope, n.weight) for n in linears if n.weight is not None]
+    names = [parameter_name(top) for group in tops for top in group if top.op == "placeholder"]
+    return Site(
+        path=common_path(paths),
+        family=match.family,
+        shape=_shape(linears),
+        status="rewritten" if status == "rewritten" else "refused",
+        reason="; ".join(reasons),
+        source=user_line(linears[-1].node),
+        weights=tuple(dict.fromkeys(names)),
+        linears=len(match.taken),
+        rule=match.rule,
+    )
+
+
+def _reasons(match: Match, paths: list[str]) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for linear, path in zip(match.linears, paths, strict=True):
+        if linear in match.stays:
+            by_reason.setdefault(match.stays[linear], []).append(path or linear.node.name)
+    if len(match.stays) == len(match.linears) and len(by_reason) == 1:
+        return list(by_reason)
+    return [f"{' and '.join(where)} stays dense: {why}" for why, where in by_reason.items()]
+
+
+def _shape(linears: list[Linear]) -> str:
+    first, last = linears[0], linears[-1]
+    if not first.out_features:
+        return ""
+    if first is last:
+        return f"{first.in_features} -> {first.out_features}"
+    return f"{first.in_features} -> {last.in_features} -> {last.out_features}"

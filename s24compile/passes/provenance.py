@@ -1,0 +1,76 @@
+"""Where a node comes from, in the user's words: module path, parameter name, source line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from s24compile.passes.scope import Scope, origins
+
+WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+"""Modules that only wrap another; `named_modules()` of the user's model does not show them."""
+_TOKEN = re.compile(
+    r"_(?:modules|parameters|buffers)\[['\"](?P<registered>[^'\"]*)['\"]\]"
+    r"|\[(?P<item>'[^']*'|\"[^\"]*\"|\d+)\]"
+    r"|\.(?P<attribute>(?!_(?:modules|parameters|buffers)\[)\w+)"
+)
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_LIBRARY = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+_HELPERS = (os.path.join("transformers", "pytorch_utils.py"), os.path.join("transformers", "activations.py"))
+
+
+def dotted(source: str) -> str:
+    """Turns Dynamo's name of an object into the one of `named_modules()` or `named_parameters()`.
+
+    L['self']._modules['blocks']._modules['0']._parameters['Wi']  ->  blocks.0.Wi
+    L['self'].blocks.0.mlp                                        ->  blocks.0.mlp
+    """
+    root = re.match(r"[LG]\['[^']*'\]|\w+", source)
+    parts = [
+        (m["registered"] or m["item"] or m["attribute"] or "").strip("'\"")
+        for m in _TOKEN.finditer(source, root.end() if root else 0)
+    ]
+    return ".".join(part for part in parts if part and part not in WRAPPERS)
+
+
+def parameter_name(placeholder: fx.Node) -> str:
+    """The name of a top-level placeholder's parameter, e.g. "blocks.0.mlp.Wi.weight"; case is kept."""
+    source = getattr(placeholder, "_dynamo_source", None)
+    name = getattr(source, "name", None)
+    text = name() if callable(name) else name
+    return dotted(text) if isinstance(text, str) else str(placeholder.target)
+
+
+def module_path(scope: Scope, node: fx.Node, weight: fx.Node | None = None) -> str:
+    """The path of the innermost module that a node ran in, else the owner of its weight."""
+    stack = node.meta.get("nn_module_stack")
+    if stack:
+        return dotted(next(reversed(stack.values()))[0])
+    names = [parameter_name(top) for top in origins(scope, weight)] if weight is not None else []
+    return names[0].rpartition(".")[0] if names else ""
+
+
+def common_path(paths: Sequence[str]) -> str:
+    """The innermost module that holds all of them: "blocks.0.mlp" for "blocks.0.mlp.c_fc" and "blocks.0.mlp.c_proj"."""
+    split = [path.split(".") if path else [] for path in paths]
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) != 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def user_line(node: fx.Node) -> str:
+    """"file.py:12": the innermost frame outside torch and this package; relative to the working directory if below it."""
+    frames = [(m["file"], m["line"]) for m in _FRAME.finditer(str(node.meta.get("stack_trace") or ""))]
+    own = [frame for frame in frames if not frame[0].startswith(_LIBRARY) and not frame[0].endswith(_HELPERS)]
+    if not own:
+        return ""
+    file, line = own[-1]
+    here = os.getcwd() + os.sep
+    return f"{file.removeprefix(here)}:{line}"

@@ -1,0 +1,178 @@
+"""Fourth pass: puts the s24 ops in place of the linears and gates that the policy took. T tokens, D width, F hidden."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from s24compile.marks import mark_of
+from s24compile.passes.build import Builder, erase_unused
+from s24compile.passes.linears import Linear
+from s24compile.passes.match import Gate, Match
+from s24compile.passes.operands import Operands, Wanted
+from s24compile.passes.provenance import common_path, module_path
+from s24compile.passes.scope import Scope, fake, hop_name
+from s24compile.passes.spelling import general_name, spell
+from s24compile.passes.state import State
+
+GLU_ACTS = frozenset({"gelu", "gelu_tanh", "silu", "relu"})
+"""What torch.ops.s24.glu computes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Linears that become one `s24.linear`: a single one, or gate and up stacked."""
+
+    linears: tuple[Linear, ...]
+    wanted: Wanted
+    needs_transpose: bool
+
+
+def rewrite(state: State) -> int:
+    """Rewrites every taken linear; returns how many matmuls are 2:4 now."""
+    plan = [(match, _units(match, state)) for match in state.matches if match.taken]
+    operands = Operands(state, [(m.scope, u.wanted, u.needs_transpose) for m, units in plan for u in units])
+    for match, units in plan:
+        for unit in units:
+            _rewrite_unit(match, unit, operands, state)
+            state.count += len(unit.linears)
+    return state.count
+
+
+def _units(match: Match, state: State) -> list[Unit]:
+    joined = match.taken[:2] if match.rule == "gated" and _can_join(match, state) else []
+    singles = [linear for linear in match.taken if linear not in joined]
+    groups = ([tuple(joined)] if joined else []) + [(linear,) for linear in singles]
+    return [_unit(group, match.scope, state) for group in groups]
+
+
+def _unit(linears: tuple[Linear, ...], scope: Scope, state: State) -> Unit:
+    first = linears[0]
+    values, x = [fake(linear.node) for linear in linears], fake(first.node.args[0])
+    value = values[0]
+    assert value is not None
+    mark = mark_of(first.node)
+    wanted = Wanted(tuple(n.weight for n in linears if n.weight is not None), value.dtype, first.layout, mark)
+    # A result that needs no gradient has no backward; an x that needs none has no dX. The body of invoke_subgraph was
+    # traced for its first call only, so there the grad mode decides.
+    if any(hop_name(call) == "invoke_subgraph" for _, call in scope.calls):
+        has_dx = torch.is_grad_enabled()
+    else:
+        has_dx = x is None or (x.requires_grad and any(v is None or v.requires_grad for v in values))
+    return Unit(linears, wanted, has_dx and state.options_for(mark).dx == "sparse")
+
+
+def _can_join(match: Match, state: State) -> bool:
+    """Whether gate and up can be one GEMM: both taken, same x, dtypes, layout and options, all inputs there early."""
+    gate, up = match.linears[:2]
+    if gate not in match.taken or up not in match.taken:
+        return False
+    a, b = fake(gate.weight), fake(up.weight)
+    va, vb = fake(gate.node), fake(up.node)
+    if a is None or b is None or va is None or vb is None or (a.dtype, va.dtype) != (b.dtype, vb.dtype):
+        return False
+    if gate.layout != up.layout or gate.out_features != up.out_features or gate.weight is up.weight or mark_of(gate.node) != mark_of(up.node):
+        return False
+    biases = [n.bias for n in (gate, up) if n.bias is not None]
+    if len({fake(bias).dtype for bias in biases}) > 1 or any(bias.op != "placeholder" for bias in biases):  # type: ignore[union-attr]
+        return False
+    return not _mutated_between(gate.node.args[0], *sorted((gate.node, up.node)))
+
+
+def _mutated_between(x: object, first: fx.Node, last: fx.Node) -> bool:
+    """Whether an in-place op may change x (or what x is a view of) between two nodes."""
+    node = first
+    while node is not last:
+        op = spell(node)
+        inplace = op.inplace if op is not None else str(node.target).endswith("_") and node.op == "call_method"
+        if inplace or (op is None and general_name(node).endswith("_") and not general_name(node).endswith("__")):
+            target = node.args[0] if node.args else None
+            if target is x or not isinstance(target, fx.Node) or target < first:
+                return True
+        node = node.next
+    return False
+
+
+def _rewrite_unit(match: Match, unit: Unit, operands: Operands, state: State) -> None:
+    scope = match.scope
+    nodes = sorted(linear.node for linear in unit.linears)
+    packed = operands.provide(scope, unit.wanted)
+    path = common_path([module_path(scope, n.node, n.weight) for n in match.linears])
+    builder = Builder(nodes[0], state.fake_mode, match.rule, path)
+    with scope.graph.inserting_before(nodes[0]):
+        z = _sparse_linear(unit, packed, builder, state)
+        if len(unit.linears) == 2:
+            _split_joined(unit, z, builder)
+    gate = match.gate
+    if len(unit.linears) == 1:
+        _replace(unit.linears[0].node, z, state)
+    fused = gate is not None and (len(unit.linears) == 2 or gate.fused is nodes[0])
+    if gate is not None and fused and gate.direct and gate.act in GLU_ACTS:
+        _rewrite_gate(gate, z, match.rule, path, state)
+
+
+def _sparse_linear(unit: Unit, packed: tuple[fx.Node, ...], builder: Builder, state: State) -> fx.Node:
+    """The s24.linear of one unit, with x in the compute dtype."""
+    options = state.options_for(unit.wanted.decorated)
+    x = unit.linears[0].node.args[0]  # not `linear.x`: an earlier layer's result may have been replaced
+    value = fake(x)
+    assert value is not None
+    if value.dtype != unit.wanted.dtype:
+        x = builder.method("to", x, unit.wanted.dtype)
+    values, metadata, *transposed = packed
+    values_t, metadata_t = transposed if unit.needs_transpose else (None, None)
+    return builder.function(
+        torch.ops.s24.linear.default,
+        x,
+        list(unit.wanted.weights),
+        values,
+        metadata,
+        values_t,
+        metadata_t,
+        _bias(unit, builder),
+        options.format,
+        unit.wanted.layout,
+        options.dx,
+        options.dw,
+    )
+
+
+def _bias(unit: Unit, builder: Builder) -> Any:
+    biases = [linear.node.args[2] for linear in unit.linears]
+    given = next((bias for bias in biases if bias is not None), None)
+    if given is None or len(biases) == 1:
+        return given
+    whole = [
+        bias if bias is not None else builder.method("new_zeros", given, (linear.out_features,))
+        for bias, linear in zip(biases, unit.linears, strict=True)
+    ]
+    return builder.function(torch.cat, whole)
+
+
+def _split_joined(unit: Unit, z: fx.Node, builder: Builder) -> None:
+    """Gives the users of gate and up their halves of z."""
+    halves = builder.method("chunk", z, 2, -1)
+    for index, linear in enumerate(unit.linears):
+        half = builder.function(operator.getitem, halves, index)
+        linear.node.replace_all_uses_with(half)
+        erase_unused(linear.node)
+
+
+def _rewrite_gate(gate: Gate, z: fx.Node, rule: str, path: str, state: State) -> None:
+    """p = mul(silu(c[0]), c[1])  ->  p = s24.glu(z, "silu", "first"); the halves lose their last users and go."""
+    builder = Builder(gate.product, state.fake_mode, rule, path)
+    with gate.product.graph.inserting_before(gate.product):
+        p = builder.function(torch.ops.s24.glu.default, z, gate.act, gate.order)
+    _replace(gate.product, p, state)
+
+
+def _replace(old: fx.Node, new: fx.Node, state: State) -> None:
+    value = fake(old)
+    assert value is not None
+    state.replaced.append((value, new))
+    old.replace_all_uses_with(new)
+    erase_unused(old)

@@ -1,0 +1,76 @@
+"""What the passes share: options from the backend, the graph being rewritten, and what the backend gets back.
+
+T tokens, D model width, F hidden width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from s24compile.config import Config
+from s24compile.operand_request import OperandRequest
+from s24compile.report import Site
+
+if TYPE_CHECKING:
+    from s24compile.passes.match import Match
+    from s24compile.passes.scope import Scope
+
+Profitable = Callable[[Site], str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearOptions:
+    """How every `s24.linear` of a graph computes; a function of the recipe and of the machine, not of the graph."""
+
+    format: str = "sm90"
+    dx: str = "sparse"
+    """"sparse" (packed W^T), "dense" or "mvue": how the backward gets dX."""
+    dw: str = "mvue"
+    """"mvue" or "dense": how the backward gets dW."""
+    alignment: int = 16
+    """Both dims of a weight must be multiples of this (at least 4: the transposable blocks are 4x4)."""
+
+
+@dataclasses.dataclass
+class Rewrite:
+    """The result of `passes.run`."""
+
+    graph_module: fx.GraphModule
+    """A copy: Dynamo's own graph is untouched. The very same nodes as Dynamo's if nothing was rewritten."""
+    sites: list[Site]
+    operands: list[OperandRequest]
+    count: int
+    """Matmuls that are 2:4 now."""
+
+
+@dataclasses.dataclass
+class State:
+    """One graph on its way through the passes; each pass reads and extends it."""
+
+    graph_module: fx.GraphModule
+    scopes: list[Scope]
+    """The top-level graph first, then bodies of higher-order ops, parents before children."""
+    config: Config
+    options: LinearOptions
+    profitable: Profitable
+    dense: frozenset[str]
+    decorated_options: Mapping[str, LinearOptions]
+    fuel: int | None
+    fake_mode: torch._subclasses.FakeTensorMode | None
+    cut_reason: str = ""
+    """Why Dynamo cut this graph, if something did (DDP's optimizer does)."""
+    matches: list[Match] = dataclasses.field(default_factory=list)
+    sites: list[Site] = dataclasses.field(default_factory=list)
+    operands: list[OperandRequest] = dataclasses.field(default_factory=list)
+    count: int = 0
+    replaced: list[tuple[torch.Tensor, fx.Node]] = dataclasses.field(default_factory=list)
+    """(fake value of a node that is gone, the node that stands for it): verify compares them."""
+
+    def options_for(self, decorated: str | None) -> LinearOptions:
+        """The options of a linear: those of its own decorator where the backend gave some."""
+        return self.decorated_options.get(decorated, self.options) if decorated is not None else self.options
