@@ -137,7 +137,9 @@ def pack(w: Tensor, mask: Tensor | None = None, *, dtype: torch.dtype | None = N
     check_matrix("w", w)
     check_multiple("w", w, (1,))
     check_packable(dtype)
-    mask = _as_mask(mask, w)
+    if mask is not None:
+        check_same_shape("mask", mask, "w", w)
+        mask = mask.bool()
     dtype, format = dtype or w.dtype, device_format(w.device)
     with outside_inference_mode():
         values, metadata = _ops.pack(w.detach(), mask, dtype, format)
@@ -159,10 +161,10 @@ def pack_both(w: Tensor, mask: Tensor, *, dtype: torch.dtype | None = None) -> t
     check_matrix("w", w)
     check_multiple("w", w, (0, 1))
     check_packable(dtype)
-    mask = _as_mask(mask, w)
+    check_same_shape("mask", mask, "w", w)
     (m, k), dtype, format = w.shape, dtype or w.dtype, device_format(w.device)
     with outside_inference_mode():
-        values, metadata, values_t, metadata_t = _ops.pack_both(w.detach(), mask, dtype, format)
+        values, metadata, values_t, metadata_t = _ops.pack_both(w.detach(), mask.bool(), dtype, format)
     plain = Packed24(values, metadata, (m, k), dtype, format)
     return plain, Packed24(values_t, metadata_t, (k, m), dtype, format)
 
@@ -269,10 +271,3 @@ def flip_rate(mask_before: Tensor, mask_after: Tensor) -> float:
     """
     check_same_shape("mask_after", mask_after, "mask_before", mask_before)
     return float(_ops.flip_rate(mask_before, mask_after))
-
-
-def _as_mask(mask: Tensor | None, w: Tensor) -> Tensor | None:
-    if mask is None:
-        return None
-    check_same_shape("mask", mask, "w", w)
-    return mask.bool()

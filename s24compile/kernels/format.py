@@ -48,89 +48,105 @@ PADDING_CODE = PAIR_CODES[0]
 
 @dataclasses.dataclass(frozen=True)
 class MetadataLayout:
-    """How the codes of one format and value width lie in memory.
+    """How the codes of one format and value width lie in memory; a subclass says in which order.
 
-    `rows` and `groups` are what m and the groups of k are padded to. `split` are the digits of a padded matrix of
-    cells [m, columns], rows then columns, -1 where there may be many; `order` lists those digits from slowest to
-    fastest in memory; `shape` says which runs of `order` are flattened into one dim of the metadata tensor.
+    A padded matrix of cells [M, C] has M a multiple of `rows` and C one of `columns`.
     """
 
     cell: torch.dtype
     rows: int
-    groups: int
-    row_digits: tuple[int, ...]
-    column_digits: tuple[int, ...]
-    order: tuple[int, ...]
-    atoms: bool
+    columns: int
 
     @property
     def codes_per_cell(self) -> int:
         """How many groups one cell describes."""
         return self.cell.itemsize * 2
 
+    def padded(self, m: int, groups: int) -> tuple[int, int]:
+        """Rows and columns of the matrix of cells for codes [m, groups]."""
+        per_atom = self.columns * self.codes_per_cell
+        return (m + self.rows - 1) // self.rows * self.rows, (groups + per_atom - 1) // per_atom * self.columns
+
     def shape(self, m: int, k: int) -> tuple[int, ...]:
         """Shape of the metadata tensor of a dense [m, k]."""
-        m_atoms, k_atoms = (m + self.rows - 1) // self.rows, (k + 4 * self.groups - 1) // (4 * self.groups)
-        columns = self.groups // self.codes_per_cell
-        if self.atoms:
-            return k_atoms, m_atoms, self.rows * columns
-        return m_atoms * self.rows, k_atoms * columns
+        return self.padded(m, (k + 3) // 4)
 
     def store(self, codes: Tensor) -> Tensor:
         """uint8 codes [m, groups] -> metadata, contiguous, padding included."""
         m, groups = codes.shape
-        shape = self.shape(m, 4 * groups)
-        padded_m, padded_g = -(-m // self.rows) * self.rows, -(-groups // self.groups) * self.groups
-        if (padded_m, padded_g) != (m, groups):
-            codes = torch.nn.functional.pad(codes, (0, padded_g - groups, 0, padded_m - m), value=PADDING_CODE)
-        codes = codes.contiguous()  # cells are read from neighbouring bytes
+        rows, columns = self.padded(m, groups)
+        rest = (0, columns * self.codes_per_cell - groups, 0, rows - m)
+        # contiguous: a cell is read from neighbouring bytes
+        codes = torch.nn.functional.pad(codes, rest, value=PADDING_CODE).contiguous()
         cells = (codes[:, 0::2] | codes[:, 1::2] << 4).view(self.cell)
-        return self._digits(cells).permute(self.order).reshape(shape).contiguous()
+        return self.shuffle(cells).reshape(self.shape(m, 4 * groups))
 
     def load(self, metadata: Tensor, m: int, groups: int) -> Tensor:
         """metadata -> uint8 codes [m, groups]."""
-        padded_m = -(-m // self.rows) * self.rows
-        columns = -(-groups // self.groups) * self.groups // self.codes_per_cell
-        digits = self._digits(torch.empty(padded_m, columns, dtype=torch.uint8, device="meta"))
-        stored = metadata.reshape([digits.shape[d] for d in self.order])
-        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        pairs = stored.permute(inverse).reshape(padded_m, columns).contiguous().view(torch.uint8)
-        codes = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(1)
-        return codes[:m, :groups]
-
-    def _digits(self, cells: Tensor) -> Tensor:
-        """[m, columns] -> one dim per digit: the many atoms of m, its digits, the many of k, its digits."""
-        m, columns = cells.shape
-        per_atom = self.groups // self.codes_per_cell
-        rows, wide = (m // self.rows, *self.row_digits), (columns // per_atom, *self.column_digits)
-        return cells.reshape(*rows, *wide)
-
-
-# Digits of sm90, 16-bit: 0 m_atom, 1 m2, 2 m1, 3 m0, 4 k_atom, 5 k2, 6 k1.   8-bit: 0 m_atom, 1 r, 2 k_atom, 3 c.
-_SM90_16 = MetadataLayout(torch.int16, 64, 16, (4, 2, 8), (2, 2), (4, 0, 1, 6, 3, 5, 2), atoms=True)
-_SM90_8 = MetadataLayout(torch.uint8, 64, 32, (64,), (16,), (2, 0, 1, 3), atoms=True)
-
-
-class _Sm80Layout(MetadataLayout):
-    """The row shuffle of G rows merges digits before they split again, so it is a second view."""
-
-    def _digits(self, cells: Tensor) -> Tensor:
-        """[m, columns] -> digits p, s, q, t of the shuffled matrix (see the module's drawing)."""
-        m, columns = cells.shape
-        shuffled = cells.reshape(m // self.rows, self.rows // 8, 8, columns).transpose(1, 2)
-        return shuffled.reshape(m // 2, 2, columns // 2, 2)
-
-    def load(self, metadata: Tensor, m: int, groups: int) -> Tensor:
-        """metadata -> uint8 codes [m, groups]."""
-        padded_m, columns = metadata.shape
-        stored = metadata.reshape(columns // 2, padded_m // 2, 2, 2)  # q, p, t, s
-        shuffled = stored.permute(1, 3, 0, 2).reshape(padded_m // self.rows, 8, self.rows // 8, columns)
-        pairs = shuffled.transpose(1, 2).reshape(padded_m, columns).contiguous().view(torch.uint8)
+        cells = self.unshuffle(metadata.contiguous(), *self.padded(m, groups))
+        pairs = cells.contiguous().view(torch.uint8)
         return torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(1)[:m, :groups]
 
+    def shuffle(self, cells: Tensor) -> Tensor:
+        """Cells [M, C] -> the same in the order of memory."""
+        raise NotImplementedError
 
-_SM80_16 = _Sm80Layout(torch.int16, 32, 8, (), (), (2, 0, 3, 1), atoms=False)
-_SM80_8 = _Sm80Layout(torch.int32, 16, 16, (), (), (2, 0, 3, 1), atoms=False)
+    def unshuffle(self, metadata: Tensor, rows: int, columns: int) -> Tensor:
+        """The inverse: metadata -> cells [rows, columns]."""
+        raise NotImplementedError
+
+
+class Sm90Wide(MetadataLayout):
+    """Atoms of 64 x 64 beside 16-bit values, shuffled within."""
+
+    def shape(self, m: int, k: int) -> tuple[int, ...]:
+        """[k_atoms, m_atoms, 256]."""
+        rows, columns = self.padded(m, (k + 3) // 4)
+        return columns // 4, rows // 64, 256
+
+    def shuffle(self, cells: Tensor) -> Tensor:
+        """Digits m_atom, m2, m1, m0, k_atom, k2, k1 -> k_atom, m_atom, m2, k1, m0, k2, m1."""
+        rows, columns = cells.shape
+        return cells.reshape(rows // 64, 4, 2, 8, columns // 4, 2, 2).permute(4, 0, 1, 6, 3, 5, 2)
+
+    def unshuffle(self, metadata: Tensor, rows: int, columns: int) -> Tensor:
+        """The inverse."""
+        atoms = metadata.reshape(columns // 4, rows // 64, 4, 2, 8, 2, 2)
+        return atoms.permute(1, 2, 6, 4, 0, 5, 3).reshape(rows, columns)
+
+
+class Sm90Narrow(MetadataLayout):
+    """Atoms of 64 x 128 beside 8-bit values, row-major within."""
+
+    def shape(self, m: int, k: int) -> tuple[int, ...]:
+        """[k_atoms, m_atoms, 1024]."""
+        rows, columns = self.padded(m, (k + 3) // 4)
+        return columns // 16, rows // 64, 1024
+
+    def shuffle(self, cells: Tensor) -> Tensor:
+        """Digits m_atom, r, k_atom, c -> k_atom, m_atom, r, c."""
+        rows, columns = cells.shape
+        return cells.reshape(rows // 64, 64, columns // 16, 16).permute(2, 0, 1, 3)
+
+    def unshuffle(self, metadata: Tensor, rows: int, columns: int) -> Tensor:
+        """The inverse."""
+        return metadata.reshape(columns // 16, rows // 64, 64, 16).permute(1, 2, 0, 3).reshape(rows, columns)
+
+
+class Sm80(MetadataLayout):
+    """One matrix of cells with shuffled rows, transposed 2x2 blocks and interleaved columns."""
+
+    def shuffle(self, cells: Tensor) -> Tensor:
+        """Digits g, a, b of rows -> g, b, a = p, s; then p, s, q, t -> q, p, t, s."""
+        rows, columns = cells.shape
+        shuffled = cells.reshape(rows // self.rows, self.rows // 8, 8, columns).transpose(1, 2)
+        return shuffled.reshape(rows // 2, 2, columns // 2, 2).permute(2, 0, 3, 1)
+
+    def unshuffle(self, metadata: Tensor, rows: int, columns: int) -> Tensor:
+        """The inverse."""
+        shuffled = metadata.reshape(columns // 2, rows // 2, 2, 2).permute(1, 3, 0, 2)
+        digits = shuffled.reshape(rows // self.rows, 8, self.rows // 8, columns)
+        return digits.transpose(1, 2).reshape(rows, columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +179,7 @@ class Format:
         return ((k + 3) // 4 * 2 + unit - 1) // unit * unit
 
     def empty(self, m: int, k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Allocates (values, metadata) of a dense [m, k]. Kernels write all of it; only the row padding is set, to 0."""
+        """Allocates (values, metadata) of a dense [m, k]. Only the row padding is set, to 0."""
         rows, kept = self.values_shape(m, k)
         pitch = self.values_pitch(k, dtype)
         if pitch == kept:
@@ -182,7 +198,11 @@ class Format:
         return self.layout(dtype).load(metadata, m, (k + 3) // 4)
 
 
-FORMATS: dict[str, Format] = {"sm90": Format("sm90", _SM90_16, _SM90_8), "sm80": Format("sm80", _SM80_16, _SM80_8)}
+FORMATS: dict[str, Format] = {
+    "sm90": Format("sm90", wide=Sm90Wide(torch.int16, 64, 4), narrow=Sm90Narrow(torch.uint8, 64, 16)),
+    "sm80": Format("sm80", wide=Sm80(torch.int16, 32, 2), narrow=Sm80(torch.int32, 16, 2)),
+}
+"""Formats by name."""
 
 
 @functools.cache

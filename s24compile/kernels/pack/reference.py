@@ -1,6 +1,6 @@
 """Packing a 2:4 matrix into values and metadata, and back. The bits are `format.py`'s.
 
-Legend: w [m, k] with groups of four along k; x0..x3 are the four planes of a matrix, each [m, groups].
+Legend: w [m, k] with groups of four along k.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from s24compile.errors import MaskError, ShapeError
 from s24compile.kernels.format import FORMATS, code_table
 from s24compile.kernels.masks import reference as masks
 from s24compile.kernels.patterns import PAIR_CODES, PAIRS, TRANSPOSABLE, TRANSPOSABLE_COLUMNS
-
-Planes = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _code_of_bits(bits: int) -> int:
@@ -42,19 +40,14 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
-def planes_of(x: Tensor) -> Planes:
-    """The four places of each group along the last dim: [m, k] -> four views [m, k/4]."""
-    x0, x1, x2, x3 = x.unflatten(-1, (-1, 4)).unbind(-1)
-    return x0, x1, x2, x3
+def places_of(codes: Tensor) -> Tensor:
+    """The two kept places of each group, int64 [m, groups, 2] (torch's gather and scatter take no less)."""
+    return torch.stack((codes & 3, codes >> 2), dim=-1).long()
 
 
-def gather_kept(planes: Planes, codes: Tensor) -> Tensor:
-    """The two elements per group that `codes` [m, groups] names: [m, 2 groups]."""
-    x0, x1, x2, x3 = planes
-    first, second = codes & 3, codes >> 2
-    low = torch.where(first == 0, x0, torch.where(first == 1, x1, x2))
-    high = torch.where(second == 3, x3, torch.where(second == 2, x2, x1))
-    return torch.stack((low, high), dim=-1).flatten(-2)
+def gather_kept(x: Tensor, codes: Tensor) -> Tensor:
+    """The two elements of each group of x [m, 4 groups] that `codes` [m, groups] names: [m, 2 groups]."""
+    return x.unflatten(1, (-1, 4)).gather(2, places_of(codes)).flatten(1)
 
 
 def write(values: Tensor, codes: Tensor, k: int, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor]:
@@ -99,7 +92,7 @@ def pack(w: Tensor, mask: Tensor | None, dtype: torch.dtype, format: str) -> tup
         kept, w = _pad(w != 0), _pad(w)
     else:
         kept, w = _pad(mask), _pad(torch.where(mask, w, 0.0))
-    k0, k1, k2, k3 = (plane.to(torch.uint8) for plane in planes_of(kept))
+    k0, k1, k2, k3 = kept.to(torch.uint8).unflatten(1, (-1, 4)).unbind(-1)
     if kept.numel() and (mask is None or w.device.type != "cuda"):
         most = (k0 + k1 + k2 + k3).max()
         if mask is None:
@@ -108,29 +101,17 @@ def pack(w: Tensor, mask: Tensor | None, dtype: torch.dtype, format: str) -> tup
             _check_kept(most, "the mask", "at most two ones in each group of four along the last dim")
     bits = k0 | k1 << 1 | k2 << 2 | k3 << 3
     codes = code_table(w.device, _CODE_OF_BITS)[bits.int()]
-    return write(gather_kept(planes_of(w), codes), codes, k, dtype, format)
+    return write(gather_kept(w, codes), codes, k, dtype, format)
 
 
 def unpack(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str) -> Tensor:
     """(values, metadata) -> dense [rows, cols], contiguous, in the dtype of the values."""
     codes = FORMATS[format].decode(metadata, rows, cols, values.dtype)
-    first, second = codes & 3, codes >> 2
-    if values.dtype.itemsize == 1:
-        # `where` has no fp8 kernels; bytes carry the same bits, and 0 is 0.
-        return unpack_planes(values.view(torch.uint8), first, second)[:, :cols].contiguous().view(values.dtype)
-    return unpack_planes(values, first, second)[:, :cols].contiguous()
-
-
-def unpack_planes(values: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Kept values [m, 2 groups] and their places [m, groups] -> dense [m, 4 groups]."""
-    low, high = values.unflatten(1, (-1, 2)).unbind(-1)
-    planes = (
-        torch.where(first == 0, low, 0),
-        torch.where(first == 1, low, torch.where(second == 1, high, 0)),
-        torch.where(first == 2, low, torch.where(second == 2, high, 0)),
-        torch.where(second == 3, high, 0),
-    )
-    return torch.stack(planes, dim=-1).flatten(1)
+    # fp8 has no scatter: its bytes carry the same bits, and all bits 0 is 0.
+    kept = values.view(torch.uint8) if values.dtype.itemsize == 1 else values
+    dense = torch.zeros((*codes.shape, 4), dtype=kept.dtype, device=kept.device)
+    dense.scatter_(2, places_of(codes), kept.unflatten(1, (-1, 2)))
+    return dense.flatten(1)[:, :cols].contiguous().view(values.dtype)
 
 
 def pack_both(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -184,7 +165,7 @@ def pack_weight_(
             logical = [beta * w for beta, w in zip(scale.expand(len(logical)), logical, strict=True)]
     layout = FORMATS[format]
     codes = [_codes_of_patterns(p, select, transposed=False) for p in patterns]
-    kept = [gather_kept(planes_of(w), c) for w, c in zip(logical, codes, strict=True)]
+    kept = [gather_kept(w, c) for w, c in zip(logical, codes, strict=True)]
     values.copy_(cast(torch.cat(kept), values.dtype))
     metadata.copy_(layout.encode(torch.cat(codes), values.dtype))
     if values_t is None or metadata_t is None:
@@ -192,6 +173,6 @@ def pack_weight_(
     if select != "transposable":
         raise ShapeError(what="values_t", shape=tuple(values_t.shape), accepted="only a transposable mask has a W^T")
     codes = [_codes_of_patterns(p, select, transposed=True) for p in patterns]
-    kept = [gather_kept(planes_of(w.t()), c) for w, c in zip(logical, codes, strict=True)]
+    kept = [gather_kept(w.t(), c) for w, c in zip(logical, codes, strict=True)]
     values_t.copy_(cast(torch.cat(kept, dim=1), values_t.dtype))
     metadata_t.copy_(layout.encode(torch.cat(codes, dim=1), values_t.dtype))
