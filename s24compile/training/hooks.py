@@ -120,5 +120,3 @@ def _outer_steps() -> list[Optimizer]:
                 steps.append(owner)
         frame = frame.f_back
     return steps[1:]
-
-

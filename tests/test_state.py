@@ -1,0 +1,362 @@
+"""The model-level functions: saving and resuming bitwise, refusing what does not fit, phases, baking."""
+
+from __future__ import annotations
+
+import copy
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from s24compile import errors
+from s24compile.config import Config
+from s24compile.state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
+from tests.freshening import MLP, recorded_ops, sparse_forward, sparse_linear, train
+
+FST = Config(mask_interval=3)
+RECIPES = ["fst", "sste", "ste", "srste", "step"]
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def trained(steps=4, config=FST):
+    model = MLP()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), config, range(steps))
+    return model
+
+
+def assert_same_state(one, two):
+    assert one.keys() == two.keys()
+    for name in one:
+        assert one[name].keys() == two[name].keys()
+        for field, value in one[name].items():
+            same = (
+                torch.equal(value, two[name][field]) if isinstance(value, torch.Tensor) else value == two[name][field]
+            )
+            assert same, (name, field)
+
+
+def test_name_weights_as_the_innermost_model_does():
+    model = trained()
+    assert set(sparse_weights(model)) == {"up.weight", "down.weight"}
+    assert set(state_dict(model)) == {"up.weight", "down.weight"}
+    assert set(state_dict(torch.compile(model))) == {"up.weight", "down.weight"}
+    assert set(state_dict(nn.DataParallel(torch.compile(model)))) == {"up.weight", "down.weight"}
+    outer = nn.Module()
+    outer.block = torch.compile(model)
+    assert set(state_dict(outer)) == {"block.up.weight", "block.down.weight"}
+    outer.module = model  # a submodule's own name, which no wrapper gave
+    del outer.block
+    assert set(state_dict(outer)) == {"module.up.weight", "module.down.weight"}
+
+
+def test_snapshot_rather_than_alias():
+    model = trained()
+    saved = state_dict(model)
+    kept = copy.deepcopy(saved)
+    train(model, torch.optim.SGD(model.parameters(), lr=1.0), FST, range(4, 12))
+    assert_same_state(saved, kept)
+
+
+@pytest.mark.parametrize("split", [3, 4, 5])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_resume_bitwise(recipe, split):
+    config = Config(recipe=recipe, mask_interval=3, decay=1e-2, dense_after=8)
+
+    def fresh():
+        torch.manual_seed(0)
+        model = MLP()
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    model, optimizer = fresh()
+    losses = train(model, optimizer, config, range(10))
+
+    half, half_optimizer = fresh()
+    train(half, half_optimizer, config, range(split))
+    checkpoint = through_a_file(
+        {"model": half.state_dict(), "optimizer": half_optimizer.state_dict(), "s24": state_dict(half)}
+    )
+    resumed = MLP()
+    resumed_optimizer = torch.optim.AdamW(resumed.parameters(), lr=1e-2)
+    resumed.load_state_dict(checkpoint["model"])
+    resumed_optimizer.load_state_dict(checkpoint["optimizer"])
+    load_state_dict(resumed, checkpoint["s24"])
+    rest = train(resumed, resumed_optimizer, config, range(split, 10))
+
+    assert torch.equal(rest, losses[split:])
+    for name, parameter in model.state_dict().items():
+        assert torch.equal(parameter, resumed.state_dict()[name]), name
+    assert_same_state(state_dict(model), state_dict(resumed))
+    for name, weight in sparse_weights(model).items():
+        assert weight.flip_rate == sparse_weights(resumed)[name].flip_rate
+
+
+_RESUME = """
+import sys, torch
+sys.path.insert(0, {root!r})
+from s24compile.config import Config
+from s24compile.state import load_state_dict
+from tests.freshening import MLP, train
+checkpoint = torch.load(sys.argv[1], weights_only=True)
+model = MLP(); optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+load_state_dict(model, checkpoint["s24"])
+model.load_state_dict(checkpoint["model"]); optimizer.load_state_dict(checkpoint["optimizer"])
+train(model, optimizer, Config(mask_interval=3), range(4, 8))
+torch.save(model.state_dict(), sys.argv[1])
+"""
+
+
+def test_resume_bitwise_in_another_process(tmp_path):
+    torch.manual_seed(0)
+    model = MLP()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    train(model, optimizer, FST, range(4))
+    path = str(tmp_path / "checkpoint.pt")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "s24": state_dict(model)}, path)
+    train(model, optimizer, FST, range(4, 8))
+    root = str(Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", _RESUME.format(root=root), path], check=True, cwd=root)
+    for name, parameter in torch.load(path, weights_only=True).items():
+        assert torch.equal(parameter, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_search_nothing_on_load(recipe):
+    config = Config(recipe=recipe)
+    model = MLP()
+    sparse_forward(model, torch.randn(8, 16), config)
+    other = copy.deepcopy(model)
+    load_state_dict(other, state_dict(model))
+    sparse_forward(other, torch.randn(8, 16), config)
+    assert_same_state(state_dict(model), state_dict(other))
+    assert sparse_weights(other)["up.weight"].flip_rate is None
+
+
+def test_save_and_load_before_the_first_forward():
+    model = MLP()
+    assert state_dict(model) == {}
+    load_state_dict(model, {})
+    saved = state_dict(trained())
+    load_state_dict(model, saved)
+    assert sparse_weights(model) == {}
+    assert_same_state(state_dict(model), saved)
+    sparse_forward(model, torch.randn(8, 16), FST)
+    assert sparse_weights(model)["up.weight"].steps == 4
+
+
+def test_restore_in_place_into_a_live_model():
+    model = trained(4)
+    saved = state_dict(model)
+    mask = sparse_weights(model)["up.weight"].mask.clone()
+    train(model, torch.optim.SGD(model.parameters(), lr=1.0), FST, range(4, 12))
+    assert not torch.equal(sparse_weights(model)["up.weight"].mask, mask)
+    load_state_dict(model, saved)
+    sparse_forward(model, torch.randn(8, 16), FST)
+    assert torch.equal(sparse_weights(model)["up.weight"].mask, mask)
+    assert_same_state(state_dict(model), saved)
+
+
+def broken(how):
+    state = state_dict(trained())
+    up = state["up.weight"]
+    if how == "foreign":
+        state["other.weight"] = state.pop("up.weight")
+    elif how == "prefixed":
+        state = {f"_orig_mod.{name}": entry for name, entry in state.items()}
+    elif how == "partial":
+        del state["down.weight"]
+    elif how == "extra":
+        state["up.bias"] = dict(up)
+    elif how == "shape":
+        up["shape"] = [64, 16]
+    elif how == "patterns":
+        up["patterns"] = up["patterns"][:-1]
+    elif how == "illegal codes":
+        up["patterns"] = torch.full_like(up["patterns"], 200)
+    elif how == "recipe":
+        up["recipe"] = "ste"
+    elif how == "field":
+        del up["steps"]
+    elif how == "unknown field":
+        up["stepps"] = 1
+    elif how == "type":
+        state["down.weight"] = torch.zeros(3)
+    elif how == "model's own":
+        state = dict(MLP().state_dict())
+    elif how == "scale":
+        up["scale"] = torch.tensor(1.0)
+    elif how == "negative":
+        up["steps"] = -1
+    return state
+
+
+BROKEN = [
+    "foreign", "prefixed", "partial", "extra", "shape", "patterns", "illegal codes", "recipe", "field", "unknown field",
+    "type", "model's own", "scale", "negative",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_refuse_a_broken_checkpoint_whole(how):
+    state = broken(how)
+    model = trained(5)
+    before = state_dict(model)
+    with pytest.raises(errors.CheckpointError, match="none of it was loaded"):
+        load_state_dict(model, state)
+    assert_same_state(state_dict(model), before)
+
+
+@pytest.mark.parametrize("how", [how for how in BROKEN if how not in ("patterns", "illegal codes", "recipe", "scale")])
+def test_refuse_a_broken_checkpoint_before_the_first_forward(how):
+    model = MLP()
+    with pytest.raises(errors.CheckpointError):
+        load_state_dict(model, broken(how))
+    assert state_dict(model) == {}
+    sparse_forward(model, torch.randn(8, 16), FST)
+
+
+@pytest.mark.parametrize("how", ["patterns", "illegal codes", "recipe", "scale"])
+def test_refuse_at_the_first_forward_what_only_the_options_tell(how):
+    model = MLP()
+    load_state_dict(model, broken(how))
+    with pytest.raises(errors.CheckpointError, match=r"up\.weight"):
+        sparse_forward(model, torch.randn(8, 16), FST)
+
+
+def test_refuse_at_the_first_forward_a_weight_that_the_checkpoint_left_out():
+    only_up = MLP()
+    sparse_linear(torch.randn(8, 16), only_up.up, FST, "up.weight")
+    model = MLP()
+    load_state_dict(model, state_dict(only_up))
+    with pytest.raises(errors.CheckpointError, match=r"no entry for 'down\.weight'"):
+        sparse_forward(model, torch.randn(8, 16), FST)
+
+
+def test_refuse_what_is_no_module():
+    for function in (state_dict, sparse_weights, refresh, bake_):
+        with pytest.raises(errors.ModelError, match=r"nn\.Module"):
+            function(lambda x: x)
+
+
+def dense_forward_happens(model, config=FST):
+    with recorded_ops() as calls:
+        sparse_forward(model, torch.randn(8, 16), config)
+    return "linear" not in calls
+
+
+def test_switch_phases_before_and_after_the_first_forward():
+    model = MLP()
+    set_phase(model, "dense")
+    assert dense_forward_happens(model)
+    assert sparse_weights(model)["up.weight"].phase == "dense"
+    set_phase(model, "sparse")
+    assert not dense_forward_happens(model)
+    set_phase(model, "dense")
+    assert dense_forward_happens(model)
+    with pytest.raises(errors.OptionError, match="phase='sparce'"):
+        set_phase(model, "sparce")
+
+
+def test_train_dense_from_the_forward_after_n_steps():
+    config = Config(mask_interval=3, dense_after=2)
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dense = []
+    for i in range(4):
+        dense.append(dense_forward_happens(model, config))
+        train(model, optimizer, config, range(i, i + 1))
+    assert dense == [False, False, True, True]
+    always = MLP()
+    set_phase(always, "sparse")
+    assert dense_forward_happens(always, Config(dense_after=0)), "dense_after=0 is dense whatever set_phase says"
+
+
+def test_return_to_sparse_training_after_a_dense_phase():
+    config = Config(mask_interval=3, dense_after=2)
+    model = trained(4, config)
+    assert sparse_weights(model)["up.weight"].phase == "dense"
+    set_phase(model, "sparse")
+    assert not dense_forward_happens(model, config)
+    assert torch.equal(
+        sparse_weights(model)["up.weight"].mask, torch.ops.s24.transposable_mask(model.up.weight.detach())
+    )
+
+
+def test_resume_in_the_dense_phase_and_in_an_asked_one():
+    config = Config(mask_interval=3, dense_after=2)
+    model = MLP()
+    load_state_dict(model, state_dict(trained(4, config)))
+    assert dense_forward_happens(model, config)
+    asked = trained(4)
+    set_phase(asked, "dense")
+    model = MLP()
+    load_state_dict(model, state_dict(asked))
+    assert dense_forward_happens(model)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_bake_what_the_model_computes_with(recipe):
+    config = Config(recipe=recipe)
+    model = trained(4, config)
+    x = torch.randn(8, 16)
+    before = sparse_forward(model, x, config)
+    version = model.up.weight._version
+    mask = sparse_weights(model)["up.weight"].mask.clone()
+    bake_(model)
+    assert model.up.weight._version > version
+    assert torch.equal(sparse_weights(model)["up.weight"].mask, mask)
+    assert bool((model.up.weight[~mask] == 0).all())
+    torch.testing.assert_close(model(x), before)
+    torch.testing.assert_close(sparse_forward(model, x, config), before)
+    baked = {name: p.clone() for name, p in model.state_dict().items()}
+    bake_(model)
+    assert all(torch.equal(p, baked[name]) for name, p in model.state_dict().items()), "baking twice is baking once"
+    fresh = MLP()
+    fresh.load_state_dict(baked)
+    load_state_dict(fresh, state_dict(model))
+    torch.testing.assert_close(sparse_forward(fresh, x, config), before)
+
+
+def test_find_the_same_sparsity_in_baked_weights_without_the_state():
+    model = trained()
+    x = torch.randn(8, 16)
+    before = sparse_forward(model, x, FST)
+    bake_(model)
+    fresh = MLP()
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(sparse_forward(fresh, x, FST), before)
+
+
+def test_refuse_to_bake_dense_or_unknown_weights():
+    with pytest.raises(errors.ModelError, match="no sparse weights"):
+        bake_(MLP())
+    model = trained()
+    before = model.up.weight.clone()
+    set_phase(model, "dense")
+    with pytest.raises(errors.ModelError, match="dense phase"):
+        bake_(model)
+    assert torch.equal(model.up.weight, before)
+
+
+def test_search_anew_when_refresh_is_told_to():
+    model = trained()
+    model.up.weight.data.copy_(torch.randn(32, 16))
+    refresh(model)
+    weight = sparse_weights(model)["up.weight"]
+    best = torch.ops.s24.transposable_mask(model.up.weight.detach())
+    assert not torch.equal(weight.mask, best)
+    refresh(model, search=True)
+    assert torch.equal(weight.mask, best)
+
+
+def test_refresh_before_the_first_forward_is_no_mistake():
+    refresh(MLP())

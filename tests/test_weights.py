@@ -1,0 +1,513 @@
+"""The state of one weight, driven by hand: masks and their schedule, freshness, life and death, conflicts."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import timeit
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from s24compile import errors
+from s24compile.config import Config
+from s24compile.operand import OPERANDS, operand
+from s24compile.state import load_state_dict, refresh, sparse_weights, state_dict
+from s24compile.weights import TOLD, WEIGHTS
+from tests.freshening import MLP, dense_values, operand_of, recorded_ops, request_for, sparse_forward, train
+
+FST = Config(mask_interval=3, gradient="dense")
+
+
+def weight_of(parameter):
+    found = WEIGHTS.get(parameter)
+    assert found is not None
+    return found
+
+
+def new_parameter(rows=32, cols=16, **kwargs):
+    return nn.Parameter(torch.randn(rows, cols, **kwargs))
+
+
+def step(parameter, optimizer):
+    parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+
+
+def is_transposable(mask):
+    rows = mask.unflatten(1, (-1, 4)).sum(-1)
+    columns = mask.unflatten(0, (-1, 4)).sum(1)
+    return bool((rows == 2).all() and (columns == 2).all())
+
+
+def test_search_at_the_first_forward_and_after_each_interval():
+    parameter = new_parameter()
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    ages = []
+    for _ in range(8):
+        operand_of(parameter, config=FST).freshen(True)
+        ages.append(weight_of(parameter).age)
+        step(parameter, optimizer)
+    assert ages == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert weight_of(parameter).steps == 8
+
+
+def test_keep_the_mask_between_searches_and_follow_the_values():
+    parameter = new_parameter()
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    for i in range(5):
+        packed = operand_of(parameter, config=FST).freshen(True)
+        mask = weight_of(parameter).mask
+        assert is_transposable(mask)
+        if i % 3 == 0:
+            searched = torch.ops.s24.transposable_mask(parameter.detach())
+        assert torch.equal(mask, searched), "steps 0 and 3 search the present weights, the others keep that mask"
+        assert torch.equal(dense_values(packed, 32, 16), parameter.detach() * mask)
+        transposed = torch.ops.s24.unpack(packed[2], packed[3], 16, 32, "sm90")
+        assert torch.equal(transposed, (parameter.detach() * mask).t())
+        step(parameter, optimizer)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "foreach", "fused"])
+def test_repack_after_a_step_of_any_optimizer(kind):
+    parameter = new_parameter()
+    optimizer = {
+        "sgd": lambda: torch.optim.SGD([parameter], lr=0.1),
+        "adamw": lambda: torch.optim.AdamW([parameter], foreach=False),
+        "foreach": lambda: torch.optim.AdamW([parameter], foreach=True),
+        "fused": lambda: torch.optim.AdamW([parameter], fused=True),
+    }[kind]()
+    operand_of(parameter, config=FST).freshen(True)
+    step(parameter, optimizer)
+    packed = operand_of(parameter, config=FST).freshen(True)
+    assert torch.equal(dense_values(packed, 32, 16), parameter.detach() * weight_of(parameter).mask)
+
+
+def test_pack_once_per_optimizer_step_however_many_micro_batches():
+    model = MLP()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    with recorded_ops() as calls:
+        train(model, optimizer, FST, range(5), micro_batches=4)
+    assert calls.count("pack_weight_") == 2 * 5
+
+
+def test_repack_with_the_old_mask_after_an_edit_in_place():
+    parameter = new_parameter()
+    operand_of(parameter, config=FST).freshen(True)
+    mask = weight_of(parameter).mask.clone()
+    with torch.no_grad():
+        parameter.copy_(torch.randn(32, 16))
+    packed = operand_of(parameter, config=FST).freshen(True)
+    assert torch.equal(weight_of(parameter).mask, mask)
+    assert torch.equal(dense_values(packed, 32, 16), parameter.detach() * mask)
+
+
+def test_repack_with_the_old_mask_after_load_state_dict():
+    model = MLP()
+    x = torch.randn(8, 16)
+    sparse_forward(model, x, FST)
+    mask = sparse_weights(model)["up.weight"].mask.clone()
+    model.load_state_dict(MLP().state_dict())
+    expected = torch.relu(x @ (model.up.weight * mask).t() + model.up.bias)
+    expected = expected @ (model.down.weight * sparse_weights(model)["down.weight"].mask).t() + model.down.bias
+    torch.testing.assert_close(sparse_forward(model, x, FST), expected)
+    assert torch.equal(sparse_weights(model)["up.weight"].mask, mask)
+
+
+def test_inherit_state_when_load_state_dict_assigns():
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, FST, range(2))
+    mask = sparse_weights(model)["up.weight"].mask.clone()
+    model.load_state_dict(MLP().state_dict(), assign=True)
+    sparse_forward(model, torch.randn(8, 16), FST)
+    weight = sparse_weights(model)["up.weight"]
+    assert torch.equal(weight.mask, mask)
+    assert (weight.steps, weight.age) == (2, 2)
+
+
+def test_inherit_loaded_state_when_load_state_dict_assigns_before_the_first_forward():
+    model, other = MLP(), MLP()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), FST, range(2))
+    load_state_dict(other, state_dict(model))
+    other.load_state_dict(model.state_dict(), assign=True)
+    sparse_forward(other, torch.randn(8, 16), FST)
+    assert sparse_weights(other)["up.weight"].steps == 2
+
+
+def test_data_writes_escape_until_refresh_or_always():
+    parameter = new_parameter()
+    found = operand_of(parameter, config=FST)
+    old = dense_values(found.freshen(True), 32, 16).clone()
+    parameter.data.add_(1.0)
+    assert torch.equal(dense_values(found.freshen(True), 32, 16), old), "nothing that can be seen has moved"
+    model = nn.Module()
+    model.weight = parameter
+    refresh(model)
+    assert torch.equal(dense_values(found.forward, 32, 16), parameter.detach() * weight_of(parameter).mask)
+
+    other = new_parameter()
+    always = Config(freshness="always")
+    operand_of(other, config=always).freshen(True)
+    mask = weight_of(other).mask.clone()
+    other.data.mul_(-3.0).add_(torch.randn(32, 16))
+    packed = operand_of(other, config=always).freshen(True)
+    assert torch.equal(weight_of(other).mask, mask), "always packs anew, and searches by the schedule"
+    assert torch.equal(dense_values(packed, 32, 16), other.detach() * mask)
+
+
+def test_follow_replaced_data():
+    parameter = new_parameter()
+    found = operand_of(parameter, config=FST)
+    found.freshen(True)
+    parameter.data = torch.randn(32, 16)
+    packed = found.freshen(True)
+    assert torch.equal(dense_values(packed, 32, 16), parameter.detach() * weight_of(parameter).mask)
+
+
+def test_survive_half_and_double():
+    model = nn.Linear(16, 32, bias=False)
+    operand_of(model.weight, config=FST).freshen(True)
+    mask = weight_of(model.weight).mask.clone()
+    model.bfloat16()
+    packed = operand_of(model.weight, config=FST).freshen(True)
+    assert packed[0].dtype == torch.bfloat16
+    assert torch.equal(weight_of(model.weight).mask, mask)
+    assert torch.equal(dense_values(packed, 32, 16), model.weight.detach() * mask)
+    operands = OPERANDS.get(model.weight)
+    assert operands is not None
+    assert len(operands) == 1, "the fp32 operand of the fp32 parameter has gone"
+
+
+def test_start_afresh_after_deepcopy():
+    model = MLP()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), FST, range(2))
+    twin = copy.deepcopy(model)
+    assert sparse_weights(twin) == {}
+    sparse_forward(twin, torch.randn(8, 16), FST)
+    assert sparse_weights(twin)["up.weight"].steps == 0
+    assert sparse_weights(model)["up.weight"].steps == 2
+    load_state_dict(twin, state_dict(model))
+    assert torch.equal(sparse_weights(twin)["up.weight"].mask, sparse_weights(model)["up.weight"].mask)
+
+
+def test_follow_an_ema_copy():
+    model = MLP()
+    ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for i in range(3):
+        train(model, optimizer, FST, range(i, i + 1))
+        ema.update_parameters(model)
+        packed = operand_of(ema.module.up.weight, config=FST).freshen(False)
+        masked = ema.module.up.weight.detach() * weight_of(ema.module.up.weight).mask
+        assert torch.equal(dense_values(packed, 32, 16), masked)
+    assert weight_of(ema.module.up.weight).steps == 0
+
+
+def test_free_everything_with_the_model():
+    model = MLP()
+    train(model, torch.optim.AdamW(model.parameters()), FST, range(2))
+    gate, up = new_parameter(), new_parameter()
+    joint = operand_of(gate, up, config=FST)
+    joint.freshen(True)
+    watched = [weakref.ref(weight_of(model.up.weight)), weakref.ref(joint), weakref.ref(joint.forward[0])]
+    watched += [weakref.ref(weight_of(gate)), weakref.ref(weight_of(up))]
+    gc.collect()
+    sizes = len(WEIGHTS), len(OPERANDS), len(TOLD)
+    gc.disable()  # reference counts alone must do: GPU memory cannot wait for the collector
+    try:
+        del model.up, gate, up, joint
+        assert [ref() for ref in watched] == [None] * 5
+    finally:
+        gc.enable()
+    assert (len(WEIGHTS), len(OPERANDS)) == (sizes[0] - 3, sizes[1] - 2)
+
+
+def test_refuse_conflicting_options_by_name():
+    parameter = new_parameter()
+    operand_of(parameter, config=FST, names=("blocks.0.up.weight",))
+    for other in (Config(mask_interval=4), Config(mask_interval=3, decay=1.0), Config(recipe="ste", mask_interval=3)):
+        with pytest.raises(errors.ConflictError, match=r"blocks\.0\.up\.weight"):
+            operand_of(parameter, config=other, names=("blocks.0.up.weight",))
+    same = Config(mask_interval=3, gradient="mvue", inner="eager")
+    assert operand_of(parameter, config=same) is operand_of(parameter, config=FST)
+
+
+def test_count_only_steps_of_optimizers_that_hold_the_weight():
+    one, two = MLP(), MLP()
+    sparse_forward(two, torch.randn(8, 16), FST)
+    train(one, torch.optim.SGD(one.parameters(), lr=0.1), FST, range(5))
+    assert sparse_weights(one)["up.weight"].steps == 5
+    assert sparse_weights(two)["up.weight"].steps == 0
+    assert sparse_weights(two)["up.weight"].age == 0
+
+
+def test_repack_what_no_optimizer_is_seen_to_hold_after_any_step():
+    # FSDP2 hands out unsharded parameters whose version and address say nothing; their optimizer holds other objects.
+    orphan, other = new_parameter(), new_parameter()
+    found = operand_of(orphan, config=FST)
+    found.freshen(True)
+    orphan.data.mul_(2.0)
+    step(other, torch.optim.SGD([other], lr=0.1))
+    packed = found.freshen(True)
+    assert torch.equal(dense_values(packed, 32, 16), orphan.detach() * weight_of(orphan).mask)
+
+
+def test_pack_frozen_weights_once_and_leave_them_alone():
+    model = MLP()
+    model.up.weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = model.up.weight.clone()
+    with recorded_ops() as calls:
+        train(model, optimizer, Config(mask_interval=2, decay=0.1, gradient="dense"), range(5))
+    assert calls.count("pack_weight_") == 1 + 5, "up once, down once a step"
+    assert torch.equal(model.up.weight, before)
+
+
+def test_share_one_state_between_tied_weights():
+    parameter = new_parameter(16, 16)
+    one, two = operand_of(parameter, config=FST, names=("a",)), operand_of(parameter, config=FST, names=("b",))
+    assert one is two
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    one.freshen(True)
+    step(parameter, optimizer)
+    assert weight_of(parameter).steps == 1
+
+
+def test_pack_the_transpose_only_when_asked_and_keep_it_fresh_then():
+    parameter = new_parameter()
+    found = operand_of(parameter, config=FST)
+    assert len(found.freshen(False)) == 2
+    assert found.transposed == ()
+    buffers = found.freshen(True)
+    assert len(buffers) == 4
+    with torch.no_grad():
+        parameter.add_(1.0)
+    found.freshen(False)
+    transposed = torch.ops.s24.unpack(buffers[2], buffers[3], 16, 32, "sm90")
+    assert torch.equal(transposed, (parameter.detach() * weight_of(parameter).mask).t())
+
+
+def test_keep_buffers_static_and_move_their_version():
+    parameter = new_parameter()
+    found = operand_of(parameter, config=FST)
+    buffers = found.freshen(True)
+    addresses, versions = [b.data_ptr() for b in buffers], [b._version for b in buffers]
+    with torch.no_grad():
+        parameter.add_(1.0)
+    again = found.freshen(True)
+    assert all(a is b for a, b in zip(buffers, again, strict=True))
+    assert [b.data_ptr() for b in again] == addresses
+    assert all(b._version > v for b, v in zip(again, versions, strict=True))
+
+
+def test_raise_in_a_backward_through_weights_that_were_stepped_meanwhile():
+    model = MLP()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    x = torch.randn(8, 16, requires_grad=True)
+    out = sparse_forward(model, x, FST).sum()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    sparse_forward(model, x.detach(), FST)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+@pytest.mark.parametrize("guard", [torch.inference_mode, torch.no_grad])
+def test_serve_a_training_forward_with_packs_made_without_gradients(guard):
+    model = MLP()
+    with guard():
+        sparse_forward(model, torch.randn(8, 16), FST)
+    with recorded_ops() as calls:
+        sparse_forward(model, torch.randn(8, 16), FST).sum().backward()
+    assert "pack_weight_" not in calls
+    assert model.up.weight.grad is not None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with guard():
+        optimizer.step()
+        sparse_forward(model, torch.randn(8, 16), FST)
+    sparse_forward(model, torch.randn(8, 16), FST).sum().backward()
+
+
+def test_run_with_parameters_made_under_inference_mode():
+    with torch.inference_mode():
+        parameter = new_parameter()
+        found = operand_of(parameter, config=FST, transpose=False)
+        packed = found.freshen(False)
+        assert torch.equal(dense_values(packed, 32, 16), parameter * weight_of(parameter).mask)
+
+
+def test_share_the_mask_between_dtypes():
+    parameter = new_parameter()
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    wide, narrow = (operand_of(parameter, config=FST, dtype=d) for d in (torch.float32, torch.bfloat16))
+    assert wide is not narrow
+    for i in range(7):
+        masked = dense_values(narrow.freshen(True), 32, 16)
+        assert masked.dtype == torch.bfloat16
+        mask = weight_of(parameter).mask.clone()
+        assert torch.equal(dense_values(wide.freshen(True), 32, 16), parameter.detach() * mask), f"step {i}"
+        assert torch.equal(masked, parameter.detach().bfloat16() * mask)
+        assert torch.equal(weight_of(parameter).mask, mask), "the second operand does not search again"
+        step(parameter, optimizer)
+
+
+def test_pack_gate_and_up_as_one_operand():
+    gate, up = new_parameter(), new_parameter()
+    optimizer = torch.optim.SGD([gate, up], lr=0.5)
+    for _ in range(5):
+        packed = operand_of(gate, up, config=FST, names=("gate", "up")).freshen(True)
+        masked = torch.cat([gate.detach() * weight_of(gate).mask, up.detach() * weight_of(up).mask])
+        assert torch.equal(dense_values(packed, 64, 16), masked)
+        gate.grad, up.grad = torch.randn_like(gate), torch.randn_like(up)
+        optimizer.step()
+
+
+def test_search_a_joint_operand_when_only_one_of_its_weights_is_due():
+    gate, up = new_parameter(), new_parameter()
+    slow, quick = torch.optim.SGD([gate], lr=0.5), torch.optim.SGD([up], lr=0.5)
+    found = operand_of(gate, up, config=FST)
+    found.freshen(True)
+    old = weight_of(gate).mask.clone()
+    step(gate, slow)
+    for _ in range(3):
+        step(up, quick)
+    packed = found.freshen(True)
+    assert torch.equal(weight_of(gate).mask, old)
+    assert (weight_of(gate).age, weight_of(up).age) == (1, 0)
+    assert torch.equal(weight_of(up).mask, torch.ops.s24.transposable_mask(up.detach()))
+    masked = torch.cat([gate.detach() * weight_of(gate).mask, up.detach() * weight_of(up).mask])
+    assert torch.equal(dense_values(packed, 64, 16), masked)
+
+
+def test_make_a_new_joint_operand_when_a_partner_is_replaced():
+    gate, up = new_parameter(), new_parameter()
+    operand_of(gate, up, config=FST).freshen(True)
+    up = new_parameter()
+    packed = operand_of(gate, up, config=FST).freshen(True)
+    assert torch.equal(dense_values(packed, 64, 16)[32:], up.detach() * weight_of(up).mask)
+    operands = OPERANDS.get(gate)
+    assert operands is not None
+    assert len(operands) == 1, "the operand of the dead partner has gone"
+
+
+def test_give_the_mask_the_shape_of_the_parameter_in_either_layout():
+    parameter = new_parameter(16, 32)  # Conv1D: [K, N]
+    packed = operand_of(parameter, config=FST, layout="in_out").freshen(True)
+    mask = weight_of(parameter).mask
+    assert mask.shape == parameter.shape
+    assert torch.equal(dense_values(packed, 32, 16), (parameter.detach() * mask).t())
+    with pytest.raises(errors.ConflictError, match="layout"):
+        operand_of(parameter, config=FST, layout="out_in")
+
+
+def test_refuse_a_parameter_of_another_shape_than_asked_for():
+    parameter = new_parameter()
+    request = request_for(new_parameter(64, 16))
+    with pytest.raises(errors.ShapeError, match="weight0"):
+        operand((parameter,), request, FST)
+
+
+def test_tolerate_fake_parameters_without_remembering_them():
+    parameter = new_parameter()
+    real = operand_of(parameter, config=FST).freshen(True)
+    size = len(WEIGHTS)
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(parameter)
+    buffers = operand_of(fake, config=FST).freshen(True)
+    assert all(isinstance(b, FakeTensor) for b in buffers)
+    assert [(b.shape, b.stride(), b.dtype) for b in buffers] == [(b.shape, b.stride(), b.dtype) for b in real]
+    assert len(WEIGHTS) == size
+
+
+@pytest.mark.parametrize("recipe", ["fst", "sste", "ste", "srste", "step"])
+def test_hold_legal_masks_whatever_the_weights(recipe):
+    parameter = new_parameter()
+    with torch.no_grad():
+        parameter[0, :4] = float("nan")
+        parameter[5, 3] = float("inf")
+        parameter[8:12] = 0.0
+    config = Config(recipe=recipe)
+    operand_of(parameter, config=config, transpose=False).freshen(False)
+    kept = weight_of(parameter).mask.unflatten(1, (-1, 4)).sum(-1)
+    assert bool((kept == 2).all())
+
+
+@pytest.mark.parametrize("recipe", ["ste", "srste", "step", "sste"])
+def test_search_row_wise_masks_at_each_step_and_not_at_each_forward(recipe):
+    parameter = new_parameter()
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    config = Config(recipe=recipe)
+    found = operand_of(parameter, config=config, transpose=False)
+    other = operand_of(parameter, config=config, transpose=False, dtype=torch.bfloat16)
+    for i in range(4):
+        found.freshen(False)
+        assert torch.equal(weight_of(parameter).mask, torch.ops.s24.magnitude_mask(parameter.detach()))
+        rate = weight_of(parameter).flip_rate
+        assert (rate is None) == (i == 0)
+        assert rate is None or rate > 0
+        other.freshen(False)
+        assert weight_of(parameter).flip_rate == rate, "the second dtype is no second search"
+        step(parameter, optimizer)
+
+
+def test_fix_the_soft_threshold_scale_at_the_first_forward():
+    config = Config(recipe="sste")
+    gate, up = new_parameter(), new_parameter()
+    with torch.no_grad():
+        up.mul_(3.0).exp_()  # another distribution, another scale
+    optimizer = torch.optim.SGD([gate, up], lr=0.1)
+    found = operand_of(gate, up, config=config, transpose=False)
+    scales = [torch.ops.s24.soft_threshold_scale(p.detach()) for p in (gate, up)]
+    for _ in range(3):
+        packed = found.freshen(False)
+        soft = [b * torch.ops.s24.soft_threshold(p.detach()) for b, p in zip(scales, (gate, up), strict=True)]
+        torch.testing.assert_close(dense_values(packed, 64, 16), torch.cat(soft))
+        gate.grad, up.grad = torch.randn_like(gate), torch.randn_like(up)
+        optimizer.step()
+    assert [float(s) for s in scales] == [float(weight_of(p).scale) for p in (gate, up)]
+
+
+def test_never_scale_by_zero():
+    parameter = nn.Parameter(torch.zeros(16, 16))
+    operand_of(parameter, config=Config(recipe="sste"), transpose=False).freshen(False)
+    assert float(weight_of(parameter).scale) == 1.0
+
+
+def test_take_the_scale_from_the_parameter_not_from_the_compute_dtype():
+    parameter = new_parameter()
+    operand_of(parameter, config=Config(recipe="sste"), transpose=False, dtype=torch.bfloat16).freshen(False)
+    assert float(weight_of(parameter).scale) == float(torch.ops.s24.soft_threshold_scale(parameter.detach()))
+
+
+def test_report_the_flip_rate_between_the_last_two_searches():
+    parameter = new_parameter()
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    found = operand_of(parameter, config=FST)
+    found.freshen(True)
+    assert weight_of(parameter).flip_rate is None
+    before = weight_of(parameter).mask.clone()
+    for _ in range(3):
+        step(parameter, optimizer)
+        found.freshen(True)
+    rate = weight_of(parameter).flip_rate
+    assert rate == pytest.approx(float((before != weight_of(parameter).mask).float().mean()))
+    assert rate > 0
+
+
+def test_check_36_weights_in_under_40_us():
+    parameters = [new_parameter() for _ in range(36)]
+    operands = [operand_of(p, config=FST) for p in parameters]
+
+    def check():
+        for found in operands:
+            found.freshen(True)
+
+    check()
+    best_us = min(timeit.repeat(check, number=50, repeat=20)) / 50 * 1e6
+    # Alone on the 2-core machine of the bar it takes 13 us; the minimum of 20 runs shrugs off neighbours.
+    assert best_us < 40
