@@ -1,8 +1,10 @@
-"""What was rewritten, what was refused, and why: the rows behind `explain()`, the log and the command line."""
+"""What was rewritten, what was refused, and why: the rows behind `explain()`, the log and the command line. A leaf."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterable
 from typing import Literal
 
 
@@ -29,3 +31,74 @@ class Site:
     """How many of the layer's matmuls are 2:4 now."""
     rule: str = ""
     """The rule that rewrote it, for S24_FUEL bisection."""
+
+    @property
+    def sentence(self) -> str:
+        """The row as the log prints it."""
+        what = f"{self.path or '(root)'}: {self.family} {self.shape} {self.status}"
+        return f"{what}{': ' + self.reason if self.reason else ''}{f' ({self.source})' if self.source else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The answer of `s24compile.explain`: all sites of all graphs, and what no graph held.
+
+    `str(report)` is a table; `report.to_json()` is for machines.
+    """
+
+    sites: tuple[Site, ...]
+    graphs: int
+    """How many graphs Dynamo captured; more than one means graph breaks."""
+    target: str
+    """What it would be compiled for, e.g. "cpu" or "sm_90"."""
+    providers: tuple[tuple[str, str], ...] = ()
+    """(op, kernel family) as they would be chosen on this target."""
+    unseen: tuple[str, ...] = ()
+    """Weights of linear layers that are in no captured graph: they run outside `torch.compile`, dense."""
+
+    @property
+    def rewritten(self) -> tuple[Site, ...]:
+        """The layers that would train sparse."""
+        return tuple(site for site in self.sites if site.status == "rewritten")
+
+    @property
+    def refused(self) -> tuple[Site, ...]:
+        """The layers that would stay dense, each with its reason."""
+        return tuple(site for site in self.sites if site.status == "refused")
+
+    @property
+    def linears(self) -> int:
+        """How many matmuls would be 2:4."""
+        return sum(site.linears for site in self.sites)
+
+    def to_json(self) -> str:
+        """The report as a JSON object with the fields of this class."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        head = ("module", "family", "shape", "2:4", "reason", "source")
+        rows = [
+            (s.path or "(root)", s.family, s.shape, str(s.linears) if s.linears else "no", s.reason, s.source)
+            for s in self.sites
+        ]
+        lines = [*_table([head, *rows]), "", self._summary()]
+        if self.providers:
+            lines.append("kernels: " + ", ".join(f"{op} by {family}" for op, family in self.providers))
+        if self.unseen:
+            lines.append("in no captured graph, so dense: " + ", ".join(self.unseen))
+        return "\n".join(lines)
+
+    def _summary(self) -> str:
+        graphs = "1 graph" if self.graphs == 1 else f"{self.graphs} graphs"
+        return (
+            f"{len(self.rewritten)} of {len(self.sites)} layers would train 2:4 sparse "
+            f"({self.linears} linears) on {self.target}, in {graphs}"
+        )
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Left-aligned columns; plain text, because `str()` must not depend on a terminal."""
+    rows = list(rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]

@@ -28,7 +28,7 @@ def command(
     """
     from s24compile.cli.load import load_model, make_inputs, parse_options
     from s24compile.config import Config
-    from s24compile.explain import explain_with
+    from s24compile.explanation import explain_with
 
     config = Config.from_options(parse_options(options)) if options else None
     positional, named = make_inputs(inputs or [])

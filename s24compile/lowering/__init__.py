@@ -1,0 +1,35 @@
+"""Graph -> graph after AOTAutograd: from s24 ops that mean something to kernels that do it.
+
+Runs on the forward and on the backward graph, the same way for Inductor and for aot_eager. Every pass takes the graph
+and the target and returns how many nodes it changed or decided; linting happens here, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from torch import fx
+
+from s24compile.kernels.target import Target
+from s24compile.lowering.linear import lower_linear
+from s24compile.lowering.select import select
+
+log = logging.getLogger(__name__)
+
+LOWERING: tuple[Callable[[fx.Graph, Target], int], ...] = (lower_linear, select)
+
+
+def run(graph: fx.Graph, target: Target) -> dict[str, int]:
+    """Lowers `graph` in place for `target`.
+
+    Returns:
+        What each pass says it did, by its name.
+
+    Raises:
+        LoweringError: an s24 node that no kernel takes.
+    """
+    counts = {step.__name__: step(graph, target) for step in LOWERING}
+    graph.lint()
+    log.debug("lowered for %s: %s", target, counts)
+    return counts

@@ -1,0 +1,76 @@
+"""2:4-sparse training of transformers: `torch.compile(model, backend="s24")`.
+
+A map of the package, in the order in which data flows:
+
+* `backend`: the torch.compile backend, about a page. `decorator`: `@sparse_ffn`. `explain`: what would be rewritten.
+* `passes`: FX graph -> FX graph with s24 ops (find feed-forward layers, decide, rewrite, verify).
+* `weights`, `operand`, `state`: the masks and packed weights behind each parameter, and when they are packed again.
+* `inner`, `lowering`: forward and backward graphs -> concrete kernels -> Inductor, aot_eager or eager.
+* `kernels`: what each op means (contract, reference) and faster ways to say it (Triton, CUTLASS).
+* `training`: the recipes: masked decay, schedules, flip rates, optimizers.
+* `config`, `errors`, `report`: the leaves that everything may import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s24compile import errors, ops
+    from s24compile.config import Config
+    from s24compile.decorator import sparse_ffn
+    from s24compile.explanation import explain
+    from s24compile.kernels.packed import Packed24
+    from s24compile.report import Report
+    from s24compile.state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
+    from s24compile.weights import SparseWeight
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "Packed24",
+    "Report",
+    "SparseWeight",
+    "bake_",
+    "errors",
+    "explain",
+    "load_state_dict",
+    "ops",
+    "refresh",
+    "set_phase",
+    "sparse_ffn",
+    "sparse_weights",
+    "state_dict",
+]
+
+# Imported at first use: most of it needs torch._dynamo, which costs more than a second that a script may not need.
+_HOMES = {
+    "Config": "config",
+    "Packed24": "kernels.packed",
+    "Report": "report",
+    "SparseWeight": "weights",
+    "bake_": "state",
+    "explain": "explanation",
+    "load_state_dict": "state",
+    "refresh": "state",
+    "set_phase": "state",
+    "sparse_ffn": "decorator",
+    "sparse_weights": "state",
+    "state_dict": "state",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("errors", "ops"):
+        return importlib.import_module(f"s24compile.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 's24compile' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"s24compile.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

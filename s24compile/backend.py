@@ -1,0 +1,184 @@
+"""The `torch.compile` backend: from Dynamo's graph to a callable that trains sparse.
+
+The graph is copied, rewritten by `passes`, given the packed weights as further inputs, lowered and compiled. What
+comes back looks up the state of the parameters that arrive in each call: one graph serves many layers and models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._dynamo.exc import ShortenTraceback
+
+from s24compile import passes
+from s24compile.config import Config
+from s24compile.errors import DecoratorError, S24Error
+from s24compile.inner import Compiled, compile_graph
+from s24compile.rewriting import Slot, rewrite_graph, target_of
+from s24compile.state import sparse_weights
+
+log = logging.getLogger("s24compile")
+
+
+def s24(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | Config | None = None,
+) -> Compiled:
+    """Compiles one Dynamo graph with its feed-forward layers 2:4 sparse: `torch.compile(model, backend="s24")`.
+
+    Args:
+        gm: what Dynamo captured; never edited.
+        example_inputs: real Parameters, tensors, SymInts, or fakes (DDP).
+        mode: Inductor's mode, as given to `torch.compile`.
+        options: fields of `s24compile.Config`.
+
+    Raises:
+        UnknownOptionError, OptionError: an option that is not accepted.
+    """
+    try:
+        graph = SparseGraph(gm, example_inputs, config_of_call(mode, options))
+    except S24Error as error:
+        raise _visible_through_dynamo(error) from None
+    return lambda *args: graph(*args)
+
+
+def config_of_call(mode: str | None, options: Mapping[str, Any] | Config | None) -> Config:
+    """The Config that `torch.compile(..., mode=, options=)` asks for."""
+    config = options if isinstance(options, Config) else Config.from_options(options)
+    return config if mode is None else dataclasses.replace(config, mode=mode)
+
+
+class SparseGraph:
+    """One captured graph and its compiled variants.
+
+    There is a variant per set of weights that are in their dense phase: usually the empty set, later all of them.
+    The first is compiled at once, inside Dynamo; another one when a call needs it.
+    """
+
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], config: Config) -> None:
+        self.config = config
+        self.target = target_of(example_inputs, config)
+        self.original = passes.copy_graph_module(gm)
+        rewrite = rewrite_graph(self.original, config, self.target)
+        self.slots, self.sites = rewrite.slots, rewrite.sites
+        for site in self.sites:
+            log.info("%s", site.sentence)
+        dense = frozenset(slot for slot in self.slots if slot.operand(example_inputs).dense)
+        if dense:
+            rewrite = rewrite_graph(self.original, config, self.target, dense)
+        inputs = [*example_inputs, *rewrite.packed_examples()]
+        self.variants: dict[frozenset[Slot], Compiled] = {
+            dense: compile_graph(rewrite.graph_module, inputs, config, self.target)
+        }
+
+    def __call__(self, *args: Any) -> Any:
+        packed: list[torch.Tensor] = []
+        dense: list[Slot] = []
+        for slot in self.slots:
+            operand = slot.operand(args)
+            if operand.dense:
+                dense.append(slot)
+            else:
+                packed.extend(operand.freshen(slot.request.needs_transpose))
+        phases = frozenset(dense)
+        variant = self.variants.get(phases)
+        if variant is None:
+            variant = self.variants[phases] = self.compile_later(phases)
+        return variant(*args, *packed)
+
+    def compile_later(self, dense: frozenset[Slot]) -> Compiled:
+        """Compiles a variant outside Dynamo's first capture, by giving the rewritten graph to Dynamo once more.
+
+        Dynamo then owns guards and symbolic shapes, as it did for the first variant.
+        """
+        log.info(
+            "compiling the graph again: %d of %d packed operands are in their dense phase", len(dense), len(self.slots)
+        )
+        rewrite = rewrite_graph(self.original, self.config, self.target, dense)
+
+        def inner(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+            return compile_graph(gm, example_inputs, self.config, self.target)
+
+        return torch.compile(rewrite.graph_module, backend=inner)
+
+
+class SparseFFNBackend:
+    """The backend of a decorated module's own graphs: `s24`, and an account of whether it ran."""
+
+    __name__ = "s24"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.calls = 0
+        """Calls of compiled graphs so far: a forward that does not move it ran outside torch.compile, dense."""
+        self.refusals: list[str] = []
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+        try:
+            graph = SparseGraph(gm, example_inputs, self.config)
+        except S24Error as error:
+            raise _visible_through_dynamo(error) from None
+        self.refusals += [site.sentence for site in graph.sites if site.status == "refused"]
+
+        def run(*args: Any) -> Any:
+            self.calls += 1
+            return graph(*args)
+
+        return run
+
+    def require_sparse(self, module: nn.Module) -> None:
+        """Raises DecoratorError unless a weight of `module` has become sparse by now."""
+        if not sparse_weights(module):
+            reasons = "; ".join(self.refusals) or "no feed-forward layer was found in it"
+            raise DecoratorError(
+                what=type(module).__name__,
+                found=f"no layer of it could be made sparse: {reasons}",
+                accepted="decorate a module that holds a feed-forward layer; see s24compile.explain(module, *inputs)",
+            )
+
+
+def is_s24_backend(compiler: Any) -> bool:
+    """Whether Dynamo's compiler function, through its wrappers, is this backend."""
+    return _unwrapped(compiler) is not None
+
+
+def options_of(model: nn.Module) -> Config | None:
+    """The options of a model compiled with this backend, as a whole or in place; None for any other model."""
+    context = getattr(model, "dynamo_ctx", None)
+    in_place = getattr(model, "_compiled_call_impl", None)
+    # torch keeps no public way from a compiled callable to its backend.
+    held = [cell.cell_contents for cell in getattr(in_place, "__closure__", None) or ()]
+    for candidate in (getattr(context, "callback", None), *held):
+        wrapper = _unwrapped(candidate)
+        if isinstance(wrapper, SparseFFNBackend):
+            return wrapper.config
+        if wrapper is not None:
+            given = getattr(wrapper, "kwargs", {})
+            return config_of_call(given.get("mode"), given.get("options"))
+    return None
+
+
+def _unwrapped(compiler: Any) -> Any:
+    """The innermost wrapper that still knows the options: torch's own around `s24`, or a SparseFFNBackend."""
+    holder = compiler
+    while compiler is not None and compiler is not s24 and not isinstance(compiler, SparseFFNBackend):
+        holder = compiler
+        inside = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable", "compiler_fn", "func")
+        compiler = next((getattr(compiler, name) for name in inside if getattr(compiler, name, None) is not None), None)
+    return compiler if isinstance(compiler, SparseFFNBackend) else holder if compiler is s24 else None
+
+
+def _visible_through_dynamo(error: S24Error) -> Exception:
+    """The same error, as a class that Dynamo hands to the user unchanged instead of wrapping it."""
+    kind = type(type(error).__name__, (type(error), ShortenTraceback), {"__module__": type(error).__module__})
+    visible = kind(**error.given)
+    visible.first_useful_frame = None
+    return visible

@@ -1,0 +1,123 @@
+"""`@sparse_ffn`: the feed-forward layers of one module class or instance train 2:4 sparse.
+
+Called in eager code, a decorated module compiles its own forward with the s24 backend. Inside an outer
+`torch.compile(backend="s24")` its forward is traced through, with a mark on every node, so that the outer graph stays
+whole and only marked layers are rewritten. Inside any other outer compile it is called out of line (one graph break):
+Dynamo would otherwise inline it, and the layers would silently train dense.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import nn
+
+from s24compile.backend import SparseFFNBackend, is_s24_backend
+from s24compile.config import Config
+from s24compile.errors import DecoratorError
+from s24compile.marks import mark
+
+M = TypeVar("M", bound="nn.Module | type[nn.Module]")
+
+
+@overload
+def sparse_ffn(target: M, /, **options: Any) -> M: ...
+@overload
+def sparse_ffn(target: None = None, /, **options: Any) -> Callable[[M], M]: ...
+def sparse_ffn(target: Any = None, /, **options: Any) -> Any:
+    """Makes the feed-forward layers inside a module 2:4 sparse, compiled or not.
+
+    Use as `@sparse_ffn` or `@sparse_ffn(recipe="sste")` on an `nn.Module` class, or as `sparse_ffn(module, ...)` on an
+    instance. Parameters, buffers and `state_dict` keys stay as they are. The cost model is not asked.
+
+    Args:
+        target: a module class or a module.
+        options: fields of `s24compile.Config`.
+
+    Returns:
+        The same class or module.
+
+    Raises:
+        DecoratorError: `target` is no module, or is decorated already; and at the first forward, if none of its
+            layers could be made sparse.
+        UnknownOptionError, OptionError: an option that is not accepted.
+    """
+    config = Config.from_options({"min_speedup": 0.0, **options})
+    if target is None:
+        return functools.partial(_decorate, config=config)
+    return _decorate(target, config=config)
+
+
+def _decorate(target: Any, *, config: Config) -> Any:
+    is_class = isinstance(target, type) and issubclass(target, nn.Module)
+    if not is_class and not isinstance(target, nn.Module):
+        raise DecoratorError(
+            what=repr(target), found=f"a {type(target).__name__} was given",
+            accepted="it takes a subclass of torch.nn.Module or an instance of one",
+        )  # fmt: skip
+    name = target.__name__ if is_class else type(target).__name__
+    if hasattr(vars(target).get("forward"), "s24_config"):
+        raise DecoratorError(what=name, found="it is decorated already", accepted="decorate it once, with all options")
+    wrapped = _sparse_forward(target.forward if is_class else type(target).forward, config)
+    if is_class:
+        target.forward = wrapped
+    else:
+        # An instance attribute shadows the method of the class for this module alone.
+        target.forward = types.MethodType(wrapped, target)
+    return target
+
+
+def _sparse_forward(forward: Callable[..., Any], config: Config) -> Callable[..., Any]:
+    """`forward(self, ...)` of a class, as one that is sparse wherever it is called from."""
+    backend = SparseFFNBackend(config)
+    label = mark(config)
+
+    def marked(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with torch.fx.traceback.annotate(label):
+            return forward(self, *args, **kwargs)
+
+    compiled = torch.compile(marked, backend=backend)
+    seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    @torch.compiler.disable
+    def own_graph(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        calls = backend.calls
+        out = compiled(self, *args, **kwargs)
+        if backend.calls == calls:
+            raise DecoratorError(
+                what=type(self).__name__, found="torch.compile ran it uncompiled, so it would train dense",
+                accepted="check TORCHDYNAMO_DISABLE, the compiler stance, and the recompile limit "
+                "(torch._dynamo.config.recompile_limit) in the log of TORCH_LOGS=recompiles",
+            )  # fmt: skip
+        if self not in seen:
+            backend.require_sparse(self)
+            seen.add(self)
+        return out
+
+    @functools.wraps(forward)
+    def sparse(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            raise DecoratorError(
+                what=type(self).__name__, found="torch.export would record the dense forward",
+                accepted="s24compile.bake_(model) writes the masked weights; export an undecorated module with them",
+            )  # fmt: skip
+        if torch.compiler.is_compiling() and _outer_compiler_is_s24():
+            return marked(self, *args, **kwargs)
+        return own_graph(self, *args, **kwargs)
+
+    sparse.s24_config = config  # type: ignore[attr-defined]
+    return sparse
+
+
+@torch._dynamo.assume_constant_result
+def _outer_compiler_is_s24() -> bool:
+    """Which backend is tracing us; runs while Dynamo traces, so the answer is a constant of the graph."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    tx = InstructionTranslator.current_tx()
+    return is_s24_backend(tx.output.compiler_fn)

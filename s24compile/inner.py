@@ -1,0 +1,129 @@
+"""The compilers that take the rewritten graph: Inductor, AOTAutograd with eager kernels, or none.
+
+All three run the same lowering (`s24compile.lowering.run`) on the forward and the backward graph, except "eager",
+where no AOTAutograd graph exists and the ops choose their kernels as they are called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from s24compile import lowering
+from s24compile.config import Config
+from s24compile.errors import OptionError
+from s24compile.kernels.target import Target
+
+Compiled = Callable[..., Any]
+
+
+def compile_graph(gm: fx.GraphModule, inputs: Sequence[Any], config: Config, target: Target) -> Compiled:
+    """Compiles a Dynamo-level graph with `config.inner`. Takes ownership of `gm`."""
+    return _INNER[config.inner](gm, list(inputs), config, target)
+
+
+class LoweringPass(CustomGraphPass):
+    """`lowering.run` as Inductor calls it, with an identity for Inductor's caches."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def __call__(self, graph: fx.Graph) -> None:
+        lowering.run(graph, self.target)
+
+    def uuid(self) -> str:
+        return f"s24-{_sources_hash()}-{self.target!r}"
+
+
+def inductor_patches(config: Config) -> dict[str, Any]:
+    """The Inductor settings that `mode` and `inner_options` stand for.
+
+    Raises:
+        OptionError: a mode or a setting that Inductor does not have.
+    """
+    import torch._inductor.config as settings
+
+    modes = torch._inductor.list_mode_options()
+    if config.mode not in (None, "default", *modes):
+        raise OptionError(name="mode", value=config.mode, accepted="it must be one of " + ", ".join(map(repr, modes)))
+    patches = dict(modes.get(config.mode, {})) if config.mode else {}
+    known = settings.get_config_copy()
+    for name, value in config.inner_options or ():
+        name = name.replace("-", "_")
+        if name not in known:
+            raise OptionError(name="inner_options", value=name, accepted="keys are fields of torch._inductor.config")
+        patches[name] = value
+    return patches
+
+
+def _inductor(gm: fx.GraphModule, inputs: list[Any], config: Config, target: Target) -> Compiled:
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = inductor_patches(config)
+    patches["post_grad_custom_pre_pass"] = _chain(patches, "post_grad_custom_pre_pass", LoweringPass(target))
+    return cast(Compiled, compile_fx(gm, inputs, config_patches=patches))
+
+
+def _chain(patches: dict[str, Any], name: str, ours: LoweringPass) -> Any:
+    """Keeps a pass that the user has put at the same place; Inductor has one slot for both."""
+    import torch._inductor.config as settings
+
+    theirs = patches.get(name, getattr(settings, name))
+    return ours if theirs is None else _Chain(theirs, ours)
+
+
+class _Chain(CustomGraphPass):
+    def __init__(self, first: Any, then: LoweringPass) -> None:
+        self.first, self.then = first, then
+
+    def __call__(self, graph: fx.Graph) -> None:
+        self.first(graph)
+        self.then(graph)
+
+    def uuid(self) -> Any | None:
+        # A plain function has no uuid; Inductor then bypasses its cache, and so must the chain.
+        theirs = self.first.uuid() if isinstance(self.first, CustomGraphPass) else None
+        return None if theirs is None else (theirs, self.then.uuid())
+
+
+def _aot_eager(gm: fx.GraphModule, inputs: list[Any], config: Config, target: Target) -> Compiled:
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    def lowered(graph_module: fx.GraphModule, _: Sequence[Any]) -> Compiled:
+        lowering.run(graph_module.graph, target)
+        graph_module.recompile()
+        return make_boxed_func(graph_module.forward)
+
+    compiler = aot_autograd(
+        fw_compiler=lowered,
+        partition_fn=min_cut_rematerialization_partition,
+        keep_inference_input_mutations=True,
+    )
+    return compiler(gm, inputs)
+
+
+def _eager(gm: fx.GraphModule, inputs: list[Any], config: Config, target: Target) -> Compiled:
+    return gm.forward
+
+
+_INNER: dict[str, Callable[[fx.GraphModule, list[Any], Config, Target], Compiled]] = {
+    "inductor": _inductor,
+    "aot_eager": _aot_eager,
+    "eager": _eager,
+}
+
+
+def _sources_hash() -> str:
+    """Changes whenever a lowering pass does, so that Inductor never serves a graph lowered by an older one."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(lowering.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,46 @@
+"""One kernel family per s24 node, chosen from fake tensors and the target, recorded on the node.
+
+The eager implementation of an op asks the same `providers.choose` when it runs, so what is recorded here is what runs.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from torch import fx
+
+from s24compile.errors import LoweringError, TargetError
+from s24compile.kernels import providers
+from s24compile.kernels.target import Target
+from s24compile.lowering.build import op_name, s24_calls, value_of
+
+log = logging.getLogger(__name__)
+
+PROVIDER = "s24_provider"
+"""Key of `node.meta` under which the chosen family stands."""
+
+
+def select(graph: fx.Graph, target: Target) -> int:
+    """Chooses and records the provider of every s24 node.
+
+    Returns:
+        How many nodes have one.
+
+    Raises:
+        LoweringError: an op that no provider takes, or that should have been lowered before.
+    """
+    nodes = s24_calls(graph)
+    for node in nodes:
+        name = op_name(node)
+        if name not in providers.FAMILY_OF:
+            raise LoweringError(
+                node=node.name, found=f"s24::{name} was not lowered to a kernel",
+                accepted="report this graph: every op in front of `select` has a pass that lowers it",
+            )  # fmt: skip
+        try:
+            choice = providers.choose(name, *value_of(node.args), target=target)
+        except TargetError as error:
+            raise LoweringError(node=node.name, found=str(error), accepted="choose another target") from error
+        node.meta[PROVIDER] = choice.provider.name
+        log.debug("%s: s24::%s by %s %s", node.name, name, choice.provider.name, dict(choice.refused) or "")
+    return len(nodes)

@@ -1,0 +1,88 @@
+"""Between the backend and the passes: which options hold for which part of a graph, and where its operands come from.
+
+Undecorated graphs are rewritten once, with the options of the outer compile. If any node carries the mark of
+`sparse_ffn`, only marked nodes are rewritten, each with the options of its own decorator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from s24compile import passes
+from s24compile.config import Config
+from s24compile.kernels.target import Target
+from s24compile.marks import config_of, marks_in
+from s24compile.operand import Operand, operand
+from s24compile.operand_request import OperandRequest
+from s24compile.report import Site
+from s24compile.training.recipe import RECIPES
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slot:
+    """One packed operand of a compiled graph: what it packs and which call arguments hold the parameters."""
+
+    request: OperandRequest
+    places: tuple[int, ...]
+    config: Config
+
+    def operand(self, args: Sequence[Any]) -> Operand:
+        """The operand of the parameters that arrive in this call."""
+        return operand(tuple(args[i] for i in self.places), self.request, self.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewriting:
+    """A rewritten copy of a graph. Its last placeholders take the packed tensors of `slots`, in order."""
+
+    graph_module: fx.GraphModule
+    slots: tuple[Slot, ...]
+    sites: tuple[Site, ...]
+
+    def packed_examples(self) -> list[Any]:
+        """Fake tensors for the added placeholders."""
+        added = {name for slot in self.slots for name in slot.request.placeholders}
+        nodes = self.graph_module.graph.find_nodes(op="placeholder")
+        return [node.meta["example_value"] for node in nodes if node.name in added]
+
+
+def target_of(example_inputs: Sequence[Any], config: Config) -> Target:
+    """The target asked for, or the machine that the first tensor input lives on."""
+    if config.target is not None:
+        return Target.parse(config.target)
+    devices = (x.device for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 0)
+    return Target.detect(next(devices, torch.device("cpu")))
+
+
+def rewrite_graph(
+    gm: fx.GraphModule, config: Config, target: Target, dense: frozenset[Slot] = frozenset()
+) -> Rewriting:
+    """Copies `gm` and rewrites its feed-forward layers, but for the slots in `dense`, which are left as they are."""
+    places = {node.name: i for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
+    dense_weights = frozenset(name for slot in dense for name in slot.request.weights)
+    by_mark = {label: config_of(label) for label in marks_in(gm)}
+    rewrite = passes.run(
+        gm,
+        config,
+        linear_options(config, target),
+        dense=dense_weights,
+        decorated_options={label: linear_options(own, target) for label, own in by_mark.items()},
+    )
+    slots = (
+        Slot(request, tuple(places[name] for name in request.weights), by_mark.get(request.decorated or "", config))
+        for request in rewrite.operands
+    )
+    return Rewriting(rewrite.graph_module, tuple(slots), tuple(rewrite.sites))
+
+
+def linear_options(config: Config, target: Target) -> passes.LinearOptions:
+    """What the passes need to know of recipe and target."""
+    recipe = RECIPES[config.recipe]
+    # Both weight dims are aligned for the widest dtype in use, 16 bits; wider ones only exist on the CPU reference.
+    alignment = target.alignment(torch.bfloat16)
+    return passes.LinearOptions(format=target.format, dx=recipe.dx, dw=config.gradient, alignment=alignment)

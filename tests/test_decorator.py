@@ -1,0 +1,145 @@
+"""`@sparse_ffn`: sparse in eager code, inside an outer s24 compile, and never silently dense inside any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import s24compile
+from s24compile import errors, sparse_ffn
+from tests.masked import live_masks, masked_call
+
+OPTIONS: dict[str, Any] = {"inner": "eager", "gradient": "dense", "decay": 0.0}
+
+
+def make_class() -> type[nn.Module]:
+    """A fresh class per test: a class decorator changes the class for good."""
+
+    class MLP(nn.Module):
+        def __init__(self, width: int = 32, hidden: int = 64) -> None:
+            super().__init__()
+            self.fc1 = nn.Linear(width, hidden)
+            self.fc2 = nn.Linear(hidden, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+    return MLP
+
+
+class Two(nn.Module):
+    """One decorated feed-forward layer and one that is not."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(x + self.first(x))
+
+
+@pytest.fixture
+def x(device: str) -> Tensor:
+    return torch.randn(4, 8, 32, device=device)
+
+
+def assert_masked(model: nn.Module, y: Tensor, x: Tensor, plain: nn.Module) -> None:
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(y, masked_call(plain, live_masks(model), x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
+def test_be_sparse_in_eager_code(inner: str, x: Tensor) -> None:
+    cls = make_class()
+    plain = make_class()().to(x.device)
+    decorated = sparse_ffn(**{**OPTIONS, "inner": inner})(cls)
+    assert decorated is cls
+    model = cls().to(x.device)
+    y = model(x)
+    assert set(s24compile.sparse_weights(model)) == {"fc1.weight", "fc2.weight"}
+    assert_masked(model, y, x, plain)
+    y.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_decorate_an_instance_and_leave_its_siblings_alone(x: Tensor) -> None:
+    cls = make_class()
+    model, sibling = cls().to(x.device), cls().to(x.device)
+    keys = list(model.state_dict())
+    assert sparse_ffn(model, **OPTIONS) is model
+    assert list(model.state_dict()) == keys
+    assert_masked(model, model(x), x, cls().to(x.device))
+    sibling(x)
+    assert not s24compile.sparse_weights(sibling)
+
+
+def test_keep_instances_of_one_class_apart(x: Tensor) -> None:
+    cls, plain = make_class(), make_class()().to(x.device)
+    sparse_ffn(**OPTIONS)(cls)
+    for model in (cls().to(x.device), cls().to(x.device), cls(32, 128).to(x.device)):
+        y = model(x)
+        if model.fc1.weight.shape == plain.fc1.weight.shape:
+            assert_masked(model, y, x, plain)
+        assert len(live_masks(model)) == 2
+
+
+def test_rewrite_only_decorated_modules_inside_an_outer_s24_compile(x: Tensor) -> None:
+    cls = make_class()
+    model = Two(sparse_ffn(cls(), recipe="sste"), cls()).to(x.device)
+    fast = torch.compile(model, backend="s24", options=OPTIONS, fullgraph=True)
+    fast(x)
+    weights = s24compile.sparse_weights(model)
+    assert set(weights) == {"first.fc1.weight", "first.fc2.weight"}
+    assert {w.config.recipe for w in weights.values()} == {"sste"}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_stay_sparse_inside_another_compiler(backend: str, x: Tensor) -> None:
+    cls = make_class()
+    model = Two(sparse_ffn(cls(), **OPTIONS), cls()).to(x.device)
+    fast = torch.compile(model, backend=backend)
+    y = fast(x)
+    assert set(s24compile.sparse_weights(model)) == {"first.fc1.weight", "first.fc2.weight"}
+    assert_masked(model, y, x, Two(cls(), cls()).to(x.device))
+
+
+def test_fail_loudly_inside_another_compiler_that_allows_no_graph_break(x: Tensor) -> None:
+    cls = make_class()
+    model = Two(sparse_ffn(cls(), **OPTIONS), cls()).to(x.device)
+    with pytest.raises(Exception, match=r"(?i)graph break|disable|unsupported"):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+
+
+def test_fail_loudly_under_export(x: Tensor) -> None:
+    model = sparse_ffn(make_class()(), **OPTIONS).to(x.device)
+    with pytest.raises(errors.DecoratorError, match=r"torch\.export"):
+        torch.export.export(model, (x,))
+
+
+def test_fail_loudly_where_compilation_is_switched_off(x: Tensor) -> None:
+    model = sparse_ffn(make_class()(), **OPTIONS).to(x.device)
+    with torch.compiler.set_stance("force_eager"), pytest.raises(errors.DecoratorError, match="train dense"):
+        model(x)
+
+
+def test_fail_loudly_where_no_layer_can_be_sparse(x: Tensor) -> None:
+    model = sparse_ffn(make_class()(32, 30), **OPTIONS).to(x.device)
+    with pytest.raises(errors.DecoratorError, match="30"):
+        model(x)
+
+
+@pytest.mark.parametrize("thing", [torch.relu, 3, int])
+def test_refuse_what_is_no_module(thing: Any) -> None:
+    with pytest.raises(errors.DecoratorError, match="subclass of"):
+        sparse_ffn(thing)
+
+
+def test_refuse_unknown_options_and_a_second_decoration() -> None:
+    cls = make_class()
+    with pytest.raises(errors.UnknownOptionError, match="recipe"):
+        sparse_ffn(recip="fst")
+    with pytest.raises(errors.DecoratorError, match="already"):
+        sparse_ffn(sparse_ffn(cls))

@@ -1,0 +1,109 @@
+"""`explain()`: rows, reasons, coverage, and a model that it leaves as it was."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import s24compile
+from s24compile import errors
+from s24compile.demo.model import GPT, GPTConfig
+
+
+@pytest.fixture
+def gpt() -> GPT:
+    return GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16))
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randint(256, (2, 16))
+
+
+def test_list_every_layer_with_path_family_shape_and_source(gpt: GPT, tokens: Tensor) -> None:
+    report = s24compile.explain(gpt, tokens)
+    assert [site.path for site in report.sites] == ["blocks.0.mlp", "blocks.1.mlp"]
+    assert all(site.status == "rewritten" and site.linears == 2 for site in report.sites)
+    assert all("32" in site.shape and "128" in site.shape for site in report.sites)
+    assert all(site.source.startswith("model.py:") for site in report.sites)
+    assert report.sites[0].weights == ("blocks.0.mlp.c_fc.weight", "blocks.0.mlp.c_proj.weight")
+    table = str(report)
+    assert "blocks.1.mlp" in table
+    assert "2 of 2 layers" in table
+    assert "cpu" in table
+    assert json.loads(report.to_json())["sites"][0]["path"] == "blocks.0.mlp"
+
+
+def test_leave_state_randomness_and_buffers_alone(tokens: Tensor) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(8)
+            self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(torch.relu(self.fc1(nn.functional.dropout(self.norm(x)))))
+
+    net = Net()
+    x = torch.randn(4, 8)
+    before, rng = net.norm.running_mean.clone(), torch.get_rng_state()
+    report = s24compile.explain(net, x)
+    assert len(report.rewritten) == 1
+    assert torch.equal(before, net.norm.running_mean)
+    assert torch.equal(rng, torch.get_rng_state())
+    assert not s24compile.sparse_weights(net)
+
+
+def test_give_a_sentence_for_each_refusal() -> None:
+    net = nn.Sequential(nn.Linear(8, 14), nn.GELU(), nn.Linear(14, 8))
+    report = s24compile.explain(net, torch.randn(2, 8))
+    (site,) = report.sites
+    assert site.status == "refused"
+    assert "14" in site.reason
+    assert "multiple of 4" in site.reason
+    assert site.reason in str(report)
+
+
+def test_explain_a_compiled_model_with_its_own_options(gpt: GPT, tokens: Tensor) -> None:
+    fast = torch.compile(gpt, backend="s24", options={"exclude": r"blocks\.1", "inner": "eager"})
+    report = s24compile.explain(fast, tokens)
+    assert [(s.path, s.status) for s in report.sites] == [("blocks.0.mlp", "rewritten"), ("blocks.1.mlp", "refused")]
+    assert "exclude" in report.sites[1].reason
+    fast(tokens)
+    assert len(s24compile.sparse_weights(fast)) == 2
+    again = s24compile.explain(fast, tokens)
+    assert [s.status for s in again.sites] == ["rewritten", "refused"]
+
+
+def test_explain_a_module_compiled_in_place(gpt: GPT, tokens: Tensor) -> None:
+    gpt.compile(backend="s24", options={"include": "blocks.0", "inner": "eager"})
+    gpt(tokens)
+    assert len(s24compile.explain(gpt, tokens).rewritten) == 1
+
+
+def test_name_the_weights_that_no_graph_held() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ffn = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+            self.hidden = nn.Linear(8, 8)
+
+        @torch.compiler.disable
+        def outside(self, x: Tensor) -> Tensor:
+            return self.hidden(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outside(self.ffn(x))
+
+    report = s24compile.explain(Broken(), torch.randn(2, 8))
+    assert report.unseen == ("hidden.weight",)
+    assert "hidden.weight" in str(report)
+    assert len(report.rewritten) == 1
+
+
+def test_refuse_what_is_no_module() -> None:
+    with pytest.raises(errors.ModelError, match=r"torch\.nn\.Module"):
+        s24compile.explain(torch.relu, torch.randn(2))
