@@ -293,6 +293,8 @@ def _taken() -> dict[str, Layer]:
         zoo[f"halves_{name}"] = Layer(lambda p=product: Fused(lambda z: z.chunk(2, dim=-1), p), "geglu")
     for name, product in PRODUCTS.items():
         zoo[f"product_{name}"] = Layer(lambda p=product: Gated(F.silu, p), "swiglu", 3)
+        if name == "in_place_up":
+            continue  # torch refuses to write into one of several views of a split
         zoo[f"product_fused_{name}"] = Layer(
             lambda p=product: Fused(lambda z: z.chunk(2, -1), lambda a, b: p(F.silu(a), b)), "swiglu"
         )
@@ -487,17 +489,17 @@ class ReusedAfterInPlace(Plain):
 
 def _refused() -> dict[str, Layer]:
     zoo = {
-        "mlm_head": Layer(MlmHead, "unknown", 0, "a layer_norm stands between"),
-        "normed_swiglu": Layer(NormedSwiGlu, "unknown", 0, "a layer_norm stands between"),
+        "mlm_head": Layer(MlmHead, "gelu", 0, "a layer_norm stands between"),
+        "normed_swiglu": Layer(NormedSwiGlu, "silu", 0, "a layer_norm stands between"),
         "watched_hidden": Layer(WatchedHidden, "relu", 0, "is also used by `mean`"),
         "cross_gated": Layer(CrossGated, "swiglu", 0, "different inputs"),
-        "lora": Layer(LoraMlp, "unknown", 0, "something is added to its projection before the activation"),
+        "lora": Layer(LoraMlp, "gelu", 0, "something is added to its projection before the activation"),
         "conv": Layer(ConvMlp, "relu", 0, "1x1 convolution"),
         "weight_norm": Layer(WeightNormed, "gelu", 0, "its weight is computed in the graph by `_weight_norm`"),
         "glu": Layer(GluModule, "unknown", 0, "F.glu, which gates with a sigmoid"),
         "experts": Layer(Experts, "experts", 0, "stacked in one 3-D parameter"),
         "hooked": Layer(HookedHidden, "gelu", 0, "register_hook"),
-        "reused_after_in_place": Layer(ReusedAfterInPlace, "unknown", 0, "used"),
+        "reused_after_in_place": Layer(ReusedAfterInPlace, "unknown", 0, "works in place on a tensor that is used"),
         "custom_gradient": Layer(lambda: Plain(StraightThroughGelu.apply), "unknown", 0, "autograd_function_apply"),
         "interleaved": Layer(
             lambda: Fused(lambda z: (z[..., ::2], z[..., 1::2]), lambda a, b: F.silu(a) * b), "swiglu", 0, "interleaved"

@@ -19,7 +19,7 @@ from torch import fx
 from s24compile.passes.build import Builder
 from s24compile.passes.expression import Call, Matched, Var, call, match_expression
 from s24compile.passes.scope import fake, hop_name
-from s24compile.passes.spelling import is_fresh, op_name, spell
+from s24compile.passes.spelling import is_fresh, op_name, raw_name, spell
 
 X = Var("x")
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -42,7 +42,9 @@ def _forms() -> dict[str, tuple[Call, ...]]:
     inner += [call("mul", call("mul", X, SQRT_2_OVER_PI), p) for p in poly]
     tanh = [call("add", 1.0, call("tanh", i)) for i in inner]
     gelu_tanh = [call("mul", h, t) for h in half_x for t in tanh]
-    gelu_tanh += [form for t in tanh for form in (call("mul", X, call("mul", 0.5, t)), call("mul", 0.5, call("mul", X, t)))]
+    gelu_tanh += [
+        form for t in tanh for form in (call("mul", X, call("mul", 0.5, t)), call("mul", 0.5, call("mul", X, t)))
+    ]
 
     relu = (call("relu", X), call("clamp_min", X, 0.0), call("maximum", X, call("zeros_like", X)))
     return {
@@ -94,7 +96,9 @@ def plain_call(node: fx.Node, builder: Builder) -> fx.Node | None:
     assert op is not None
     if op.name == "gelu":
         tanh = op.args[1] == "tanh"
-        if (tanh and dict(node.kwargs) == {"approximate": "tanh"} and len(node.args) == 1) or (not tanh and _bare(node)):
+        if (tanh and dict(node.kwargs) == {"approximate": "tanh"} and len(node.args) == 1) or (
+            not tanh and _bare(node)
+        ):
             return None
         return builder.same_value(F.gelu, op.args[0], **({"approximate": "tanh"} if tanh else {}))
     target = F.relu if op.name == "relu" else F.silu
@@ -124,7 +128,7 @@ def autograd_function(node: fx.Node, builder: Builder) -> fx.Node | None:
     against the derivative. Refused: any other body, so that a custom gradient is never dropped.
     """
     source = node.args[0] if op_name(node) == "getitem" and node.args[1] == 0 else node
-    if not isinstance(source, fx.Node) or hop_name(source) != "autograd_function_apply":
+    if fake(node) is None or not isinstance(source, fx.Node) or hop_name(source) != "autograd_function_apply":
         return None
     owner = node.graph.owning_module
     bodies = [getattr(owner, str(a.target), None) for a in source.args[:2] if isinstance(a, fx.Node)]
@@ -146,13 +150,16 @@ def autograd_function(node: fx.Node, builder: Builder) -> fx.Node | None:
     return None
 
 
+_IN_DERIVATIVES = frozenset({"sub", "neg", "_set_grad_enabled"})
+
+
 def _is_derivative(backward: fx.GraphModule, approximate: str) -> bool:
     """Whether an elementwise backward body (grad, x) -> grad * gelu'(x) agrees with autograd on sample numbers."""
-    allowed = ("placeholder", "output")
-    if any(not (n.op in allowed or is_fresh(n) or "_set_grad_enabled" in str(n.target)) for n in backward.graph.nodes):
+    graph = backward.graph
+    if not all(n.op in ("placeholder", "output") or is_fresh(n) or raw_name(n) in _IN_DERIVATIVES for n in graph.nodes):
         return False
-    tensors = [n for n in backward.graph.find_nodes(op="placeholder") if fake(n) is not None]
-    if len(tensors) != 2 or len(tensors) != len(backward.graph.find_nodes(op="placeholder")):
+    inputs = graph.find_nodes(op="placeholder")
+    if len(inputs) != 2 or any(fake(n) is None for n in inputs):
         return False
     x = torch.linspace(-6, 6, 97, dtype=torch.float64, requires_grad=True)
     grad = torch.linspace(1, 2, 97, dtype=torch.float64)

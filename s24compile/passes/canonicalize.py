@@ -29,7 +29,9 @@ class Spelling:
     apply: Callable[[Scope, fx.Node, Builder], fx.Node | None]
 
 
-def _on_hidden(rewrite: Callable[[fx.Node, Builder], fx.Node | None]) -> Callable[[Scope, fx.Node, Builder], fx.Node | None]:
+def _on_hidden(
+    rewrite: Callable[[fx.Node, Builder], fx.Node | None],
+) -> Callable[[Scope, fx.Node, Builder], fx.Node | None]:
     return lambda scope, node, builder: rewrite(node, builder) if _comes_from_linear(node) else None
 
 
@@ -45,7 +47,9 @@ SPELLINGS = (
     Spelling("clamp", frozenset({"clamp"}), _on_hidden(activations.clamp)),
     Spelling("squared", frozenset({"pow", "mul", "square"}), _on_hidden(activations.squared)),
     Spelling(
-        "autograd_function", frozenset({"getitem", "autograd_function_apply"}), _on_hidden(activations.autograd_function)
+        "autograd_function",
+        frozenset({"getitem", "autograd_function_apply"}),
+        _on_hidden(activations.autograd_function),
     ),
 )
 _BY_ROOT = {root: [rule for rule in SPELLINGS if root in rule.roots] for rule in SPELLINGS for root in rule.roots}
@@ -97,7 +101,11 @@ def _comes_from_linear(node: fx.Node, depth: int = 12) -> bool:
             name = general_name(operand)
             if name in ("linear", "addmm", "matmul"):
                 return True
-            if left and operand not in seen and (name in _ELEMENTWISE or hop_name(operand) == "autograd_function_apply"):
+            if (
+                left
+                and operand not in seen
+                and (name in _ELEMENTWISE or hop_name(operand) == "autograd_function_apply")
+            ):
                 seen.add(operand)
                 stack.append((operand, left - 1))
     return False

@@ -17,7 +17,9 @@ def output_head(nodes: Nodes, linear: Linear) -> str:
     It does if its weight is also an embedding's (tied), if its module is called like a head, or if the graph embeds
     tokens and this is the only linear whose result reaches the graph's output past no other linear.
     """
-    if linear.weight is not None and any(general_name(user) == "embedding" for _, user in uses(linear.scope, linear.weight)):
+    if linear.weight is not None and any(
+        general_name(user) == "embedding" for _, user in uses(linear.scope, linear.weight)
+    ):
         return "it is the output head, and its weight is tied with the embedding"
     path = module_path(linear.scope, linear.node, linear.weight)
     if path.rpartition(".")[2] in HEAD_NAMES:
@@ -25,7 +27,9 @@ def output_head(nodes: Nodes, linear: Linear) -> str:
     scope = linear.scope
     if scope.calls or not any(general_name(node) == "embedding" for node in scope.graph.nodes):
         return ""
-    if not _reaches_output(nodes, linear) or any(_reaches_output(nodes, o) for o in nodes.by_node.values() if o is not linear):
+    if not _reaches_output(nodes, linear) or any(
+        _reaches_output(nodes, o) for o in nodes.by_node.values() if o is not linear
+    ):
         return ""
     return "it is the output head: the only linear between the tokens' embedding and the graph's output that no other follows"
 

@@ -78,8 +78,12 @@ def _is_transpose(name: str, args: tuple[object, ...]) -> bool:
         return True
     if name == "getattr":
         return args[1] in ("T", "mT")
-    return name in ("transpose", "permute") and {a % 2 for a in args[1:] if isinstance(a, int)} == {0, 1} and (
-        name == "transpose" or args[1] % 2 == 1  # type: ignore[operator]
+    return (
+        name in ("transpose", "permute")
+        and {a % 2 for a in args[1:] if isinstance(a, int)} == {0, 1}
+        and (
+            name == "transpose" or args[1] % 2 == 1  # type: ignore[operator]
+        )
     )
 
 
@@ -108,7 +112,9 @@ def as_linear(scope: Scope, node: fx.Node) -> Linear | None:
     )  # fmt: skip
     if weight is None:
         made_by = general_name(operand)
-        linear.foreign = f"its weight is computed in the graph by `{made_by}` (weight_norm, a merged adapter, ...), not a parameter"
+        linear.foreign = (
+            f"its weight is computed in the graph by `{made_by}` (weight_norm, a merged adapter, ...), not a parameter"
+        )
     elif not is_parameter(scope, weight.placeholder):
         linear.foreign = "its weight is a plain tensor input of the graph, not an nn.Parameter"
     return linear

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from s24compile.passes.gates import half_of
 from s24compile.passes.activations import activation_at
+from s24compile.passes.gates import half_of
 from s24compile.passes.linears import Linear, weight_of
 from s24compile.passes.match import Match, Nodes, trace
 from s24compile.passes.provenance import user_line
@@ -16,8 +16,7 @@ CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 CONTRACTIONS = frozenset({"einsum", "tensordot", "bmm", "baddbmm", "bilinear"})
 GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback", "scaled_grouped_mm"})
 FOREIGN_ACTIVATIONS = frozenset(
-    "leaky_relu leaky_relu_ elu elu_ selu celu hardswish hardsigmoid hardtanh hardtanh_ relu6 mish softplus softsign tanh "
-    "sigmoid logsigmoid prelu rrelu tanhshrink softshrink hardshrink threshold glu erf relu silu gelu softmax exp clamp".split()
+    ["leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "relu6", "mish", "softplus", "softsign", "tanh", "sigmoid", "logsigmoid", "prelu", "rrelu", "tanhshrink", "softshrink", "hardshrink", "threshold", "glu", "erf", "relu", "silu", "gelu", "softmax", "exp", "clamp"]
 )
 NORMS = frozenset({"layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "normalize"})
 NAMES = {"hardtanh": "ReLU6 or another hardtanh", "glu": "F.glu, which gates with a sigmoid,"}
@@ -26,7 +25,7 @@ NAMES = {"hardtanh": "ReLU6 or another hardtanh", "glu": "F.glu, which gates wit
 def foreign_linear(scope: Scope, node: fx.Node) -> Linear | None:
     """A contraction or 1x1 convolution with a parameter: linear in effect, but spelled in a way that is not taken.
 
-        einsum("bsd,fd->bsf", x, W)  |  tensordot(x, W, dims=1)  |  conv2d(x, W[F, D, 1, 1])     refused, with the name
+    einsum("bsd,fd->bsf", x, W)  |  tensordot(x, W, dims=1)  |  conv2d(x, W[F, D, 1, 1])     refused, with the name
     """
     name = general_name(node)
     if name not in CONTRACTIONS and name not in CONVOLUTIONS:
@@ -49,11 +48,11 @@ def foreign_linear(scope: Scope, node: fx.Node) -> Linear | None:
 def match_lookalike(nodes: Nodes, down: Linear) -> Match | None:
     """linear - something - linear, where the something is nearly that of a family. Always refused.
 
-        linear; leaky_relu; linear              "its activation leaky_relu is none of ..."
-        linear; gelu; layer_norm; linear        a norm between (BERT's MLM head; SwiGLU with a norm): not one unit
-        linear; glu; linear                     F.glu gates with a sigmoid
-        linear; add; gelu; linear               the projection is summed with a second one (LoRA)
-        linear; gelu; register_hook; linear     a hook on the hidden activation
+    linear; leaky_relu; linear              "its activation leaky_relu is none of ..."
+    linear; gelu; layer_norm; linear        a norm between (BERT's MLM head; SwiGLU with a norm): not one unit
+    linear; glu; linear                     F.glu gates with a sigmoid
+    linear; add; gelu; linear               the projection is summed with a second one (LoRA)
+    linear; gelu; register_hook; linear     a hook on the hidden activation
     """
     reason, at = "", down.x
     passed: list[fx.Node] = []
@@ -69,8 +68,10 @@ def match_lookalike(nodes: Nodes, down: Linear) -> Match | None:
     up = nodes.at(at)
     if up is None or up is down or not reason:
         return None
-    match = Match("lookalike", "unknown", nodes.scope, [up, down], passed, refusal=up.unsupported or down.unsupported or reason)
-    return match
+    act = next((found.name for node in passed if (found := activation_at(node)) is not None), "unknown")
+    return Match(
+        "lookalike", act, nodes.scope, [up, down], passed, refusal=up.unsupported or down.unsupported or reason
+    )
 
 
 def _step(nodes: Nodes, node: fx.Node) -> tuple[str, fx.Node] | None:
@@ -87,6 +88,9 @@ def _step(nodes: Nodes, node: fx.Node) -> tuple[str, fx.Node] | None:
     if name in NORMS:
         return f"a {name} stands between its activation and its last projection{where}", tensors[0]
     if name in FOREIGN_ACTIVATIONS:
+        op = spell(node)
+        if op is not None and op.inplace:
+            return f"its activation `{name}` works in place on a tensor that is used elsewhere too{where}", tensors[0]
         what = NAMES.get(name, name)
         return f"its activation {what} is none of gelu, gelu_tanh, silu, relu, relu2, quick_gelu{where}", tensors[0]
     hop = hop_name(node)

@@ -75,7 +75,12 @@ def _can_join(match: Match, state: State) -> bool:
     va, vb = fake(gate.node), fake(up.node)
     if a is None or b is None or va is None or vb is None or (a.dtype, va.dtype) != (b.dtype, vb.dtype):
         return False
-    if gate.layout != up.layout or gate.out_features != up.out_features or gate.weight is up.weight or mark_of(gate.node) != mark_of(up.node):
+    if (
+        gate.layout != up.layout
+        or gate.out_features != up.out_features
+        or gate.weight is up.weight
+        or mark_of(gate.node) != mark_of(up.node)
+    ):
         return False
     biases = [n.bias for n in (gate, up) if n.bias is not None]
     if len({fake(bias).dtype for bias in biases}) > 1 or any(bias.op != "placeholder" for bias in biases):  # type: ignore[union-attr]
@@ -155,9 +160,10 @@ def _bias(unit: Unit, builder: Builder) -> Any:
 
 def _split_joined(unit: Unit, z: fx.Node, builder: Builder) -> None:
     """Gives the users of gate and up their halves of z."""
-    halves = builder.method("chunk", z, 2, -1)
-    for index, linear in enumerate(unit.linears):
-        half = builder.function(operator.getitem, halves, index)
+    chunk = builder.method("chunk", z, 2, -1)
+    halves = [builder.function(operator.getitem, chunk, index) for index in range(2)]
+    # Erasing moves the insertion point away with the node, so only now.
+    for half, linear in zip(halves, unit.linears, strict=True):
         linear.node.replace_all_uses_with(half)
         erase_unused(linear.node)
 

@@ -20,12 +20,11 @@ REQUIRED = object()
 
 
 FRESH = frozenset(
-    "linear addmm matmul mul add div pow square tanh sigmoid erf gelu silu relu maximum clamp clamp_min zeros_like".split()
+    ["linear", "addmm", "matmul", "mul", "add", "div", "pow", "square", "tanh", "sigmoid", "erf", "gelu", "silu", "relu", "maximum", "clamp", "clamp_min", "zeros_like"]
 )
 """Ops whose result (unless in place) is a new tensor."""
 VIEWS = frozenset(
-    "chunk split tensor_split unbind getitem narrow view reshape unflatten flatten select transpose t permute squeeze "
-    "unsqueeze contiguous dropout to".split()
+    ["chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "view", "reshape", "unflatten", "flatten", "select", "transpose", "t", "permute", "squeeze", "unsqueeze", "contiguous", "dropout", "to"]
 )
 """Ops whose result may be a view of, or be, their first argument."""
 SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind"})
@@ -33,7 +32,7 @@ SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind"})
 
 CUTS = VIEWS - {"dropout", "to", "contiguous"}
 """Ops on the way from a fused projection to one of its halves."""
-PURE = (VIEWS - {"dropout"}) | {"getattr", "item", "sqrt", "Size", "sym_size", "size"}
+PURE = (VIEWS - {"dropout"}) | {"getattr", "item", "sqrt", "Size", "sym_size", "size", "autograd_function_apply"}
 """Further ops without side effects. Dropout draws: erasing one would shift the random numbers of the others."""
 
 
@@ -83,11 +82,8 @@ SIGNATURES: dict[str, Signature] = {
     "view": _signature("input", variadic=True),
     "reshape": _signature("input", variadic=True),
     "to": _signature("input", variadic=True),
-    **{
-        name: _UNARY
-        for name in ("square", "sqrt", "tanh", "sigmoid", "erf", "zeros_like", "t", "contiguous", "float", "half")
-    },
-    **{name: _UNARY for name in ("bfloat16", "double")},
+    **dict.fromkeys(("square", "sqrt", "tanh", "sigmoid", "erf", "zeros_like", "t", "contiguous", "float", "half"), _UNARY),
+    **dict.fromkeys(("bfloat16", "double"), _UNARY),
 }
 
 _FUNCTIONS: dict[str, tuple[Callable[..., object], ...]] = {

@@ -12,7 +12,6 @@ from torch._dynamo.testing import normalize_gm
 from s24compile import passes
 from s24compile.config import Config
 from s24compile.passes.verify import verify
-
 from tests import masked
 
 CHECKED = tuple(step for p in passes.PASSES for step in (p, verify) if p is not verify)
@@ -93,4 +92,6 @@ def check_masked(model: nn.Module, capture: Capture, x: torch.Tensor, rtol: floa
     wanted = masked.gradients(model)
     assert gradients.keys() == wanted.keys()
     for name, grad in wanted.items():
-        torch.testing.assert_close(gradients[name], grad, rtol=rtol, atol=rtol * grad.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradients[name], grad, rtol=rtol, atol=rtol * grad.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}"
+        )
