@@ -139,7 +139,7 @@ def l1(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     x, operand, bias = op.args
     weight = weight_of(operand)
     kept = _without_round_trip(x, node)
-    plain = kept is x and not node.kwargs and len(node.args) >= 2
+    plain = kept is x and not node.kwargs and len(node.args) == 3
     if weight is None or not is_parameter(scope, weight.placeholder):
         return None
     if plain and (operand is weight.placeholder or _is_plain_transpose(operand)):

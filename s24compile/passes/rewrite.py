@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+import s24compile.kernels.ops  # noqa: F401  # registers torch.ops.s24
 from s24compile.marks import mark_of
 from s24compile.passes.build import Builder, erase_unused
 from s24compile.passes.linears import Linear
