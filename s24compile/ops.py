@@ -118,6 +118,8 @@ def mvue(g: Tensor, *, dim: int = -1, seed: int | Tensor | None = None) -> Tenso
         ShapeError, DtypeError, OptionError
     """
     check_floating("g", g)
+    if g.dtype.itemsize == 1:
+        raise DtypeError(what="g", dtype=g.dtype, accepted="an estimate needs 16 bits; `mvue_pack` casts kept values")
     check_multiple("g", g, (dim,))
     return _ops.mvue(g.detach(), seed_tensor(seed, g.device), dim)
 

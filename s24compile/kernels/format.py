@@ -76,15 +76,16 @@ class MetadataLayout:
         m, groups = codes.shape
         rows, columns = self.padded(m, groups)
         rest = (0, columns * self.codes_per_cell - groups, 0, rows - m)
-        # contiguous: a cell is read from neighbouring bytes
-        codes = torch.nn.functional.pad(codes, rest, value=PADDING_CODE).contiguous()
-        cells = (codes[:, 0::2] | codes[:, 1::2] << 4).view(self.cell)
-        return self.shuffle(cells).reshape(self.shape(m, 4 * groups))
+        codes = torch.nn.functional.pad(codes, rest, value=PADDING_CODE)
+        # Flat, because a cell is read from neighbouring bytes, and [rows, 0] has no such strides.
+        cells = (codes[:, 0::2] | codes[:, 1::2] << 4).flatten().view(self.cell)
+        return self.shuffle(cells.reshape(rows, columns)).reshape(self.shape(m, 4 * groups))
 
     def load(self, metadata: Tensor, m: int, groups: int) -> Tensor:
         """metadata -> uint8 codes [m, groups]."""
-        cells = self.unshuffle(metadata.contiguous(), *self.padded(m, groups))
-        pairs = cells.contiguous().view(torch.uint8)
+        rows, columns = self.padded(m, groups)
+        cells = self.unshuffle(metadata.contiguous(), rows, columns)
+        pairs = cells.flatten().view(torch.uint8).reshape(rows, columns * self.cell.itemsize)
         return torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(1)[:m, :groups]
 
     def shuffle(self, cells: Tensor) -> Tensor:

@@ -73,5 +73,5 @@ def uniforms(seed: Tensor, rows: Tensor, first_group: int, groups: int, *, rows_
     # fp32 holds 24 bits exactly: the high 24 of each word.
     drawn = torch.stack([(word >> 8).to(torch.float32) for word in words], dim=dim).mul_(2.0**-24)
     if rows_last:
-        return drawn.reshape(-1, rows.shape[0])[:groups]
+        return drawn.flatten(0, 1)[:groups]
     return drawn.flatten(1)[:, :groups]

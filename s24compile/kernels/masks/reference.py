@@ -42,7 +42,7 @@ def transposable_patterns(w: Tensor) -> Tensor:
     m, n = w.shape
     wide = torch.float64 if w.dtype == torch.float64 else torch.float32
     # [block row, block column, row, column] -> [row, column, B]
-    cells = w.unflatten(0, (-1, 4)).unflatten(2, (-1, 4)).permute(1, 3, 0, 2).abs().to(wide).reshape(4, 4, -1)
+    cells = w.unflatten(0, (-1, 4)).unflatten(2, (-1, 4)).permute(1, 3, 0, 2).to(wide).abs().reshape(4, 4, -1)
     found = [_search(chunk) for chunk in cells.split(_CHUNK_BLOCKS, dim=2)]
     return torch.cat(found).reshape(m // 4, n // 4)
 
@@ -132,8 +132,7 @@ def _kept(w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     The bits of a magnitude order like the number, with NaN above Inf, so this order is total and exactly two of
     four win at least two of their three comparisons.
     """
-    keys = w.abs()
-    keys = keys.view(torch.int64) if w.dtype == torch.float64 else keys.to(torch.float32).view(torch.int32)
+    keys = w.abs().view(torch.int64) if w.dtype == torch.float64 else w.to(torch.float32).abs().view(torch.int32)
     k0, k1, k2, k3 = keys.unflatten(-1, (-1, 4)).unbind(-1)
     w01, w02, w03, w12, w13, w23 = k0 >= k1, k0 >= k2, k0 >= k3, k1 >= k2, k1 >= k3, k2 >= k3
     return (
@@ -151,7 +150,7 @@ def magnitude_patterns(w: Tensor) -> Tensor:
     """
     k0, k1, k2, _ = (kept.to(torch.uint8) for kept in _kept(w))
     # 1100 1010 1001 0110 0101 0011 in order: with place 0 kept 0, 1, 2; else with place 1 kept 3, 4; else 5.
-    return 5 - k0 * (3 + k1 * 2 + k2) - (1 - k0) * k1 * (1 + k2)
+    return (5 - k0 * (3 + k1 * 2 + k2) - (1 - k0) * k1 * (1 + k2)).contiguous()
 
 
 def magnitude_mask(w: Tensor) -> Tensor:
