@@ -105,7 +105,7 @@ class SparseWeight:
         if self.recipe.optimizer_drives_phase and self._asked_phase is None:
             parameter = self.parameter()
             driven = None if parameter is None else DRIVEN.get(parameter)
-            if driven is not None:
+            if driven == "dense":
                 return driven
         return phase_at(self.steps, self._dense_from, self._asked_phase, self._asked_at)
 

@@ -9,19 +9,22 @@ finding out would stop the host until the device has answered).
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import weakref
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from s24compile.sparse_weight import CLOCK, SparseWeight
+from s24compile.sparse_weight import CLOCK, DRIVEN, SparseWeight
 from s24compile.training.decay import decay_
 from s24compile.training.flip_rate import watch_flips
 from s24compile.weights import WEIGHTS
+
+log = logging.getLogger("s24compile")
 
 Held = list[tuple[dict[str, Any], SparseWeight]]
 """The sparse weights of an optimizer, each with its parameter group."""
@@ -37,8 +40,8 @@ _MEMBERS: weakref.WeakKeyDictionary[Optimizer, tuple[_Members, list[tuple[int, w
 def watch_optimizers() -> None:
     """Registers the hooks, once a process. Called when the first weight becomes sparse; costs nothing before."""
     # Under torch.compile(optimizer.step) the hooks must run as they are: they count, and look at the Python stack.
-    register_optimizer_step_pre_hook(torch.compiler.disable(before_step))
-    register_optimizer_step_post_hook(torch.compiler.disable(after_step))
+    register_optimizer_step_pre_hook(cast(Any, torch.compiler.disable(before_step)))
+    register_optimizer_step_post_hook(cast(Any, torch.compiler.disable(after_step)))
 
 
 def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -49,8 +52,6 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if not callable(closure):
         held = _not_held_by(_outer_steps(), held_by(optimizer))
-        for _, weight in held:
-            weight.held = True
         decay_(optimizer, held)
         return None
     outer = _outer_steps()
@@ -71,8 +72,8 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
     """Counts the step for the weights that the optimizer holds, and lets their packed forms go stale."""
     CLOCK.tick += 1
     held = _not_held_by(_outer_steps(), held_by(optimizer))
+    _meet(optimizer, [weight for _, weight in held if not weight.held])
     for _, weight in held:
-        weight.held = True
         weight.steps += 1
         parameter = weight.parameter()
         if parameter is not None and (parameter.requires_grad or parameter.grad is not None):
@@ -94,6 +95,24 @@ def held_by(optimizer: Optimizer) -> Held:
         ]
         known = _MEMBERS[optimizer] = (members, found)
     return [(groups[index], weight) for index, ref in known[1] if (weight := ref()) is not None]
+
+
+def _meet(optimizer: Optimizer, weights: list[SparseWeight]) -> None:
+    """Notes that an optimizer holds these weights, when it first steps them."""
+    undriven = []
+    for weight in weights:
+        weight.held = True
+        parameter = weight.parameter()
+        if weight.recipe.optimizer_drives_phase and parameter is not None and DRIVEN.get(parameter) is None:
+            undriven.append(weight.name)
+    if undriven:
+        log.warning(
+            "recipe='step' with %s: the dense first phase and the frozen variance are AdamW_STEP's; %d weight(s) (%s, "
+            "...) train 2:4 from the start, as with recipe='ste'. Use s24compile.AdamW_STEP.",
+            type(optimizer).__name__,
+            len(undriven),
+            undriven[0],
+        )
 
 
 def _not_held_by(outer: list[Optimizer], held: Held) -> Held:

@@ -30,7 +30,7 @@ class Recipe:
     uses_interval: bool
     """True: positions are searched every `Config.mask_interval` optimizer steps. False: at every pack."""
     optimizer_drives_phase: bool = False
-    """True: starts dense, and `AdamW_STEP` says when the sparse phase begins."""
+    """True: `AdamW_STEP`, where it holds the weight, says when it is dense. Under another optimizer it is sparse."""
 
     @property
     def soft(self) -> bool:

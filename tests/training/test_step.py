@@ -1,0 +1,184 @@
+"""AdamW_STEP: phase 1 is AdamW, the switch is the paper's, phase 2 freezes the variance, a checkpoint holds it all."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from s24compile import errors
+from s24compile.config import Config
+from s24compile.state import load_state_dict, set_phase, sparse_weights, state_dict
+from s24compile.training.step import AdamW_STEP
+from tests.freshening import MLP, recorded_ops, sparse_forward, train
+
+STEP = Config(recipe="step")
+
+
+def parameter_and(total_steps=20, **options):
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(8, 8, dtype=torch.float64))
+    options = {"lr": 0.1, "betas": (0.9, 0.75), "weight_decay": 0.1} | options
+    return parameter, AdamW_STEP([parameter], total_steps=total_steps, **options)
+
+
+def grads(count):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 8, dtype=torch.float64, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_be_adamw_in_phase_one(maximize):
+    parameter, optimizer = parameter_and(threshold=0.0, clip=(0.5, 1.0), maximize=maximize)
+    twin = nn.Parameter(parameter.detach().clone())
+    adamw = torch.optim.AdamW([twin], lr=0.1, betas=(0.9, 0.75), weight_decay=0.1, maximize=maximize)
+    for grad in grads(10):
+        parameter.grad, twin.grad = grad.clone(), grad.clone()
+        optimizer.step()
+        adamw.step()
+    torch.testing.assert_close(parameter, twin, rtol=1e-12, atol=1e-12)
+    assert optimizer.phase == "dense"
+
+
+def switch_of_the_formula(criterion, threshold, t_min, t_max, window, beta2, count):
+    """Algorithm 2 of the paper, written down plainly."""
+    v = torch.zeros(8, 8, dtype=torch.float64)
+    seen = []
+    for t, grad in enumerate(grads(count), start=1):
+        before, v = v, beta2 * v + (1 - beta2) * grad * (0.8 ** (2 * t)) * grad
+        change = (v - before).abs()
+        seen.append(float(change.mean()) if criterion == "mean" else math.exp(float(change.log().mean())))
+        last = seen[-window:]
+        if t >= t_max or (t >= t_min and len(last) == window and sum(last) / window < threshold):
+            return t
+    return None
+
+
+@pytest.mark.parametrize("criterion", ["mean", "geometric_mean"])
+@pytest.mark.parametrize(("threshold", "expected"), [(1e-3, "within"), (10.0, "at T_min"), (0.0, "at T_max")])
+def test_switch_when_the_variance_has_settled(criterion, threshold, expected):
+    # beta2 = 0.75: a window of 4 steps. Gradients shrink, so that v does settle.
+    parameter, optimizer = parameter_and(40, threshold=threshold, clip=(0.15, 0.75), criterion=criterion)
+    for t, grad in enumerate(grads(40), start=1):
+        parameter.grad = grad * 0.8**t
+        optimizer.step()
+    reference = switch_of_the_formula(criterion, threshold, 6, 30, 4, 0.75, 40)
+    assert optimizer.switched_at == reference
+    assert {"at T_min": reference == 6, "at T_max": reference == 30, "within": 6 < reference < 30}[expected]
+
+
+@pytest.mark.parametrize("denominator", ["sqrt(v)+eps", "sqrt(v+eps)", "sqrt(v)+eps**0.75"])
+def test_freeze_the_variance_in_phase_two(denominator):
+    eps = 1e-3
+    parameter, optimizer = parameter_and(
+        20, threshold=0.0, clip=(0.1, 0.25), denominator=denominator, eps=eps, weight_decay=0.1
+    )
+    w, m, v = parameter.detach().clone(), torch.zeros(8, 8).double(), torch.zeros(8, 8).double()
+    for t, grad in enumerate(grads(12), start=1):
+        parameter.grad = grad.clone()
+        optimizer.step()
+        m = 0.9 * m + 0.1 * grad
+        frozen = t > 5
+        if not frozen:
+            v = 0.75 * v + 0.25 * grad**2
+        v_hat = v / (1 - 0.75 ** min(t, 5))
+        below = {
+            "sqrt(v)+eps": v_hat.sqrt() + eps,
+            "sqrt(v+eps)": (v_hat + eps).sqrt(),
+            "sqrt(v)+eps**0.75": v_hat.sqrt() + eps**0.75,
+        }[denominator if frozen else "sqrt(v)+eps"]
+        w = w * (1 - 0.1 * 0.1) - 0.1 * (m / (1 - 0.9**t)) / below
+        torch.testing.assert_close(parameter.detach(), w, rtol=1e-10, atol=1e-12)
+    assert optimizer.switched_at == 5
+
+
+def test_keep_adapting_parameters_that_join_after_the_switch():
+    parameter, optimizer = parameter_and(10, threshold=0.0, clip=(0.1, 0.2))
+    late = nn.Parameter(torch.randn(4, dtype=torch.float64))
+    for grad in grads(3):
+        parameter.grad = grad
+        optimizer.step()
+    optimizer.add_param_group({"params": [late]})
+    twin = nn.Parameter(late.detach().clone())
+    adamw = torch.optim.AdamW([twin], lr=0.1, betas=(0.9, 0.75), weight_decay=0.1)
+    for i in range(4):
+        late.grad, twin.grad = torch.full((4,), 1.0 + i).double(), torch.full((4,), 1.0 + i).double()
+        optimizer.step()
+        adamw.step()
+    torch.testing.assert_close(late, twin, rtol=1e-12, atol=1e-12)
+
+
+def is_sparse(model):
+    with recorded_ops() as calls:
+        sparse_forward(model, torch.randn(8, 16), STEP)
+    return "linear" in calls
+
+
+def test_drive_the_phases_of_the_weights():
+    model = MLP()
+    optimizer = AdamW_STEP(model.parameters(), total_steps=10, clip=(0.1, 0.3), threshold=0.0)
+    sparse = []
+    for i in range(5):
+        sparse.append(is_sparse(model))
+        train(model, optimizer, STEP, range(i, i + 1))
+    assert sparse == [False, False, False, True, True]
+    set_phase(model, "dense")
+    assert not is_sparse(model), "the user's word goes over the optimizer's"
+
+
+def test_drive_only_weights_of_recipe_step():
+    model = MLP()
+    AdamW_STEP(model.parameters(), total_steps=10)
+    sparse_forward(model, torch.randn(8, 16), Config(recipe="ste"))
+    assert sparse_weights(model)["up.weight"].phase == "sparse"
+
+
+def test_say_that_another_optimizer_makes_step_into_ste(caplog):
+    model = MLP()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with caplog.at_level(logging.WARNING, logger="s24compile"):
+        train(model, optimizer, STEP, range(3))
+    assert ["AdamW_STEP" in record.getMessage() for record in caplog.records] == [True]
+    assert is_sparse(model)
+
+
+@pytest.mark.parametrize("split", [2, 4, 6, 8])
+def test_resume_bitwise_in_either_phase(split):
+    def fresh():
+        torch.manual_seed(0)
+        model = MLP()
+        # The window is 4 steps, and the threshold is met in the middle of the run.
+        return model, AdamW_STEP(
+            model.parameters(), lr=1e-2, betas=(0.9, 0.75), total_steps=12, clip=(0.3, 0.6), threshold=1.0
+        )
+
+    model, optimizer = fresh()
+    losses = train(model, optimizer, STEP, range(10))
+    half, half_optimizer = fresh()
+    train(half, half_optimizer, STEP, range(split))
+    file = io.BytesIO()
+    torch.save((half.state_dict(), half_optimizer.state_dict(), state_dict(half)), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = MLP()
+    resumed_optimizer = AdamW_STEP(resumed.parameters(), total_steps=1000)
+    resumed.load_state_dict(saved[0])
+    resumed_optimizer.load_state_dict(saved[1])
+    load_state_dict(resumed, saved[2])
+    assert torch.equal(train(resumed, resumed_optimizer, STEP, range(split, 10)), losses[split:])
+    assert resumed_optimizer.switched_at == optimizer.switched_at == 4
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clip": (0.6, 0.5)}, {"criterion": "median"}, {"denominator": "v"}, {"betas": (0.9, 1.0)}, {"total_steps": 0}],
+)
+def test_refuse_options_out_of_range(options):
+    with pytest.raises(errors.OptionError, match=next(iter(options))):
+        AdamW_STEP([nn.Parameter(torch.zeros(4, 4))], **({"total_steps": 10} | options))
