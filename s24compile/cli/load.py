@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,13 +36,17 @@ def load_model(where: str) -> tuple[nn.Module, tuple[Any, ...]]:
     place, _, attribute = where.rpartition(":")
     if not place or not attribute:
         raise ModelError(what=where, found="no factory named", accepted="write pkg.module:factory or file.py:factory")
-    made: Any = _module(place)
-    for part in attribute.split("."):
-        if not hasattr(made, part):
-            raise ModelError(what=place, found=f"it has no {part!r}", accepted="name a function that returns a model")
-        made = getattr(made, part)
-    if not isinstance(made, nn.Module) and callable(made):
-        made = made()
+    # As `python file.py` would: modules beside the file (or in the working directory) can be imported.
+    with _searched_first(Path(place).resolve().parent if place.endswith(".py") else Path.cwd()):
+        made: Any = _module(place)
+        for part in attribute.split("."):
+            if not hasattr(made, part):
+                raise ModelError(
+                    what=place, found=f"it has no {part!r}", accepted="name a function that returns a model"
+                )
+            made = getattr(made, part)
+        if not isinstance(made, nn.Module) and callable(made):
+            made = made()
     inputs: tuple[Any, ...] = ()
     if isinstance(made, tuple) and len(made) == 2:
         made, given = made
@@ -104,8 +110,6 @@ def _module(place: str) -> ModuleType:
         path = Path(place).resolve()
         if not path.is_file():
             raise ModelError(what=place, found="no such file", accepted="write file.py:factory")
-        # As `python file.py` would: modules beside the file can be imported.
-        sys.path.insert(0, str(path.parent))
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
             raise ModelError(what=place, found="Python cannot load it", accepted="it must be a Python file")
@@ -113,7 +117,6 @@ def _module(place: str) -> ModuleType:
         sys.modules[path.stem] = module
         spec.loader.exec_module(module)
         return module
-    sys.path.insert(0, "")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -121,3 +124,13 @@ def _module(place: str) -> ModuleType:
         if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
             raise
         raise ModelError(what=place, found=f"no module named {error.name!r}", accepted="is it installed?") from None
+
+
+@contextlib.contextmanager
+def _searched_first(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import sysconfig
 from pathlib import Path
 
@@ -31,7 +32,9 @@ class ByteText:
         the batch that it would have had.
         """
         data = self.train if part == "train" else self.validation
-        generator = torch.Generator().manual_seed((seed << 32) + 2 * step + (part != "train"))
+        # Hashed, because torch's CPU generator looks at the low 32 bits of a seed only.
+        draw = random.Random(f"{part} {step} {seed}").getrandbits(32)
+        generator = torch.Generator().manual_seed(draw)
         starts = torch.randint(len(data) - length, (size, 1), generator=generator)
         window = data[starts + torch.arange(length + 1)].long()
         return window[:, :-1], window[:, 1:]

@@ -1,0 +1,219 @@
+"""The command line: help, exit statuses, sentences instead of tracebacks, JSON, and a model from a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from s24compile.cli import main
+from s24compile.cli.load import make_inputs, parse_options
+from s24compile.cli.machine import examine
+from s24compile.cli.train import read_settings
+from s24compile.errors import ModelError, OptionError, UnknownOptionError
+
+COMMANDS = ("doctor", "demo", "explain", "train", "bench", "build", "tune-decay")
+
+MODEL = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 64), nn.Linear(64, 16)
+        self.odd_up, self.odd_down = nn.Linear(16, 30), nn.Linear(30, 16)
+
+    def forward(self, x, scale=None):
+        x = self.down(torch.nn.functional.gelu(self.up(x)))
+        x = self.odd_down(torch.nn.functional.gelu(self.odd_up(x)))
+        return x if scale is None else x * scale
+
+def build():
+    return Net()
+
+def build_with_inputs():
+    return Net(), (torch.randn(4, 16),)
+
+not_a_model = 3
+"""
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_net.py"
+    path.write_text(MODEL)
+    return path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_explain_itself_for_every_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert f"s24 {name}" in capsys.readouterr().out
+
+
+def test_list_the_commands_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        (["doctr"], 2, "doctor"),
+        (["demo", "--stepz", "3"], 2, "No such option"),
+        (["demo", "--steps", "many"], 2, "--steps"),
+        (["explain"], 2, "MODEL"),
+        (["explain", "nowhere"], 1, "pkg.module:factory"),
+        (["explain", "no_such_package.models:build"], 1, "no module named 'no_such_package'"),
+        (["explain", "no_such_file.py:build"], 1, "no such file"),
+        (["explain", "s24compile.demo.model:nothing"], 1, "has no 'nothing'"),
+        (["explain", "s24compile.demo.model:example", "--input", "three"], 1, "dtype[shape]"),
+        (["explain", "s24compile.demo.model:example", "--option", "recipy=fst"], 1, "did you mean 'recipe'"),
+        (["train", "--n_layr=3"], 1, "did you mean 'n_layer'"),
+        (["train", "no_such_settings.py"], 1, "existing Python file"),
+        (["train", "--resume", "--out_dir=no/such/run"], 1, "no/such/run/checkpoint.pt"),
+        (["bench", "no_such_benchmark"], 1, "no such script"),
+        (["tune-decay"], 2, "not there yet"),
+    ],
+)
+def test_answer_mistakes_with_one_sentence(
+    words: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == status
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+    assert len(shown.strip().splitlines()) == 1
+
+
+def test_tell_what_the_machine_can_run(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = [fact.name for fact in examine() if fact.status == "missing"]
+    assert main(["doctor"]) == int(bool(missing))
+    assert "mvue_pack" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == int(bool(missing))
+    told = json.loads(capsys.readouterr().out)
+    assert {fact["name"] for fact in told["facts"]} >= {"Python", "torch", 'backend="s24"', "GPU", "nvcc"}
+    assert all(fact["advice"] for fact in told["facts"] if fact["status"] != "ok")
+    assert told["providers"]["mm"] in ("cutlass", "triton", "cusparselt", "reference")
+
+
+def test_explain_a_model_of_a_file(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", f"{model_file}:build_with_inputs"]) == 0
+    table = capsys.readouterr().out
+    assert "my_net.py" in table, "the user's own source line is missing"
+    assert main(["explain", f"{model_file}:build", "-i", "float32[4,16]", "-i", "scale=float32[4,1]", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    by_path = {weight: site for site in told["sites"] for weight in site["weights"]}
+    assert by_path["up.weight"]["status"] == "rewritten"
+    assert by_path["odd_up.weight"]["status"] == "refused"
+    assert "30" in by_path["odd_up.weight"]["reason"]
+
+
+def test_pass_options_on_to_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    where = "s24compile.demo.model:example"
+    assert main(["explain", where, "--json"]) == 0
+    linears = sum(site["linears"] for site in json.loads(capsys.readouterr().out)["sites"])
+    assert main(["explain", where, "--json", "--option", "targets=linear"]) == 0
+    more = sum(site["linears"] for site in json.loads(capsys.readouterr().out)["sites"])
+    assert linears == 8, "two linears in each of four MLPs"
+    assert more == 16, "with targets=linear the attention's two as well, but not the tied output layer"
+
+
+def test_refuse_what_is_no_model(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", f"{model_file}:not_a_model"]) == 1
+    assert "nn.Module" in capsys.readouterr().err
+
+
+def test_leave_errors_of_the_users_own_code_to_their_traceback(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import a_module_that_is_not_there")
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        main(["explain", f"{tmp_path / 'broken.py'}:build"])
+
+
+def test_make_inputs_of_specs() -> None:
+    positional, named = make_inputs(["float32[2, 3]", "int64[4]<7", "mask=bool[2]", "bfloat16[]"])
+    assert [tuple(t.shape) for t in positional] == [(2, 3), (4,), ()]
+    assert positional[1].max() < 7
+    assert str(named["mask"].dtype) == "torch.bool"
+    for wrong in ("float[2", "nothing[2]", "float32", "float32[a]"):
+        with pytest.raises(OptionError, match="dtype"):
+            make_inputs([wrong])
+
+
+def test_read_options_as_python_literals() -> None:
+    given = parse_options(["--decay=2e-4", "mask-interval=7", "include=('a','b')", "recipe=fst", "bias=false"])
+    assert given == {"decay": 2e-4, "mask_interval": 7, "include": ("a", "b"), "recipe": "fst", "bias": False}
+
+
+def test_read_settings_from_a_file_and_flags(tmp_path: Path) -> None:
+    file = tmp_path / "settings.py"
+    file.write_text("import math\nbatch_size = 4 * 8\nlearning_rate = 1e-3\nrecipe = 'sste'\n_private = 1\n")
+    settings = read_settings(file, ["--learning_rate=5e-4", "--decay=1e-5", "--grad_clip=1"])
+    assert (settings.batch_size, settings.learning_rate) == (32, 5e-4)
+    assert dict(settings.options) == {"recipe": "sste", "decay": 1e-5}
+    with pytest.raises(OptionError, match="batch_size"):
+        read_settings(file, ["--batch_size=many"])
+    with pytest.raises(UnknownOptionError, match="batch_size"):
+        read_settings(file, ["--batchsize=3"])
+    with pytest.raises(OptionError, match="recipe"):
+        read_settings(file, ["--recipe=best"])
+
+
+def test_train_and_resume_to_the_same_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--n_layer=1", "--n_embd=32", "--block_size=16", "--batch_size=4", "--inner=aot_eager", "--json"]
+    small += ["--mask_interval=3", "--eval_interval=100", "--eval_iters=1", "--warmup_iters=2", "--min_lr=2e-3"]
+
+    def train(out: str, steps: int, *more: str) -> dict[str, float]:
+        assert main(["train", *small, f"--out_dir={tmp_path / out}", f"--max_iters={steps}", *more]) == 0
+        result: dict[str, float] = json.loads(capsys.readouterr().out)
+        return result
+
+    whole = train("whole", 8)
+    train("halved", 5)
+    resumed = train("halved", 8, "--resume")
+    assert (resumed["step"], resumed["train_loss"]) == (8, whole["train_loss"]), "a resumed run is the run it was"
+    assert resumed["validation_loss"] == whole["validation_loss"]
+    history = json.loads((tmp_path / "halved/history.json").read_text())
+    assert len(history["train_loss"]) == 8
+    changed = [*small, f"--out_dir={tmp_path / 'halved'}", "--resume", "--decay=1e-3"]
+    assert main(["train", *changed]) == 1
+    assert "decay" in capsys.readouterr().err
+
+
+def test_run_and_list_benchmarks_of_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    guard = 'if __name__ == "__main__":\n    print("ran", __file__)\n'
+    (tmp_path / "one.py").write_text(f'"""First."""\n{guard}')
+    (tmp_path / "two.py").write_text(f'"""Second."""\nNEEDS_GPU = True\n{guard}')
+    (tmp_path / "three.py").write_text(f'"""Third."""\nimport sys\n{guard}    sys.exit(1)\n')
+    (tmp_path / "shared.py").write_text('"""No script."""\n')
+    assert main(["bench", "--list", "--folder", str(tmp_path)]) == 0
+    shown = capfd.readouterr().out
+    assert "First." in shown
+    assert "shared" not in shown
+    assert main(["bench", "one", "--folder", str(tmp_path)]) == 0
+    assert "one.py" in capfd.readouterr().out
+    assert main(["bench", "three", "--folder", str(tmp_path)]) == 1
+    assert "failed: three" in capfd.readouterr().err
+
+
+def test_say_where_benchmarks_are_when_there_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--folder", str(tmp_path)]) == 1
+    assert "checkout" in capsys.readouterr().err
+
+
+def test_keep_the_search_path_as_it_was(model_file: Path) -> None:
+    before = list(sys.path)
+    assert main(["explain", f"{model_file}:build", "--input", "float32[4,16]", "--json"]) == 0
+    assert sys.path == before
+
+
+def test_raise_no_alarm_over_a_missing_model_package() -> None:
+    from s24compile.cli.load import load_model
+
+    with pytest.raises(ModelError, match="installed"):
+        load_model("s24_no_such_package:build")
