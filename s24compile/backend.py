@@ -70,7 +70,8 @@ class SparseGraph:
         rewrite = rewrite_graph(self.original, config, self.target)
         self.slots, self.sites = rewrite.slots, rewrite.sites
         for site in self.sites:
-            log.info("%s", site.sentence)
+            # A cut graph may hold no whole layer: the user asked for sparse training and would get none of it.
+            log.log(logging.WARNING if site.reason == passes.DDP_SENTENCE else logging.INFO, "%s", site.sentence)
         dense = frozenset(slot for slot in self.slots if slot.operand(example_inputs).dense)
         if dense:
             rewrite = rewrite_graph(self.original, config, self.target, dense)

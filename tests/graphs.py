@@ -1,7 +1,7 @@
 """Golden graphs: captures what lowering makes of a model, and prints one line a node.
 
-A line reads `name: dtype[shape] = op(args)  # provider`; a column-major matrix says `col`, any other layout its strides. Node names are
-numbered anew, so that goldens don't change with torch's naming.
+A line reads `name: dtype[shape] = op(args)  # provider`; a column-major matrix says `col`, any other layout its strides.
+Node names are numbered anew, so that goldens don't change with torch's naming.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from s24compile.passes.scope import copy_scopes, fake_mode_of
 from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
 from s24compile.passes.verify import verify
 
-__all__ = ["PASSES", "LinearOptions", "OperandRequest", "Rewrite", "copy_graph_module", "run"]
+__all__ = ["DDP_SENTENCE", "PASSES", "LinearOptions", "OperandRequest", "Rewrite", "copy_graph_module", "run"]
 
 PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, verify)
 

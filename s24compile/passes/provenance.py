@@ -19,7 +19,10 @@ _TOKEN = re.compile(
     r"|\.(?P<attribute>(?!_(?:modules|parameters|buffers)\[)\w+)"
 )
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_LIBRARY = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+_LIBRARY = (
+    os.path.dirname(torch.__file__) + os.sep,
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), "decorator.py"),
+)
 _HELPERS = (os.path.join("transformers", "pytorch_utils.py"), os.path.join("transformers", "activations.py"))
 
 
