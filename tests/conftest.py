@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -10,6 +12,15 @@ import torch
 def device() -> str:
     """The machine's best device: the same tests run on a CPU and on a GPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def on_device(device: str) -> Iterator[None]:
+    """Makes every new tensor of a test on the best device."""
+    if device != "cpu":  # the mode that a default device installs makes each call slower
+        torch.set_default_device(device)
+    yield
+    torch.set_default_device(None)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,8 @@ from s24compile.state import load_state_dict, refresh, sparse_weights, state_dic
 from s24compile.weights import TOLD, WEIGHTS
 from tests.freshening import MLP, dense_values, operand_of, recorded_ops, request_for, sparse_forward, train
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 FST = Config(mask_interval=3, gradient="dense")
 
 
@@ -500,6 +502,7 @@ def test_report_the_flip_rate_between_the_last_two_searches():
 
 
 def test_check_36_weights_in_under_40_us():
+    torch.set_default_device(None)
     parameters = [new_parameter() for _ in range(36)]
     operands = [operand_of(p, config=FST) for p in parameters]
 

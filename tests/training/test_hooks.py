@@ -15,6 +15,8 @@ from s24compile.training.hooks import before_step
 from s24compile.weights import WEIGHTS
 from tests.freshening import operand_of
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 DECAY = 0.25
 FST = Config(decay=DECAY)
 
@@ -161,7 +163,7 @@ def test_decay_towards_zero_also_when_maximising():
 
 
 def scaled_step(optimizer, parameter, loss_of, scale=1024.0):
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    scaler = torch.amp.GradScaler(parameter.device.type, init_scale=scale)
     optimizer.zero_grad()
     scaler.scale(loss_of(parameter)).backward()
     scaler.step(optimizer)
@@ -194,7 +196,7 @@ def test_decay_after_an_explicit_unscale_with_a_fused_optimizer():
     parameter, weight = sparse_parameter()
     before = parameter.detach().clone()
     grad = torch.randn(16, 16)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(parameter.device.type, init_scale=1024.0)
     optimizer = torch.optim.SGD([parameter], lr=0.1, fused=True)
     scaler.scale((parameter * grad).sum()).backward()
     scaler.unscale_(optimizer)
@@ -304,6 +306,7 @@ def test_decay_and_count_once_under_a_compiled_step(kind):
 
 
 def test_cost_nothing_for_optimizers_without_sparse_weights():
+    torch.set_default_device(None)
     sparse_parameter()
     optimizer = torch.optim.SGD([nn.Parameter(torch.randn(4)) for _ in range(300)], lr=0.1)
     call = (optimizer, (optimizer,), {})
