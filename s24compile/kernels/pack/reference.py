@@ -162,7 +162,7 @@ def pack_weight_(
     if select == "soft_threshold":
         logical = [masks.soft_threshold(w) for w in logical]
         if scale is not None:
-            logical = [beta * w for beta, w in zip(scale.expand(len(logical)), logical, strict=True)]
+            logical = [beta.float() * w.float() for beta, w in zip(scale.expand(len(logical)), logical, strict=True)]
     layout = FORMATS[format]
     codes = [_codes_of_patterns(p, select, transposed=False) for p in patterns]
     kept = [gather_kept(w, c) for w, c in zip(logical, codes, strict=True)]

@@ -1,0 +1,201 @@
+"""Triton kernels of packing: the static operands of weights, from one read of each weight.
+
+Legend: N, K logical rows and columns of the stacked weights; W [n, k] one of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from s24compile.kernels.format import code_table
+from s24compile.kernels.pack import triton_tiles as tiles
+from s24compile.kernels.pack.triton_blocks import pack_blocks
+from s24compile.kernels.pack.triton_rows import pack_rows
+from s24compile.kernels.patterns import PAIR_CODES, PAIRS, TRANSPOSABLE, TRANSPOSABLE_COLUMNS
+from s24compile.kernels.providers import Provider
+from s24compile.kernels.target import Target
+
+_LOADED = (torch.float32, torch.bfloat16, torch.float16)
+_PACKED = (torch.bfloat16, torch.float16)
+
+
+def supported(target: Target) -> str | None:
+    """Triton's CUDA backend, with the PTX of compute capability 8.0 and up."""
+    if target.arch is None or target.arch < (8, 0):
+        return f"needs CUDA compute capability 8.0 or higher, this is {target}"
+    return None
+
+
+def supports_operand(source: Tensor, dtype: torch.dtype, format: str) -> str | None:
+    """Whether these kernels read `source` and write operands of `dtype` in `format`."""
+    if format != "sm90":
+        return f"writes the sm90 format only, not {format}"
+    if dtype not in _PACKED:
+        return f"packs bf16 and fp16 only, not {dtype}"
+    if source.dtype not in _LOADED:
+        return f"reads fp32, bf16 and fp16 only, not {source.dtype}"
+    return None
+
+
+@functools.cache
+def pattern_table(device: torch.device) -> Tensor:
+    """int32 [6, 128] by pattern number, what `triton_blocks.lines` reads, for rows and then for columns: the four
+    codes (a nibble each), then the byte selectors of lines 0 and 1, and of lines 2 and 3 (16 bits each)."""
+    words = []
+    for patterns in (TRANSPOSABLE, TRANSPOSABLE_COLUMNS):
+        words.append([sum(PAIR_CODES[pair] << 4 * line for line, pair in enumerate(p)) for p in patterns])
+        for first in (0, 2):
+            words.append([_selector(p[first]) | _selector(p[first + 1]) << 16 for p in patterns])
+    flat = [word - (1 << 32) if word >> 31 else word for row in words for word in row + row[:1] * (128 - len(row))]
+    return code_table(device, tuple(flat), torch.int32)
+
+
+def _selector(pair: int) -> int:
+    """Which bytes of four 16-bit values a pair keeps, a nibble each."""
+    i, j = PAIRS[pair]
+    return 2 * i | (2 * i + 1) << 4 | 2 * j << 8 | (2 * j + 1) << 12
+
+
+def _supports_weight(
+    weights: Sequence[Tensor],
+    patterns: Sequence[Tensor],
+    values: Tensor,
+    metadata: Tensor,
+    values_t: Tensor | None,
+    metadata_t: Tensor | None,
+    scale: Tensor | None,
+    select: str,
+    search: bool,
+    format: str,
+    weight_layout: str,
+) -> str | None:
+    for w in weights[:-1]:
+        if w.shape[0 if weight_layout == "out_in" else 1] % 64:
+            return f"stacks weights of whole 64-row atoms, not {tuple(w.shape)}"
+    for pattern in patterns:
+        if select != "transposable" and not pattern.is_contiguous():
+            return "takes contiguous pair numbers only"
+    reasons = (supports_operand(w, values.dtype, format) for w in weights)
+    return next((reason for reason in reasons if reason), None)
+
+
+def pack_weight_(
+    weights: Sequence[Tensor],
+    patterns: Sequence[Tensor],
+    values: Tensor,
+    metadata: Tensor,
+    values_t: Tensor | None,
+    metadata_t: Tensor | None,
+    scale: Tensor | None,
+    select: str,
+    search: bool,
+    format: str,
+    weight_layout: str,
+) -> None:
+    """See pack/reference.py. One launch a weight, which reads it once."""
+    row = 0
+    for number, (weight, pattern) in enumerate(zip(weights, patterns, strict=True)):
+        w = weight.detach() if weight_layout == "out_in" else weight.detach().t()
+        stop = row + w.shape[0]
+        operand = values[row:stop], metadata[:, row // 64 : (stop + 63) // 64]
+        if select == "transposable":
+            transposed = None
+            if values_t is not None and metadata_t is not None:
+                transposed = values_t[:, row // 2 : stop // 2], metadata_t[row // 64 : (stop + 63) // 64]
+            pack_transposable(w, pattern, operand, transposed, search=search)
+        else:
+            beta = None if scale is None else scale.expand(len(weights))[number]
+            rule = select if search or select == "soft_threshold" else "given"
+            pack_along(w.t(), rule, *operand, patterns=pattern, scale=beta)
+        row = stop
+
+
+def pack_transposable(
+    w: Tensor, patterns: Tensor, operand: tuple[Tensor, Tensor] | None, transposed: tuple[Tensor, Tensor] | None, *, search: bool
+) -> None:
+    """Packs w [n, k] and w^T by transposable patterns [n/4, k/4], which it finds and stores first if `search`."""
+    flipped = abs(w.stride(0)) < abs(w.stride(1))
+    view, view_patterns = (w.t(), patterns.t()) if flipped else (w, patterns)
+    along, across = (transposed, operand) if flipped else (operand, transposed)
+    rows, columns = view.shape
+    tile = tiles.BLOCKS_SEARCH if search else tiles.BLOCKS_GIVEN
+    outputs: list[Tensor | int] = []
+    for packed in (along, across):
+        given = packed or along or across or (view, patterns)
+        outputs += [given[0], given[0].stride(0), given[1], given[1].stride(0)]
+    tiles.launch(
+        pack_blocks,
+        -(-rows // tile.rows) * -(-columns // tile.columns),
+        tile,
+        w.device,
+        view,
+        view.stride(0),
+        view.stride(1),
+        rows,
+        columns,
+        view_patterns,
+        view_patterns.stride(0),
+        view_patterns.stride(1),
+        pattern_table(w.device),
+        *outputs,
+        SEARCH=search,
+        FLIPPED=flipped,
+        ALONG=along is not None,
+        ACROSS=across is not None,
+        BLOCK_R=tile.rows,
+        BLOCK_C=tile.columns,
+    )
+
+
+def pack_along(
+    g: Tensor,
+    rule: str,
+    values: Tensor,
+    metadata: Tensor,
+    *,
+    patterns: Tensor | None = None,
+    scale: Tensor | None = None,
+    seed: Tensor | None = None,
+    sums: bool = False,
+) -> Tensor | None:
+    """Packs g [k, m] along k into an operand [m, k]; returns fp32 sums of g over k, [m], if `sums`."""
+    k, m = g.shape
+    along = abs(g.stride(0)) < abs(g.stride(1))
+    tile = tiles.ROWS_ALONG if along else tiles.ROWS
+    block_k, block_m = (tile.columns, tile.rows) if along else (tile.rows, tile.columns)
+    steps = -(-k // block_k)
+    partial = torch.empty((steps, m), dtype=torch.float32, device=g.device) if sums else None
+    tiles.launch(
+        pack_rows,
+        steps * -(-m // block_m),
+        tile,
+        g.device,
+        g,
+        g.stride(0),
+        g.stride(1),
+        k,
+        m,
+        values if seed is None else seed,
+        values if scale is None else scale,
+        metadata if patterns is None else patterns,
+        values,
+        values.stride(0),
+        metadata,
+        metadata.stride(0),
+        values if partial is None else partial,
+        RULE=rule,
+        SCALED=scale is not None,
+        SUMS=sums,
+        ALONG=along,
+        EVEN=k % block_k == 0 and m % block_m == 0,
+        BLOCK_K=block_k,
+        BLOCK_M=block_m,
+    )
+    return None if partial is None else partial.sum(0)
+
+
+PROVIDERS = {"pack_weight_": Provider("triton", pack_weight_, supported, _supports_weight)}
