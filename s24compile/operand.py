@@ -14,6 +14,7 @@ only the third. `p.data.add_(x)` moves none: `Config.freshness="always"` or `s24
 
 from __future__ import annotations
 
+import logging
 from typing import cast
 
 import torch
@@ -29,6 +30,11 @@ from s24compile.parameter_map import ParameterMap
 from s24compile.sparse_weight import CLOCK, Content, SparseWeight, writing_state
 from s24compile.training.hooks import watch_optimizers
 from s24compile.weights import is_dense, sparse_weight
+
+log = logging.getLogger("s24compile")
+
+UNHELD_STEPS = 40
+"""Steps of optimizers that do not hold a weight, after which a training forward says so."""
 
 Buffers = tuple[Tensor, ...]
 _Key = tuple[object, ...]
@@ -47,6 +53,7 @@ class Operand:
         """(values, metadata) of W~^T [K, N]; () until a backward asked for it."""
         self._both: Buffers = ()
         self._packed_at: list[tuple[Content, int]] | None = None
+        self._warned = False
         self._source = _kind(self.parameters())
 
     @property
@@ -97,6 +104,7 @@ class Operand:
     def _pack(self, needs_transpose: bool) -> None:
         parameters = self.parameters()
         device, recipe = parameters[0].device, self.weights[0].recipe
+        self._warn_if_unheld(parameters)
         contents = [w.content(p) for w, p in zip(self.weights, parameters, strict=True)]
         always = self.config.freshness == "always" and not recipe.uses_interval
         with writing_state(device):
@@ -127,6 +135,24 @@ class Operand:
                 else:
                     weight.met(content)
         self._packed_at = self._state()
+
+    def _warn_if_unheld(self, parameters: tuple[Parameter, ...]) -> None:
+        if self._warned or not torch.is_grad_enabled():
+            return
+        unheld = [
+            weight.name
+            for weight, parameter in zip(self.weights, parameters, strict=True)
+            if weight.steps_missed >= UNHELD_STEPS and parameter.requires_grad
+        ]
+        if unheld:
+            self._warned = True
+            log.warning(
+                "optimizers have made %d steps, none of them with %s, which trains sparse: its masks follow the steps "
+                "of any optimizer, but no masked decay and no dense_after reach it. Is the parameter in the optimizer? "
+                "(FSDP2's sharded parameters, and optimizers that are no torch.optim.Optimizer, are not seen.)",
+                UNHELD_STEPS,
+                " and ".join(unheld),
+            )
 
     def _scale(self) -> Tensor | None:
         scales = [weight.scale for weight in self.weights if weight.scale is not None]

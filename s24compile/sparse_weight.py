@@ -65,8 +65,8 @@ class SparseWeight:
         self.has_mask = False
         self.previous: Tensor | None = None
         self.scale: Tensor | None = None
+        self._born_at_tick = self._searched_at_tick = CLOCK.tick
         self._searched_at_step = 0
-        self._searched_at_tick = CLOCK.tick
         self._counted = False
         self._search_demanded = False
         self._searched_content: Content | None = None
@@ -133,6 +133,11 @@ class SparseWeight:
         # parameters and steps sharded ones. So any optimizer's step counts for a parameter that none is seen to hold.
         tick = self.tick if self.held or not parameter.requires_grad else CLOCK.tick
         return version_of(parameter), parameter.data_ptr(), tick
+
+    @property
+    def steps_missed(self) -> int:
+        """Optimizer steps of this process since the state began, while no optimizer was seen to hold the weight."""
+        return 0 if self.held else CLOCK.tick - self._born_at_tick
 
     def search_due(self, content: Content) -> bool:
         """Whether the forward that is about to come must search the mask anew (MATH section 4: every l steps)."""

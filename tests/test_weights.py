@@ -258,6 +258,23 @@ def test_repack_what_no_optimizer_is_seen_to_hold_after_any_step():
     assert torch.equal(dense_values(packed, 32, 16), orphan.detach() * weight_of(orphan).mask)
 
 
+def test_warn_once_that_no_optimizer_holds_a_weight_that_trains(caplog):
+    lost, held, idle = new_parameter(), new_parameter(), new_parameter()
+    optimizer = torch.optim.SGD([held], lr=0.1)
+    with caplog.at_level("WARNING", logger="s24compile"):
+        for _ in range(45):
+            for name, parameter in (("lost", lost), ("held", held)):
+                operand_of(parameter, config=FST, names=(name,)).freshen(True)
+            with torch.no_grad():
+                operand_of(idle, config=FST, names=("idle",)).freshen(True)
+            step(held, optimizer)
+    texts = [record.getMessage() for record in caplog.records if "flip" not in record.getMessage()]
+    assert len(texts) == 1
+    assert "none of them with lost," in texts[0]
+    assert weight_of(lost).age == 0
+    assert torch.equal(weight_of(lost).mask, torch.ops.s24.transposable_mask(lost.detach()))
+
+
 def test_pack_frozen_weights_once_and_leave_them_alone():
     model = MLP()
     model.up.weight.requires_grad_(False)
