@@ -1,0 +1,168 @@
+"""What can be built from sparse_gemm.cuh: one `Kernel` is one row, one .cu file and one shared object.
+
+A kernel is a `Signature` (what is computed: types, layouts, epilogue) times a `Schedule` (how: tile, cluster, warp
+roles, tile scheduler). D[m, n] = S[m, k] B[k, n]; the names below are CUTLASS's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+ELEMENTS = {"bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t", "fp32": "float"}
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+
+Element = Literal["bf16", "fp16"]
+Output = Literal["bf16", "fp16", "fp32"]
+Epilogue = Literal["plain", "bias", "act", "dact", "add"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What a kernel computes."""
+
+    dtype: Element
+    """Of S's values and of B; products accumulate in fp32."""
+    a: Literal["k", "m"]
+    """Contiguous direction of the packed values: along K ([m, k/2] row-major) or along M."""
+    b: Literal["k", "n"]
+    """Contiguous direction of B: along K (a row-major X[n, k] seen as X.T) or along N."""
+    d: Literal["row", "col"]
+    """Row-major D: N contiguous. Column-major: M contiguous, so that D.T is a row-major [n, m]."""
+    out: Output
+    """Of D; also of Z ("act" writes it, "dact" reads it) and of C ("add")."""
+    epilogue: Epilogue = "plain"
+    """plain: D = S B. bias: + bias[m]. act: Z = S B + bias[m], D = f(Z). dact: D = (S B) f'(Z). add: + beta C."""
+    act: str = ""
+    """Name in ACTIVATIONS, for "act" and "dact"."""
+    bias: Literal["", "bf16", "fp16", "fp32"] = ""
+    """Type of the bias, for "bias" and "act"; the pointer may be null for "act"."""
+
+    @property
+    def name(self) -> str:
+        """Part of the object's file name."""
+        parts = (self.dtype, f"a{self.a}", f"b{self.b}", f"d{self.d}", self.out, self.epilogue, self.act, self.bias)
+        return "_".join(part for part in parts if part)
+
+    @property
+    def type(self) -> str:
+        """The C++ epilogue type."""
+        out, layout = ELEMENTS[self.out], _LAYOUT_D[self.d]
+        bias = ELEMENTS[self.bias] if self.bias else out
+        return {
+            "plain": f"s24::Plain<{out}>",
+            "add": f"s24::Add<{out}>",
+            "bias": f"s24::Bias<{out}, {bias}>",
+            "act": f"s24::Act<s24::{self.act}, {out}, {layout}, {bias}>",
+            "dact": f"s24::DAct<s24::d{self.act}, {out}, {layout}>",
+        }[self.epilogue]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How a kernel runs. K tiles are always 64: the metadata format's K atom."""
+
+    tile: tuple[int, int] = (128, 256)
+    """Rows (M) and columns (N) of D per thread block."""
+    cluster: tuple[int, int] = (2, 1)
+    """Blocks along M (they share B's tile by multicast) and along N (they share A's)."""
+    warps: Literal["cooperative", "pingpong"] = "cooperative"
+    """cooperative: both warpgroups work on one tile. pingpong: one computes while the other stores its tile."""
+    stream_k: bool = False
+    """Splits the K loops of the last wave over all multiprocessors; needs a workspace."""
+
+    @property
+    def name(self) -> str:
+        """Part of the object's file name, and the spelling in the tuned table."""
+        warps = {"cooperative": "coop", "pingpong": "ping"}[self.warps]
+        return f"{_x(self.tile)}_{_x(self.cluster)}_{warps}" + ("_sk" if self.stream_k else "")
+
+    @classmethod
+    def parse(cls, name: str) -> Schedule:
+        """The inverse of `name`."""
+        tile, cluster, warps, *rest = name.split("_")
+        return cls(
+            _pair(tile), _pair(cluster), "pingpong" if warps == "ping" else "cooperative", stream_k=rest == ["sk"]
+        )
+
+
+DEFAULT = Schedule()
+"""The fastest for large shapes (1070 TF at 8192^3)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One row of the table."""
+
+    signature: Signature
+    schedule: Schedule
+
+    @property
+    def name(self) -> str:
+        """File name stem of the source and of the object."""
+        return f"{self.signature.name}-{self.schedule.name}"
+
+    def source(self) -> str:
+        """The .cu file: the template's arguments, spelled out."""
+        s, how = self.signature, self.schedule
+        cooperative = how.warps == "cooperative"
+        mainloop = "Cooperative" if cooperative else "Pingpong"
+        epilogue = "TmaWarpSpecializedCooperative" if cooperative else "TmaWarpSpecialized"
+        scheduler = "StreamKScheduler" if how.stream_k else "PersistentScheduler"
+        return _TEMPLATE.format(
+            element=ELEMENTS[s.dtype],
+            layout_a=_LAYOUT_A[s.a],
+            layout_b=_LAYOUT_B[s.b],
+            element_d=ELEMENTS[s.out],
+            layout_d=_LAYOUT_D[s.d],
+            epilogue=s.type,
+            tile=f"_{how.tile[0]}, _{how.tile[1]}, _64",
+            cluster=f"_{how.cluster[0]}, _{how.cluster[1]}, _1",
+            mainloop_schedule=f"cutlass::gemm::KernelTmaWarpSpecialized{mainloop}",
+            epilogue_schedule=f"cutlass::epilogue::{epilogue}",
+            scheduler=f"cutlass::gemm::{scheduler}",
+        )
+
+
+_LAYOUT_A = {"k": "s24::Row", "m": "s24::Col"}
+_LAYOUT_B = {"k": "s24::Col", "n": "s24::Row"}
+_LAYOUT_D = {"row": "s24::Row", "col": "s24::Col"}
+
+_TEMPLATE = """\
+#include "sparse_gemm.cuh"
+
+using namespace cute;
+using Gemm = s24::Gemm<{element}, {layout_a}, {layout_b}, {element_d}, {layout_d}, {epilogue},
+                       Shape<{tile}>, Shape<{cluster}>, {mainloop_schedule}, {epilogue_schedule},
+                       cutlass::epilogue::collective::EpilogueTileAuto, {scheduler}>;
+
+S24_EXPORT(Gemm)
+"""
+
+
+def _x(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}x{pair[1]}"
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, second = text.split("x")
+    return int(first), int(second)
+
+
+def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEFAULT,)) -> list[Kernel]:
+    """The kernels that training one model needs, which `s24 build` builds ahead of time.
+
+    Forward and dX: packed weights K-major times row-major activations, column-major D (its transpose is row-major),
+    with and without bias. dW: packed gradients K-major or M-major times row-major X, row-major D (column-major for
+    Conv1D's transposed weights), in the operands' dtype and straight to fp32 master gradients.
+    """
+    forward = [
+        Signature(dtype, "k", "k", "col", dtype),
+        Signature(dtype, "k", "k", "col", dtype, "bias", bias=dtype),
+        Signature(dtype, "k", "k", "col", dtype, "bias", bias="fp32"),
+    ]
+    outputs: tuple[Output, ...] = (dtype, "fp32")
+    majors: tuple[Literal["k", "m"], ...] = ("k", "m")
+    layouts: tuple[Literal["row", "col"], ...] = ("row", "col")
+    gradients = [Signature(dtype, a, "n", d, out) for a in majors for d in layouts for out in outputs]
+    return [Kernel(signature, schedule) for schedule in schedules for signature in forward + gradients]

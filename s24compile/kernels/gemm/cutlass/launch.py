@@ -1,0 +1,268 @@
+"""Runs the CUTLASS kernels on torch tensors: layouts, alignment, outputs, streams, workspaces.
+
+Shapes: S [M, K] packed as values [M, K4/2] and metadata [k_atoms, m_atoms, 256]; B [K, N]; D [M, N].
+No call waits for the GPU, and a shape seen before costs one dictionary look-up. TMA asks for 16-byte aligned bases and
+pitches; operands that are not (odd N, odd storage offsets, expanded tensors) are copied to a padded buffer first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+
+from s24compile.errors import TargetError
+from s24compile.kernels.gemm.cutlass import loader, tuned
+from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature
+
+NAMES: dict[torch.dtype, Any] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+ATOM = 256
+"""uint16 of metadata that describe one atom of 64 rows x 64 k."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one shape of one signature runs: looked up once, then cached."""
+
+    loaded: loader.Loaded
+    raster: int
+    swizzle: int
+    splits: int
+    stream_k: bool
+    pdl: int
+
+
+def mm(
+    values: torch.Tensor,
+    metadata: torch.Tensor,
+    rows: int,
+    cols: int,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_layout: str,
+    out_dtype: torch.dtype,
+    choice: tuned.Choice | None = None,
+) -> torch.Tensor:
+    """D = S B + bias[:, None], D row-major, or column-major with strides (1, M). `choice` overrides the tuned table."""
+    if min(rows, cols, b.shape[1]) == 0:
+        d = _empty(rows, b.shape[1], out_layout, out_dtype, b.device).zero_()
+        return d if bias is None else d.add_(bias[:, None])
+    epilogue = "plain" if bias is None else "bias"
+    return _run(values, metadata, rows, cols, b, epilogue, "", bias, None, out_layout, out_dtype, choice=choice)[0]
+
+
+def mm_act(
+    values: torch.Tensor,
+    metadata: torch.Tensor,
+    rows: int,
+    cols: int,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    act: str,
+    out_layout: str,
+    choice: tuned.Choice | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Z, H): Z = S B + bias[:, None], H = act(Z), in one pass; both in B's dtype and `out_layout`.
+
+    `act` is applied to the fp32 sum, before Z is rounded. The problem must not be empty.
+    """
+    h, z = _run(values, metadata, rows, cols, b, "act", act, bias, None, out_layout, b.dtype, choice=choice)
+    assert z is not None
+    return z, h
+
+
+def mm_dact(
+    values: torch.Tensor,
+    metadata: torch.Tensor,
+    rows: int,
+    cols: int,
+    b: torch.Tensor,
+    z: torch.Tensor,
+    act: str,
+    out_layout: str,
+    choice: tuned.Choice | None = None,
+) -> torch.Tensor:
+    """dZ = (S B) * act'(Z): the backward of `mm_act`, Z [M, N] in any layout (copied unless it is `out_layout`)."""
+    return _run(values, metadata, rows, cols, b, "dact", act, None, z, out_layout, b.dtype, choice=choice)[0]
+
+
+def mm_add(
+    values: torch.Tensor,
+    metadata: torch.Tensor,
+    rows: int,
+    cols: int,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    beta: float,
+    out_layout: str,
+) -> torch.Tensor:
+    """D = S B + beta C, C [M, N] of D's dtype: accumulation or a residual."""
+    return _run(values, metadata, rows, cols, b, "add", "", None, c, out_layout, c.dtype, beta)[0]
+
+
+def _run(
+    values: torch.Tensor,
+    metadata: torch.Tensor,
+    m: int,
+    k: int,
+    b: torch.Tensor,
+    epilogue: str,
+    act: str,
+    bias: torch.Tensor | None,
+    source: torch.Tensor | None,
+    out_layout: str,
+    out_dtype: torch.dtype,
+    beta: float = 0.0,
+    choice: tuned.Choice | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    n = b.shape[1]
+    device = b.get_device()
+    a_major, values, a_pitch = _operand(values, "k", "m")
+    b_major, b, b_pitch = _operand(b, "n", "k")
+    bias_name = "" if bias is None else NAMES[bias.dtype]
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    plan = _plan(values.dtype, a_major, b_major, out_layout, out_dtype, epilogue, act, bias_name, m, n, k, choice)
+
+    target, d = _output(m, n, out_layout, out_dtype, b.device)
+    pitch = target.stride(0 if out_layout == "row" else 1)
+    z = None
+    aux = source_pointer = aux_pitch = 0
+    if epilogue == "act":
+        z_target, z = _output(m, n, out_layout, out_dtype, b.device)
+        aux, aux_pitch = z_target.data_ptr(), pitch
+    elif source is not None:
+        source = _like_output(source, target, out_layout, out_dtype)
+        aux_pitch = source.stride(0 if out_layout == "row" else 1)
+        aux, source_pointer = (source.data_ptr(), 0) if epilogue == "dact" else (0, source.data_ptr())
+
+    k_atoms, m_atoms = metadata.shape[0], metadata.shape[1]
+    metadata_stride = metadata.stride(0) if k_atoms > 1 else m_atoms * ATOM
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    pointers = [values.data_ptr(), metadata.data_ptr(), b.data_ptr(), target.data_ptr(), source_pointer, aux]
+    pointers.append(0 if bias is None else bias.data_ptr())
+    strides = (a_pitch, metadata_stride, b_pitch, pitch, aux_pitch)
+    settings = (plan.raster, plan.swizzle, plan.splits, device, _sm_count(device), m_atoms, plan.pdl)
+    tail = (*strides, m, n, k, *settings, 1.0, beta)
+    workspace = None
+    if plan.stream_k:
+        need = plan.loaded.workspace(loader.PROBLEM.pack(*pointers, 0, 0, *tail))
+        workspace = _workspace(need, device, stream)
+        problem = loader.PROBLEM.pack(*pointers, workspace.data_ptr(), need, *tail)
+    else:
+        problem = loader.PROBLEM.pack(*pointers, 0, 0, *tail)
+    code = plan.loaded.gemm(problem, stream)
+    if code != 0:
+        raise TargetError(
+            what=f"the kernel {plan.loaded.kernel.name} for M={m}, N={n}, K={k}",
+            target=f"cuda:{device}",
+            found=plan.loaded.explain(code),
+            accepted="choose another provider, or report this as a bug",
+        )
+    if target is not d:
+        d.copy_(target[:m, :n])
+        if z is not None:
+            z.copy_(z_target[:m, :n])
+    return d, z
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    dtype: torch.dtype,
+    a_major: Any,
+    b_major: Any,
+    out_layout: Any,
+    out_dtype: torch.dtype,
+    epilogue: Any,
+    act: str,
+    bias: Any,
+    m: int,
+    n: int,
+    k: int,
+    choice: tuned.Choice | None,
+) -> Plan:
+    """Chooses and loads the kernel for one shape; builds it where it is missing.
+
+    The bias may be null in "act": the one kernel then serves both, typed by the output.
+    """
+    bias = bias or (NAMES[out_dtype] if epilogue == "act" else "")
+    signature = Signature(NAMES[dtype], a_major, b_major, out_layout, NAMES[out_dtype], epilogue, act, bias)
+    choice = choice or tuned.choose(signature, m, n, k)
+    loaded = loader.load(Kernel(signature, choice.schedule))
+    return Plan(
+        loaded, int(choice.raster == "n"), choice.swizzle, choice.splits, choice.schedule.stream_k, int(choice.pdl)
+    )
+
+
+def _operand(t: torch.Tensor, row_major: str, col_major: str) -> tuple[str, torch.Tensor, int]:
+    """Which direction of a 2-D operand is contiguous, the operand (copied if TMA cannot take it), and its pitch."""
+    (rows, cols), (down, right) = t.shape, t.stride()
+    if right == 1 and (down >= cols or rows == 1):
+        pitch = down if rows > 1 else _round_up(cols)
+        if pitch % 8 == 0 and t.data_ptr() % 16 == 0:
+            return row_major, t, pitch
+    elif down == 1 and (right >= rows or cols == 1):
+        pitch = right if cols > 1 else _round_up(rows)
+        if pitch % 8 == 0 and t.data_ptr() % 16 == 0:
+            return col_major, t, pitch
+        if pitch != 0:
+            copy = t.new_empty((cols, _round_up(rows)))
+            copy[:, :rows].copy_(t.t())
+            return col_major, copy.t()[:rows], copy.shape[1]
+    copy = t.new_empty((rows, _round_up(cols)))
+    copy[:, :cols].copy_(t)
+    return row_major, copy[:, :cols], copy.shape[1]
+
+
+def _output(m: int, n: int, layout: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(what the kernel writes, what the caller gets): two tensors only where D's rows are no multiple of 16 bytes."""
+    d = _empty(m, n, layout, dtype, device)
+    align = 16 // dtype.itemsize
+    inner = n if layout == "row" else m
+    if inner % align == 0:
+        return d, d
+    wide = _round_up(inner, align)
+    return (_empty(m, wide, layout, dtype, device) if layout == "row" else _empty(wide, n, layout, dtype, device)), d
+
+
+def _like_output(source: torch.Tensor, target: torch.Tensor, layout: str, dtype: torch.dtype) -> torch.Tensor:
+    """`source` [M, N] in D's dtype, layout and alignment."""
+    inner = 1 if layout == "row" else 0
+    pitch = source.stride(1 - inner)
+    aligned = pitch * dtype.itemsize % 16 == 0 and pitch >= source.shape[inner] and source.data_ptr() % 16 == 0
+    if source.dtype == dtype and source.stride(inner) == 1 and aligned:
+        return source
+    copy = torch.empty_strided(target.shape, target.stride(), dtype=dtype, device=target.device)
+    copy[: source.shape[0], : source.shape[1]].copy_(source)
+    return copy
+
+
+def _empty(m: int, n: int, layout: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.empty_strided((m, n), (n, 1) if layout == "row" else (1, m), dtype=dtype, device=device)
+
+
+def _round_up(size: int, to: int = 8) -> int:
+    return (size + to - 1) // to * to
+
+
+@functools.cache
+def _sm_count(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+_workspaces: dict[tuple[int, int], torch.Tensor] = {}
+
+
+def _workspace(need: int, device: int, stream: int) -> torch.Tensor:
+    """Scratch memory, one buffer per device and stream: kernels of one stream run one after the other.
+
+    Under CUDA-graph capture it comes from the graph's own pool instead, since the graph may be replayed elsewhere.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        return torch.empty(need, dtype=torch.uint8, device=f"cuda:{device}")
+    workspace = _workspaces.get((device, stream))
+    if workspace is None or workspace.numel() < need:
+        workspace = _workspaces[device, stream] = torch.empty(need, dtype=torch.uint8, device=f"cuda:{device}")
+    return workspace
