@@ -85,12 +85,18 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     raise OptionError(name="seed", value=seed, accepted="it must be an int, an integer tensor of one element, or None")
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def device_format(device: torch.device) -> str:
-    """Name of the 2:4 format of a device."""
-    return Target.detect(device).format
+    """Name of the 2:4 format of a device: a constant to Dynamo, which does not trace into the look-up."""
+    return _target(device).format
+
+
+_target = functools.cache(Target.detect)
 
 
 def outside_inference_mode() -> contextlib.AbstractContextManager[object]:
     """Packs made under inference_mode must serve a later backward, which inference tensors cannot."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
+    # Dynamo cannot ask for the mode; under it, is_compiling() is the constant True.
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        return torch.inference_mode(False)
+    return contextlib.nullcontext()

@@ -79,7 +79,7 @@ class MetadataLayout:
         codes = torch.nn.functional.pad(codes, rest, value=PADDING_CODE)
         # Flat, because a cell is read from neighbouring bytes, and [rows, 0] has no such strides.
         cells = (codes[:, 0::2] | codes[:, 1::2] << 4).flatten().view(self.cell)
-        return self.shuffle(cells.reshape(rows, columns)).reshape(self.shape(m, 4 * groups))
+        return self.shuffle(cells.reshape(rows, columns)).reshape(self.shape(m, 4 * groups)).contiguous()
 
     def load(self, metadata: Tensor, m: int, groups: int) -> Tensor:
         """metadata -> uint8 codes [m, groups]."""
