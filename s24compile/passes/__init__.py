@@ -14,6 +14,7 @@ S24_FUEL=n in the environment lets only the first n sites be rewritten, to bisec
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 
@@ -25,12 +26,24 @@ from s24compile.operand_request import OperandRequest
 from s24compile.passes.canonicalize import canonicalize
 from s24compile.passes.find import find
 from s24compile.passes.policy import DDP_SENTENCE, decide
+from s24compile.passes.printing import format_graph
 from s24compile.passes.rewrite import rewrite
 from s24compile.passes.scope import copy_scopes, fake_mode_of
 from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
 from s24compile.passes.verify import verify
 
-__all__ = ["DDP_SENTENCE", "PASSES", "LinearOptions", "OperandRequest", "Rewrite", "copy_graph_module", "run"]
+__all__ = [
+    "DDP_SENTENCE",
+    "PASSES",
+    "LinearOptions",
+    "OperandRequest",
+    "Rewrite",
+    "copy_graph_module",
+    "format_graph",
+    "run",
+]
+
+log = logging.getLogger("s24compile.passes")
 
 PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, verify)
 
@@ -65,8 +78,10 @@ def run(
         copy, scopes, config, options, profitable, dense, decorated_options or {}, _fuel(), fake_mode_of(copy.graph),
         cut_reason=_cut_reason(gm),
     )  # fmt: skip
+    log.debug("%s", _Printed("captured", copy))
     for function in passes:
-        function(state)
+        count = function(state)
+        log.debug("%s", _Printed(f"after {function.__name__} ({count})", copy))
     if not state.count:  # nothing is 2:4, so nothing needs another spelling either
         state.graph_module = copy_graph_module(gm)
     for scope in state.scopes:
@@ -77,6 +92,16 @@ def run(
 def copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy of a Dynamo graph and of its bodies; Dynamo reads its own after the backend returns."""
     return copy_scopes(gm)[0]
+
+
+class _Printed:
+    """A graph that is put into words only if somebody logs it."""
+
+    def __init__(self, title: str, gm: fx.GraphModule) -> None:
+        self.title, self.gm = title, gm
+
+    def __str__(self) -> str:
+        return format_graph(self.gm, self.title)
 
 
 def _fuel() -> int | None:

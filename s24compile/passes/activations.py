@@ -67,7 +67,8 @@ def gelu_nodes(node: fx.Node, builder: Builder) -> fx.Node | None:
     """GELU, SiLU and quick_gelu written out, with every constant and order of CATALOGUE's libraries.
 
         mul(mul(0.5, h), add(1.0, erf(truediv(h, 1.41421356))))                              ->  gelu(h)
-        mul(mul(0.5, h), add(1.0, tanh(mul(0.79788456, add(h, mul(0.044715, pow(h, 3)))))))  ->  gelu(h, approximate="tanh")
+        mul(mul(0.5, h), add(1.0, tanh(mul(0.79788456, add(h, mul(0.044715, pow(h, 3)))))))
+                                                                                ->  gelu(h, approximate="tanh")
         mul(mul(0.5, h), add(1.0, tanh(mul(mul(h, 0.797885), add(1.0, mul(mul(0.044715, h), h))))))  ->  the same
         mul(h, sigmoid(h))                                                                   ->  silu(h)
         mul(sigmoid(mul(1.702, h)), h)                                  ->  mul(h, sigmoid(mul(h, 1.702)))
@@ -91,7 +92,7 @@ def clamp(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 
 def plain_call(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """relu(h, inplace=False) | torch.relu(h) | h.relu()  ->  F.relu(h); the same for silu; gelu(h, "none")  ->  gelu(h)."""
+    """relu(h, inplace=False) | torch.relu(h) | h.relu()  ->  F.relu(h), so silu; gelu(h, "none")  ->  gelu(h)."""
     op = spell(node)
     assert op is not None
     if op.name == "gelu":

@@ -55,7 +55,8 @@ class Builder:
         return node
 
     def _node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        node = self.graph.create_node(op, target, args, kwargs)
+        name = str(target).removesuffix(".default").replace(".", "_") if str(target).startswith("s24.") else None
+        node = self.graph.create_node(op, target, args, kwargs, name=name)
         for key in INHERITED:
             if key in self.like.meta:
                 node.meta[key] = self.like.meta[key]

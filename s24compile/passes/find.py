@@ -15,7 +15,7 @@ from s24compile.passes.linears import Linear, is_parameter
 from s24compile.passes.lookalikes import foreign_linear, match_lookalike, stacked_experts
 from s24compile.passes.match import Match, Nodes
 from s24compile.passes.plain import match_plain
-from s24compile.passes.scope import Scope, fake
+from s24compile.passes.scope import Scope, fake, known_fake
 from s24compile.passes.spelling import general_name
 from s24compile.passes.state import State
 
@@ -84,9 +84,10 @@ def _unsupported(scope: Scope, nodes: Nodes) -> list[Match]:
     for node, weight in stacked_experts(scope):
         if not is_parameter(scope, weight):
             continue
-        shape = [int(size) for size in fake(weight).shape]  # type: ignore[union-attr]
+        shape = [int(size) for size in known_fake(weight).shape]
         linear = Linear(scope, node, node, weight, None, "out_in", shape[1], shape[2])
-        reason = f"its expert weights are stacked in one 3-D parameter and multiplied by `{general_name(node)}`, which is not rewritten"
+        how = f"stacked in one 3-D parameter and multiplied by `{general_name(node)}`"
+        reason = f"its expert weights are {how}, which is not rewritten"
         rows.append(Match("experts", "experts", scope, [linear], refusal=reason))
     for linear in nodes.by_node.values():
         value = fake(linear.weight)
@@ -94,9 +95,8 @@ def _unsupported(scope: Scope, nodes: Nodes) -> list[Match]:
             reason = "its weight is a DTensor (tensor parallel), which is not rewritten"
             rows.append(Match("sharded", "linear", scope, [linear], refusal=reason))
     fast_path = getattr(torch, "_transformer_encoder_layer_fwd", None)
-    for node in scope.graph.find_nodes(op="call_function", target=fast_path):
-        rows.append(_fast_path_row(scope, node))
-    return rows
+    fused = scope.graph.find_nodes(op="call_function", target=fast_path)
+    return rows + [_fast_path_row(scope, node) for node in fused]
 
 
 def _fast_path_row(scope: Scope, node: fx.Node) -> Match:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from torch import fx
 
@@ -72,7 +73,7 @@ def _match_product(
     hidden = [*after, product, *between, *act.nodes, *gate.nodes, *up.nodes]
     fused = gate.linear if gate.place is not None else None
     direct = not between and len(gate.nodes) == (3 if fused else 1) and len(up.nodes) == (3 if fused else 1)
-    order = "second" if gate.place == 1 else "first"
+    order: Literal["first", "second"] = "second" if gate.place == 1 else "first"
     linears = [fused, down] if fused else [gate.linear, up.linear, down]
     family = FAMILY[act.name]
     if (fused is None and gate.linear is up.linear) or (fused and fused is not up.linear):

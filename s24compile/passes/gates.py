@@ -22,7 +22,8 @@ def half(node: fx.Node, builder: Builder) -> fx.Node | None:
     """One half of a linear's result, however it is cut.
 
         getitem(chunk(z, 2, dim=-1), i) | getitem(split(z, F, -1), i) | getitem(z, (Ellipsis, slice(F, None)))
-        | narrow(z, -1, F, F) | getitem(unbind(view(z, (B, S, 2, F)), 2), i) | getitem(unflatten(z, -1, (2, F)), (Ellipsis, i, :))
+        | narrow(z, -1, F, F) | getitem(unbind(view(z, (B, S, 2, F)), 2), i)
+        | getitem(unflatten(z, -1, (2, F)), (Ellipsis, i, slice(None)))
             ->  getitem(chunk(z, 2, -1), i)                                                  z [.., 2F], result [.., F]
 
     Refused: interleaved halves (every second column), other parts than halves, z from anything but a linear.

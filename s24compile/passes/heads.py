@@ -31,7 +31,7 @@ def output_head(nodes: Nodes, linear: Linear) -> str:
         _reaches_output(nodes, o) for o in nodes.by_node.values() if o is not linear
     ):
         return ""
-    return "it is the output head: the only linear between the tokens' embedding and the graph's output that no other follows"
+    return "it is the output head: the graph embeds tokens, and this is its only linear that no other follows"
 
 
 def _reaches_output(nodes: Nodes, linear: Linear) -> bool:

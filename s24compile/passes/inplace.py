@@ -5,10 +5,14 @@
     linear(r, w2, b2)                           linear(r, w2, b2)
 
 Refused (left as it is) where anybody could see the mutation: the mutated tensor, or another view of its storage,
-is used afterwards as what it was, or its storage is not the fresh result of a known op. The two halves of one chunk are disjoint.
+is used afterwards as what it was, or its storage is not the fresh result of a known op. Two halves of one chunk are
+disjoint.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +21,7 @@ from torch import fx
 from s24compile.passes.build import Builder
 from s24compile.passes.spelling import SPLITS, VIEWS, Op, general_name, is_fresh
 
-FUNCTIONAL = {
+FUNCTIONAL: dict[str, Callable[..., Any]] = {
     "relu": F.relu, "silu": F.silu, "mul": torch.mul, "add": torch.add, "square": torch.square, "pow": torch.pow,
     "clamp": torch.clamp, "clamp_min": torch.clamp_min, "dropout": F.dropout, "div": torch.div,
 }  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.passes.build import Builder, erase_unused
-from s24compile.passes.scope import Scope, fake, operand_index, origins
+from s24compile.passes.scope import Scope, fake, known_fake, operand_index, origins
 from s24compile.passes.spelling import general_name, spell
 
 CASTS = frozenset({"to", "float", "half", "bfloat16", "double"})
@@ -72,7 +73,7 @@ def weight_of(operand: object) -> Weight | None:
     return Weight(operand, transposed)
 
 
-def _is_transpose(name: str, args: tuple[object, ...]) -> bool:
+def _is_transpose(name: str, args: tuple[Any, ...]) -> bool:
     """Whether an op on a 2-D tensor is its transpose, in any spelling."""
     if name == "t":
         return True
@@ -81,9 +82,7 @@ def _is_transpose(name: str, args: tuple[object, ...]) -> bool:
     return (
         name in ("transpose", "permute")
         and {a % 2 for a in args[1:] if isinstance(a, int)} == {0, 1}
-        and (
-            name == "transpose" or args[1] % 2 == 1  # type: ignore[operator]
-        )
+        and (name == "transpose" or args[1] % 2 == 1)
     )
 
 
@@ -188,9 +187,9 @@ def late_bias(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     assert op is not None
     for y, b in (op.args[:2], op.args[1::-1]):
         inner, bias, value, out = spell(y), fake(b), fake(y), fake(node)
-        if inner is None or inner.name != "linear" or inner.args[2] is not None or len(y.users) != 1:  # type: ignore[attr-defined]
+        if inner is None or inner.name != "linear" or inner.args[2] is not None or len(y.users) != 1:
             continue
-        if bias is None or value is None or out is None or bias.dim() != 1 or not is_parameter(scope, b):  # type: ignore[arg-type]
+        if bias is None or value is None or out is None or bias.dim() != 1 or not is_parameter(scope, b):
             continue
         if bias.shape[0] == value.shape[-1] and out.dtype == value.dtype:
             return builder.same_value(F.linear, inner.args[0], inner.args[1], b)
@@ -207,7 +206,7 @@ def flattened(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     op = spell(node)
     assert op is not None
     inner = spell(op.args[0])
-    if inner is None or inner.name != "linear" or len(op.args[0].users) != 1:  # type: ignore[union-attr]
+    if inner is None or inner.name != "linear" or len(op.args[0].users) != 1:
         return None
     outer = spell(inner.args[0])
     if outer is None or outer.name not in ("view", "reshape"):
@@ -216,7 +215,7 @@ def flattened(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     if x is None or out is None or flat is None or x.dim() != out.dim():
         return None
     same = all(statically_known_true(a == b) for a, b in zip(x.shape[:-1], out.shape[:-1], strict=True))
-    if not same or x.shape[-1] != flat.shape[-1] or out.shape[-1] != fake(op.args[0]).shape[-1]:  # type: ignore[union-attr]
+    if not same or x.shape[-1] != flat.shape[-1] or out.shape[-1] != known_fake(op.args[0]).shape[-1]:
         return None
     return builder.same_value(F.linear, outer.args[0], inner.args[1], inner.args[2])
 
@@ -240,7 +239,7 @@ def _operand(weight: Weight, builder: Builder) -> fx.Node:
 
 def _is_plain_transpose(operand: object) -> bool:
     op = spell(operand)
-    return op is not None and op.name == "getattr" and op.args[1] == "T" and op.args[0].op == "placeholder"  # type: ignore[attr-defined]
+    return op is not None and op.name == "getattr" and op.args[1] == "T" and op.args[0].op == "placeholder"
 
 
 def _without_round_trip(x: object, linear: fx.Node) -> object:

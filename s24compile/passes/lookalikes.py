@@ -9,15 +9,17 @@ from s24compile.passes.gates import half_of
 from s24compile.passes.linears import Linear, weight_of
 from s24compile.passes.match import Match, Nodes, trace
 from s24compile.passes.provenance import user_line
-from s24compile.passes.scope import Scope, fake, hop_name
+from s24compile.passes.scope import Scope, fake, hop_name, known_fake
 from s24compile.passes.spelling import general_name, spell
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 CONTRACTIONS = frozenset({"einsum", "tensordot", "bmm", "baddbmm", "bilinear"})
 GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback", "scaled_grouped_mm"})
-FOREIGN_ACTIVATIONS = frozenset(
-    ["leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "relu6", "mish", "softplus", "softsign", "tanh", "sigmoid", "logsigmoid", "prelu", "rrelu", "tanhshrink", "softshrink", "hardshrink", "threshold", "glu", "erf", "relu", "silu", "gelu", "softmax", "exp", "clamp"]
-)
+FOREIGN_ACTIVATIONS = frozenset({
+    "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_",
+    "relu6", "mish", "softplus", "softsign", "tanh", "sigmoid", "logsigmoid", "prelu", "rrelu", "tanhshrink",
+    "softshrink", "hardshrink", "threshold", "glu", "relu", "silu", "gelu", "clamp",
+})  # fmt: skip
 NORMS = frozenset({"layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "normalize"})
 NAMES = {"hardtanh": "ReLU6 or another hardtanh", "glu": "F.glu, which gates with a sigmoid,"}
 
@@ -32,10 +34,10 @@ def foreign_linear(scope: Scope, node: fx.Node) -> Linear | None:
         return None
     operands = [n for n in node.all_input_nodes if fake(n) is not None]
     x = next((n for n in operands if n.op != "placeholder"), operands[0] if operands else None)
-    weights = [n for n in operands if n.op == "placeholder" and n is not x and fake(n).dim() > 1]  # type: ignore[union-attr]
+    weights = [n for n in operands if n.op == "placeholder" and n is not x and known_fake(n).dim() > 1]
     if x is None or not weights:
         return None
-    shape = fake(weights[0]).shape  # type: ignore[union-attr]
+    shape = known_fake(weights[0]).shape
     if name in CONVOLUTIONS and any(size != 1 for size in shape[2:]):
         return None
     what = "a 1x1 convolution" if name in CONVOLUTIONS else f"written with `{name}`"
@@ -54,19 +56,20 @@ def match_lookalike(nodes: Nodes, down: Linear) -> Match | None:
     linear; add; gelu; linear               the projection is summed with a second one (LoRA)
     linear; gelu; register_hook; linear     a hook on the hidden activation
     """
-    reason, at = "", down.x
+    reason, at, activated = "", down.x, False
     passed: list[fx.Node] = []
     for _ in range(6):
         at, seen = trace(nodes.scope, at)
         passed += [*seen, at]
         if nodes.at(at) is not None:
             break
-        step = _step(nodes, at)
+        step = _step(nodes, at, activated)
         if step is None:
             return None
+        activated = activated or _activates(at)
         reason, at = reason or step[0], step[1]
     up = nodes.at(at)
-    if up is None or up is down or not reason:
+    if up is None or up is down or not reason or not activated:
         return None
     act = next((found.name for node in passed if (found := activation_at(node)) is not None), "unknown")
     return Match(
@@ -74,7 +77,14 @@ def match_lookalike(nodes: Nodes, down: Linear) -> Match | None:
     )
 
 
-def _step(nodes: Nodes, node: fx.Node) -> tuple[str, fx.Node] | None:
+def _activates(node: fx.Node) -> bool:
+    """Whether a node is, or ends, an activation or a gate: below it stands a hidden activation."""
+    name = general_name(node)
+    is_act = activation_at(node) is not None or name in FOREIGN_ACTIVATIONS
+    return is_act or name == "mul" or hop_name(node) == "autograd_function_apply"
+
+
+def _step(nodes: Nodes, node: fx.Node, activated: bool) -> tuple[str, fx.Node] | None:
     """(why this node is in the way, the node above it); an empty reason for what a family would allow."""
     act = activation_at(node)
     if act is not None:
@@ -104,7 +114,8 @@ def _step(nodes: Nodes, node: fx.Node) -> tuple[str, fx.Node] | None:
     if found is not None:
         return "", found[0]
     op = spell(node)
-    if op is not None and op.name in ("mul", "add"):
+    # A sum before any activation is a residual: what lies above it is another layer.
+    if op is not None and (op.name == "mul" or (op.name == "add" and activated)):
         return _through_binary(nodes, node, op.name, where)
     return None
 

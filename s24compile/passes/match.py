@@ -105,7 +105,7 @@ def _looked_through(scope: Scope, node: fx.Node) -> fx.Node | None:
                 return hidden
             vector = fake(other)
             is_bias = op.name == "add" and vector is not None and vector.dim() == 1 and isinstance(other, fx.Node)
-            if is_bias and op_name(hidden) == "linear" and other.op == "placeholder" and is_parameter(scope, other):  # type: ignore[union-attr]
+            if is_bias and op_name(hidden) == "linear" and other.op == "placeholder" and is_parameter(scope, other):
                 return hidden
     return None
 

@@ -18,7 +18,7 @@ from torch import fx
 from s24compile.kernels.format import FORMATS
 from s24compile.operand_request import OperandRequest
 from s24compile.passes.provenance import parameter_name
-from s24compile.passes.scope import Scope, fake, operand_index, origins
+from s24compile.passes.scope import Scope, known_fake, operand_index, origins
 from s24compile.passes.state import State
 
 NAMES = ("values", "metadata", "values_t", "metadata_t")
@@ -60,11 +60,11 @@ class Operands:
     def _add(self, scope: Scope, wanted: Wanted) -> tuple[fx.Node, ...]:
         state = self.state
         options = state.options_for(wanted.decorated)
-        shapes = [tuple(int(size) for size in _weight_fake(w).shape) for w in wanted.weights]
+        shapes = [tuple(int(size) for size in known_fake(w).shape) for w in wanted.weights]
         rows = tuple(shape[0] if wanted.layout == "out_in" else shape[1] for shape in shapes)
         cols = shapes[0][1] if wanted.layout == "out_in" else shapes[0][0]
         needs_transpose = wanted in self.transposed
-        device = _weight_fake(wanted.weights[0]).device
+        device = known_fake(wanted.weights[0]).device
         layout = FORMATS[options.format]
         assert state.fake_mode is not None
         with state.fake_mode:
@@ -74,7 +74,7 @@ class Operands:
         nodes = []
         for name, tensor in zip(NAMES, tensors, strict=False):
             node = _placeholder(scope, f"s24_{len(state.operands)}_{name}", tensor)
-            node._dynamo_source = None  # type: ignore[attr-defined]  # AOTAutograd asks for the attribute
+            node._dynamo_source = None  # AOTAutograd asks for the attribute
             node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}  # a static address, for CUDA graphs
             nodes.append(node)
         state.operands.append(
@@ -115,10 +115,11 @@ def _at_top(scope: Scope, wanted: Wanted) -> set[Wanted]:
 
 def _by_call(scope: Scope, weights: tuple[fx.Node, ...]) -> list[tuple[fx.Node, ...]]:
     """For each call of a body, the operands that arrive at these placeholders."""
-    return [
-        tuple(call.args[operand_index(call, weight, scope)] for weight in weights)  # type: ignore[misc]
-        for _, call in scope.calls
-    ]
+    found = []
+    for _, call in scope.calls:
+        operands = [call.args[operand_index(call, weight, scope)] for weight in weights]
+        found.append(tuple(operand for operand in operands if isinstance(operand, fx.Node)))
+    return found
 
 
 def _placeholder(scope: Scope, name: str, value: object) -> fx.Node:
@@ -128,9 +129,3 @@ def _placeholder(scope: Scope, name: str, value: object) -> fx.Node:
     node.meta["example_value"] = value
     node.meta["s24"] = {"rule": "operand", "site": name}
     return node
-
-
-def _weight_fake(node: fx.Node) -> torch.Tensor:
-    value = fake(node)
-    assert value is not None
-    return value

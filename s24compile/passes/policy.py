@@ -70,7 +70,7 @@ def _refuse_linear(linear: Linear, state: State) -> str:
     if linear.foreign or linear.unsupported:
         return linear.foreign or linear.unsupported
     assert linear.weight is not None
-    tops = origins(linear.scope, linear.weight)
+    tops = _tops(linear)
     mark = mark_of(linear.node)
     if any(top.name in state.dense for top in tops):
         return "it is in its dense phase"
@@ -129,13 +129,13 @@ def _refuse_dtype(linear: Linear) -> str:
 
 
 def _refuse_shared_weights(state: State) -> None:
-    """A weight is taken only if every use of it in the graph is; refusing one use may refuse others, so to a fixpoint."""
+    """Takes a weight only if every use of it is taken; refusing one use may refuse others, so to a fixpoint."""
     while True:
         live = [(m, n) for m in state.matches if not m.refusal for n in m.linears if n not in m.stays]
         taken = {linear.node for _, linear in live}
         layouts: dict[fx.Node, set[str]] = {}
         for _, linear in live:
-            for top in origins(linear.scope, linear.weight):  # type: ignore[arg-type]
+            for top in _tops(linear):
                 layouts.setdefault(top, set()).add(linear.layout)
         stay = [(match, linear, why) for match, linear in live if (why := _other_use(linear, state, taken, layouts))]
         for match, linear, why in stay:
@@ -146,7 +146,7 @@ def _refuse_shared_weights(state: State) -> None:
 
 def _other_use(linear: Linear, state: State, taken: set[fx.Node], layouts: dict[fx.Node, set[str]]) -> str:
     assert linear.weight is not None
-    for top in origins(linear.scope, linear.weight):
+    for top in _tops(linear):
         if len(layouts[top]) > 1:
             return "its weight is used both as it is and transposed"
         for user in _users_of_weight(state.scopes[0], top):
@@ -156,6 +156,11 @@ def _other_use(linear: Linear, state: State, taken: set[fx.Node], layouts: dict[
             line = user_line(user)
             return f"its weight {parameter_name(top)} has another use, {name}{f' ({line})' if line else ''}"
     return ""
+
+
+def _tops(linear: Linear) -> list[fx.Node]:
+    """The top-level placeholders of a linear's weight, one per way into its body."""
+    return origins(linear.scope, linear.weight) if linear.weight is not None else []
 
 
 def _users_of_weight(scope: Scope, node: fx.Node) -> list[fx.Node]:
@@ -177,8 +182,7 @@ def _site(match: Match, status: str) -> Site:
     linears = match.linears
     paths = [module_path(n.scope, n.node, n.weight) for n in linears]
     reasons = [match.refusal] if match.refusal else _reasons(match, paths)
-    tops = [origins(n.scope, n.weight) for n in linears if n.weight is not None]
-    names = [parameter_name(top) for group in tops for top in group if top.op == "placeholder"]
+    names = [parameter_name(top) for n in linears for top in _tops(n) if top.op == "placeholder"]
     return Site(
         path=common_path(paths),
         family=match.family,

@@ -69,7 +69,7 @@ def common_path(paths: Sequence[str]) -> str:
 
 
 def user_line(node: fx.Node) -> str:
-    """ "file.py:12": the innermost frame outside torch and this package; relative to the working directory if below it."""
+    """The innermost frame outside torch and this package, as "file.py:12", relative to the working directory."""
     frames = [(m["file"], m["line"]) for m in _FRAME.finditer(str(node.meta.get("stack_trace") or ""))]
     own = [frame for frame in frames if not frame[0].startswith(_LIBRARY) and not frame[0].endswith(_HELPERS)]
     if not own:

@@ -16,7 +16,7 @@ from s24compile.passes.linears import Linear
 from s24compile.passes.match import Gate, Match
 from s24compile.passes.operands import Operands, Wanted
 from s24compile.passes.provenance import common_path, module_path
-from s24compile.passes.scope import Scope, fake, hop_name
+from s24compile.passes.scope import Scope, fake, hop_name, known_fake
 from s24compile.passes.spelling import general_name, spell
 from s24compile.passes.state import State
 
@@ -84,7 +84,7 @@ def _can_join(match: Match, state: State) -> bool:
     ):
         return False
     biases = [n.bias for n in (gate, up) if n.bias is not None]
-    if len({fake(bias).dtype for bias in biases}) > 1 or any(bias.op != "placeholder" for bias in biases):  # type: ignore[union-attr]
+    if len({known_fake(bias).dtype for bias in biases}) > 1 or any(bias.op != "placeholder" for bias in biases):
         return False
     return not _mutated_between(gate.node.args[0], *sorted((gate.node, up.node)))
 

@@ -3,7 +3,7 @@
 Activation checkpointing and nested compile regions hide whole layers in bodies:
 
     top:   %body = get_attr[wrap_body_0]
-           %out = tag_activation_checkpoint(%body, %x, %w, %b, use_reentrant=False)      # invoke_subgraph(%body, name, ...)
+           %out = tag_activation_checkpoint(%body, %x, %w, %b)          # or invoke_subgraph(%body, name, ...)
     body:  placeholder x, w, b -> ... -> output (y,)
 
 Body placeholders have no source and no `tensor_dict`; they are known only through the operands of the call.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx
@@ -58,14 +59,14 @@ def copy_scopes(gm: fx.GraphModule) -> tuple[fx.GraphModule, list[Scope]]:
     def copy(module: fx.GraphModule) -> Scope:
         graph = fx.Graph()
         nodes: dict[fx.Node, fx.Node] = {}
-        result = graph.graph_copy(module.graph, nodes, return_output_node=True)
+        result: Any = graph.graph_copy(module.graph, nodes, return_output_node=True)
         if result is not None:
             value, old_output = result
             output = graph.output(value)
             output.meta = dict(old_output.meta)
         for old, new in nodes.items():
             if hasattr(old, "_dynamo_source"):
-                new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+                new._dynamo_source = old._dynamo_source
         graph._codegen = module.graph._codegen
         copied = fx.GraphModule(module, graph)
         copied.meta = dict(module.meta)
@@ -128,6 +129,13 @@ def fake(node: object) -> torch.Tensor | None:
     """The fake tensor of a node, or None where it has none (sizes, tuples, modules)."""
     value = node.meta.get("example_value") if isinstance(node, fx.Node) else None
     return value if isinstance(value, torch.Tensor) else None
+
+
+def known_fake(node: fx.Node | None) -> torch.Tensor:
+    """The fake tensor of a node that is known to be a tensor."""
+    value = fake(node)
+    assert value is not None, f"{node} has no fake value"
+    return value
 
 
 def fake_mode_of(graph: fx.Graph) -> torch._subclasses.FakeTensorMode | None:

@@ -10,6 +10,7 @@ import builtins
 import dataclasses
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,15 @@ COMMUTATIVE = frozenset({"mul", "add", "maximum"})
 REQUIRED = object()
 
 
-FRESH = frozenset(
-    ["linear", "addmm", "matmul", "mul", "add", "div", "pow", "square", "tanh", "sigmoid", "erf", "gelu", "silu", "relu", "maximum", "clamp", "clamp_min", "zeros_like"]
-)
+FRESH = frozenset({
+    "linear", "addmm", "matmul", "mul", "add", "div", "pow", "square", "tanh", "sigmoid", "erf", "gelu", "silu",
+    "relu", "maximum", "clamp", "clamp_min", "zeros_like",
+})  # fmt: skip
 """Ops whose result (unless in place) is a new tensor."""
-VIEWS = frozenset(
-    ["chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "view", "reshape", "unflatten", "flatten", "select", "transpose", "t", "permute", "squeeze", "unsqueeze", "contiguous", "dropout", "to"]
-)
+VIEWS = frozenset({
+    "chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "view", "reshape", "unflatten", "flatten",
+    "select", "transpose", "t", "permute", "squeeze", "unsqueeze", "contiguous", "dropout", "to",
+})  # fmt: skip
 """Ops whose result may be a view of, or be, their first argument."""
 SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind"})
 """Ops with several views of one tensor as results, which don't overlap."""
@@ -41,13 +44,16 @@ class Op:
     """A recognised call. `args` follow the signature of `name`, defaults filled in."""
 
     name: str
-    args: tuple[object, ...]
+    args: tuple[Any, ...]
+    """Nodes, numbers, names: whatever FX holds."""
     inplace: bool = False
     """The call writes its result into its first argument."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
+    """Parameter names with defaults (`REQUIRED`: none), in positional order."""
+
     parameters: tuple[tuple[str, object], ...]
     variadic: bool = False
     """Trailing positional arguments may be given one by one (`.view(2, 3)`) or as one sequence (`.view((2, 3))`)."""
@@ -82,7 +88,9 @@ SIGNATURES: dict[str, Signature] = {
     "view": _signature("input", variadic=True),
     "reshape": _signature("input", variadic=True),
     "to": _signature("input", variadic=True),
-    **dict.fromkeys(("square", "sqrt", "tanh", "sigmoid", "erf", "zeros_like", "t", "contiguous", "float", "half"), _UNARY),
+    **dict.fromkeys(
+        ("square", "sqrt", "tanh", "sigmoid", "erf", "zeros_like", "t", "contiguous", "float", "half"), _UNARY
+    ),
     **dict.fromkeys(("bfloat16", "double"), _UNARY),
 }
 
@@ -186,7 +194,7 @@ def spell(node: object) -> Op | None:
     return Op(name, bound, inplace)
 
 
-def _bind(signature: Signature, node: fx.Node) -> tuple[object, ...] | None:
+def _bind(signature: Signature, node: fx.Node) -> tuple[Any, ...] | None:
     given = {_ALIASES.get(name, name): value for name, value in node.kwargs.items()}
     if signature.variadic:
         rest = node.args[1:]
@@ -197,7 +205,7 @@ def _bind(signature: Signature, node: fx.Node) -> tuple[object, ...] | None:
         if len(extra) == 1 and isinstance(extra[0], (tuple, list)):
             extra = tuple(extra[0])
         return None if given or not node.args else (node.args[0], *rest, *extra)
-    bound: list[object] = list(node.args)
+    bound: list[Any] = list(node.args)
     if len(bound) > len(signature.parameters):
         return None
     for name, default in signature.parameters[len(bound) :]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dynamo.testing import normalize_gm
 
 from s24compile import passes
 from s24compile.config import Config
@@ -61,7 +60,7 @@ class Capture:
         return sum(rewrite.count for rewrite in self.rewrites)
 
     def graph(self, index: int = 0) -> str:
-        return normalize_gm(self.rewrites[index].graph_module.print_readable(print_output=False)).strip()
+        return passes.format_graph(self.rewrites[index].graph_module)
 
 
 def input_of(*lead: int, dtype=torch.float32, seed: int = 0) -> torch.Tensor:
