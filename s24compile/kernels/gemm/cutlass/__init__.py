@@ -4,3 +4,7 @@
 `loader` opens it, `launch` runs it, `tuned` chooses tile, cluster and raster for a shape. Nothing here is imported
 before a CUDA tensor or an explicit `s24 build` asks for it.
 """
+
+from s24compile.kernels.gemm.cutlass.provider import PROVIDERS
+
+__all__ = ["PROVIDERS"]

@@ -85,11 +85,16 @@ def object_path(kernel: Kernel) -> Path | None:
     for folder in search_folders():
         if exact is not None and (folder / exact).is_file():
             return folder / exact
-    for folder in _prebuilt_folders():
+    for folder in search_folders() if exact is None else _prebuilt_folders():
         found = sorted(folder.glob(f"{kernel.name}.{source_hash(kernel)}.*.so"))
         if found:
             return found[0]
     return None
+
+
+def any_prebuilt() -> bool:
+    """Whether there is any object that a machine without nvcc could load."""
+    return any(True for folder in search_folders() for _ in folder.glob("*.so"))
 
 
 def build(kernel: Kernel) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from s24compile.errors import TargetError
-from s24compile.kernels.gemm.cutlass import loader, tuned
+from s24compile.kernels.gemm.cutlass import build, loader, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature
 
 NAMES: dict[torch.dtype, Any] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -190,10 +190,23 @@ def _plan(
     bias = bias or (NAMES[out_dtype] if epilogue == "act" else "")
     signature = Signature(NAMES[dtype], a_major, b_major, out_layout, NAMES[out_dtype], epilogue, act, bias)
     choice = choice or tuned.choose(signature, m, n, k)
-    loaded = loader.load(Kernel(signature, choice.schedule))
+    loaded = _load(Kernel(signature, choice.schedule))
     return Plan(
         loaded, int(choice.raster == "n"), choice.swizzle, choice.splits, choice.schedule.stream_k, int(choice.pdl)
     )
+
+
+def _load(kernel: Kernel) -> loader.Loaded:
+    """`kernel`, or where it cannot be built (no nvcc) another built schedule of the same signature.
+
+    Raises:
+        BuildError: neither is possible.
+    """
+    if build.missing_tools() is not None and build.object_path(kernel) is None:
+        for schedule in tuned.schedules():
+            if build.object_path(Kernel(kernel.signature, schedule)) is not None:
+                return loader.load(Kernel(kernel.signature, schedule))
+    return loader.load(kernel)
 
 
 def _operand(t: torch.Tensor, row_major: str, col_major: str) -> tuple[str, torch.Tensor, int]:

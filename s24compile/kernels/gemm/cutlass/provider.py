@@ -1,0 +1,69 @@
+"""The provider "cutlass" of `s24::mm`: which calls it takes, and why not the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s24compile.kernels.gemm.cutlass import build, launch
+from s24compile.kernels.providers import Provider
+from s24compile.kernels.target import Target
+
+
+def supported(target: Target) -> str | None:
+    """Hopper only; on the machine itself, kernels must be built or buildable."""
+    if target.arch != (9, 0):
+        return f"the CUTLASS kernels are for sm_90, this is {target}"
+    # A Target may stand for another machine (lowering tested without a GPU): then our own tools say nothing.
+    missing = build.missing_tools() if torch.cuda.is_available() else None
+    if missing is not None and not build.any_prebuilt():
+        return f"{missing} and no kernel is built: pip install 's24compile[cuda]'"
+    return None
+
+
+def supports(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    bias: Tensor | None,
+    out_layout: str,
+    out_dtype: torch.dtype,
+) -> str | None:
+    """16-bit operands in the "sm90" format; D in their dtype or fp32. Any shape and strides."""
+    if format != "sm90":
+        return f"it reads the sm90 format, not {format}"
+    if values.dtype not in (torch.bfloat16, torch.float16):
+        return f"it takes bf16 and fp16 operands, not {_short(values.dtype)}"
+    if b.dtype != values.dtype:
+        return f"the operands have two dtypes, {_short(values.dtype)} and {_short(b.dtype)}"
+    if out_dtype not in (values.dtype, torch.float32):
+        return f"it writes {_short(values.dtype)} or fp32, not {_short(out_dtype)}"
+    if bias is not None and bias.dtype not in (values.dtype, torch.float32):
+        return f"it takes a bias in {_short(values.dtype)} or fp32, not {_short(bias.dtype)}"
+    return None
+
+
+def mm(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    bias: Tensor | None,
+    out_layout: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """`s24::mm` on the CUTLASS kernels."""
+    return launch.mm(values, metadata, rows, cols, b, bias, out_layout, out_dtype)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+PROVIDERS = {"mm": Provider("cutlass", mm, supported, supports)}
+"""Op name to provider: what `kernels.providers.find` reads."""
