@@ -192,7 +192,12 @@ def _plan(
     choice = choice or tuned.choose(signature, m, n, k)
     loaded = _load(Kernel(signature, choice.schedule))
     return Plan(
-        loaded, int(choice.raster == "n"), choice.swizzle, choice.splits, choice.schedule.stream_k, int(choice.pdl)
+        loaded,
+        int(choice.raster == "n"),
+        choice.swizzle,
+        choice.splits,
+        loaded.kernel.schedule.stream_k,
+        int(choice.pdl),
     )
 
 
