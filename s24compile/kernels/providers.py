@@ -40,10 +40,18 @@ FAMILY_OF: dict[str, str] = {
     "mvue": "mvue",
     "mvue_pack": "mvue",
     "mm": "gemm",
+    "mm_act": "gemm",
+    "mm_dact": "gemm",
+    "act": "glu",
+    "act_backward": "glu",
     "glu": "glu",
     "glu_backward": "glu",
     "masked_decay_": "decay",
     "masked_decay_patterns_": "decay",
+    "mvue_pack_sum": "fused",
+    "glu_backward_pack": "fused",
+    "pack_weights_": "fused",
+    "masked_decay_many_": "fused",
 }
 """The folder that holds the kernels of each op."""
 

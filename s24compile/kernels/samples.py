@@ -143,6 +143,32 @@ def _mm(make: Maker) -> Iterator[Sample]:
         yield Sample(f"{format}, fp32 out", (*a, make.strided(136, 24), None, "row", wide))
 
 
+def _act(make: Maker) -> Iterator[Sample]:
+    for act in ("gelu", "gelu_tanh", "silu", "relu"):
+        yield Sample(act, (make.normal(3, 5, 24).requires_grad_(), act))
+    yield Sample("column-major", (make.normal(8, 24).t(), "silu"))
+
+
+def _act_backward(make: Maker) -> Iterator[Sample]:
+    for sample in _act(make):
+        z, act = sample.args
+        yield Sample(sample.note, (make.normal(*z.shape), z.detach(), act))
+
+
+def _mm_act(make: Maker) -> Iterator[Sample]:
+    for format in FORMATS:
+        a = (*make.packed(72, 136, format), 72, 136, format)
+        yield Sample(f"{format}, row", (*a, make.normal(136, 24), None, "gelu", "row"))
+        yield Sample(f"{format}, col, bias", (*a, make.normal(24, 136).t(), make.normal(72), "relu", "col"))
+
+
+def _mm_dact(make: Maker) -> Iterator[Sample]:
+    for format in FORMATS:
+        a = (*make.packed(72, 136, format), 72, 136, format)
+        yield Sample(f"{format}, row", (*a, make.normal(136, 24), make.normal(72, 24), "gelu_tanh", "row"))
+        yield Sample(f"{format}, col", (*a, make.normal(24, 136).t(), make.normal(24, 72).t(), "silu", "col"))
+
+
 def _linear(make: Maker) -> Iterator[Sample]:
     for format in FORMATS:
         for layout, dx, dw in (("out_in", "sparse", "mvue"), ("in_out", "dense", "dense"), ("out_in", "mvue", "mvue")):
@@ -179,6 +205,33 @@ def _masked_decay_patterns(make: Maker) -> Iterator[Sample]:
     yield Sample("rows", (make.normal(24, 40), w, masks.magnitude_patterns(w), "rows", alpha))
 
 
+def _glu_backward_pack(make: Maker) -> Iterator[Sample]:
+    for format in FORMATS:
+        for gate, hidden, sums, recompute in (("first", 64, True, False), ("second", 128, False, True), ("first", 20, True, True)):
+            dh, z = make.normal(2, 35, hidden), make.normal(2, 35, 2 * hidden)
+            options = (make.seed(), make.dtype, format, sums, recompute)
+            yield Sample(f"{format}, {gate}, F = {hidden}", (dh, z, "gelu", gate, *options))
+
+
+def _pack_weights(make: Maker) -> Iterator[Sample]:
+    for sample in _pack_weight(make):
+        weights, patterns, values, metadata, values_t, metadata_t, scale, *options = sample.args
+        if scale is not None:
+            continue
+        twice = [x.clone() for x in weights], [x.clone() for x in patterns]
+        transposed = ([], []) if values_t is None else ([values_t, values_t.clone()], [metadata_t, metadata_t.clone()])
+        operands = [values, values.clone()], [metadata, metadata.clone()], *transposed
+        yield Sample(sample.note, (weights + twice[0], [2, 2], patterns + twice[1], *operands, *options))
+
+
+def _masked_decay_many(make: Maker) -> Iterator[Sample]:
+    alpha = torch.tensor(6e-5, device=make.device)
+    for kind, find in (("transposable", masks.transposable_patterns), ("rows", masks.magnitude_patterns)):
+        weights = [make.normal(24, 40), make.normal(8, 12).t().contiguous().t(), make.strided(64, 64)]
+        grads = [make.normal(24, 40), make.normal(8, 12), make.normal(64, 64)]
+        yield Sample(kind, (grads, weights, [find(w) for w in weights], kind, alpha))
+
+
 SAMPLES: dict[str, Callable[[Maker], Iterator[Sample]]] = {
     "transposable_patterns": _weights,
     "expand_patterns": _patterns,
@@ -195,11 +248,19 @@ SAMPLES: dict[str, Callable[[Maker], Iterator[Sample]]] = {
     "mvue": _mvue,
     "mvue_pack": _mvue_pack,
     "mm": _mm,
+    "mm_act": _mm_act,
+    "mm_dact": _mm_dact,
+    "act": _act,
+    "act_backward": _act_backward,
     "linear": _linear,
     "glu": _glu,
     "glu_backward": _glu_backward,
     "masked_decay_": _masked_decay,
     "masked_decay_patterns_": _masked_decay_patterns,
+    "mvue_pack_sum": _mvue_pack,
+    "glu_backward_pack": _glu_backward_pack,
+    "pack_weights_": _pack_weights,
+    "masked_decay_many_": _masked_decay_many,
 }
 """Op name to the function that yields its samples."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from s24compile.kernels.glu import reference as activations
 from s24compile.kernels.pack.reference import unpack
 
 
@@ -36,3 +37,38 @@ def mm(
         return c.to(out_dtype)
     c = torch.mm(b.t(), a.t()) if bias is None else torch.addmm(bias.to(wide), b.t(), a.t())
     return c.to(out_dtype).t()
+
+
+def mm_act(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    bias: Tensor | None,
+    act: str,
+    out_layout: str,
+) -> tuple[Tensor, Tensor]:
+    """(Z, H) = (A B + bias, act(A B + bias)); the activation sees the sum before it is rounded to Z."""
+    wide = torch.promote_types(b.dtype, torch.float32)
+    z = mm(values, metadata, rows, cols, format, b, bias, out_layout, wide)
+    return z.to(b.dtype), activations.act(z, act).to(b.dtype)
+
+
+def mm_dact(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    z: Tensor,
+    act: str,
+    out_layout: str,
+) -> Tensor:
+    """dZ = (A B) * act'(Z), the product rounded once."""
+    wide = torch.promote_types(b.dtype, torch.float32)
+    dh = mm(values, metadata, rows, cols, format, b, None, out_layout, wide)
+    dz = activations.act_backward(dh, z.to(wide), act).to(b.dtype)
+    return dz.contiguous() if out_layout == "row" else dz.t().contiguous().t()

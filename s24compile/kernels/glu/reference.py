@@ -35,10 +35,13 @@ def _derivative(a: Tensor, act: str) -> Tensor:
     return (a > 0).to(a.dtype)
 
 
+def _wide(z: Tensor) -> Tensor:
+    return z if z.dtype == torch.float64 else z.to(torch.float32)
+
+
 def _halves(z: Tensor, gate: str) -> tuple[Tensor, Tensor]:
     """(the half that the activation sees, the other), widened."""
-    wide = z if z.dtype == torch.float64 else z.to(torch.float32)
-    first, second = wide.chunk(2, dim=-1)
+    first, second = _wide(z).chunk(2, dim=-1)
     return (first, second) if gate == "first" else (second, first)
 
 
@@ -60,3 +63,14 @@ def glu_backward(dh: Tensor, z: Tensor, act: str, gate: str) -> Tensor:
     d_gated, d_other = wide * other * _derivative(gated, act), wide * _activation(gated, act)
     halves = (d_gated, d_other) if gate == "first" else (d_other, d_gated)
     return torch.cat(halves, dim=-1).to(z.dtype)
+
+
+def act(z: Tensor, act: str) -> Tensor:
+    """h = act(z), in z's dtype and layout."""
+    return _activation(_wide(z), act).to(z.dtype)
+
+
+def act_backward(dh: Tensor, z: Tensor, act: str) -> Tensor:
+    """dz = dh * act'(z), in z's dtype and layout."""
+    wide = _wide(z)
+    return torch.empty_like(z).copy_(dh.to(wide.dtype) * _derivative(wide, act))

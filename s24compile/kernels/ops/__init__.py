@@ -6,7 +6,10 @@
 `packing`                 pack, unpack, pack_both, pack_weight_
 `estimation`              mvue, mvue_pack
 `gemm`                    mm, linear
+`epilogues`               mm_act, mm_dact
+`activation`              act, act_backward
 `elementwise`             glu, glu_backward, masked_decay_, masked_decay_patterns_
+`fused`                   mvue_pack_sum, glu_backward_pack, pack_weights_, masked_decay_many_
 ========================  =====================================================================================
 
 An op is what its reference computes (`kernels/<family>/reference.py`); `providers.run` picks a faster way to say it.
@@ -15,8 +18,11 @@ Ops do not validate: `s24compile.ops` does, for people; graphs are checked when 
 
 from __future__ import annotations
 
+from s24compile.kernels.ops.activation import act, act_backward
 from s24compile.kernels.ops.elementwise import glu, glu_backward, masked_decay_, masked_decay_patterns_
+from s24compile.kernels.ops.epilogues import mm_act, mm_dact
 from s24compile.kernels.ops.estimation import mvue, mvue_pack
+from s24compile.kernels.ops.fused import glu_backward_pack, masked_decay_many_, mvue_pack_sum, pack_weights_
 from s24compile.kernels.ops.gemm import linear, mm
 from s24compile.kernels.ops.packing import pack, pack_both, pack_weight_, unpack
 from s24compile.kernels.ops.selection import (
@@ -47,10 +53,18 @@ OPS = (
     mvue_pack,
     mm,
     linear,
+    mm_act,
+    mm_dact,
+    act,
+    act_backward,
     glu,
     glu_backward,
     masked_decay_,
     masked_decay_patterns_,
+    mvue_pack_sum,
+    glu_backward_pack,
+    pack_weights_,
+    masked_decay_many_,
 )
 """Every op, as torch's CustomOpDef."""
 

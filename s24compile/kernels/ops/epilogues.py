@@ -1,0 +1,80 @@
+"""Contracts of GEMMs with an activation in their epilogue; only lowering makes them.
+
+Legend: S packed [rows, cols], B [cols, n]; "col" results have strides (1, rows).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.library import custom_op
+
+from s24compile.kernels import providers
+
+
+def _empty(b: Tensor, rows: int, layout: str) -> Tensor:
+    n = b.shape[1]
+    return b.new_empty((rows, n)) if layout == "row" else b.new_empty((n, rows)).t()
+
+
+@custom_op("s24::mm_act", mutates_args=())
+def mm_act(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    bias: Tensor | None,
+    act: str,
+    out_layout: str,
+) -> tuple[Tensor, Tensor]:
+    """(Z, H): Z = S B + bias[:, None] and H = act(Z), both in B's dtype, from one GEMM."""
+    return providers.run("mm_act", values, metadata, rows, cols, format, b, bias, act, out_layout)
+
+
+@mm_act.register_fake
+def _(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    bias: Tensor | None,
+    act: str,
+    out_layout: str,
+) -> tuple[Tensor, Tensor]:
+    return _empty(b, rows, out_layout), _empty(b, rows, out_layout)
+
+
+@custom_op("s24::mm_dact", mutates_args=())
+def mm_dact(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    z: Tensor,
+    act: str,
+    out_layout: str,
+) -> Tensor:
+    """dZ = (S B) * act'(Z), in B's dtype: the backward of `mm_act`. Z [rows, n] in the layout of the result."""
+    return providers.run("mm_dact", values, metadata, rows, cols, format, b, z, act, out_layout)
+
+
+@mm_dact.register_fake
+def _(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    z: Tensor,
+    act: str,
+    out_layout: str,
+) -> Tensor:
+    return _empty(b, rows, out_layout)
+
+

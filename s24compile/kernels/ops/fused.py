@@ -1,0 +1,70 @@
+"""Contracts of the ops that do several others' work in one pass. Legend: T tokens, F hidden width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from s24compile.kernels import providers
+from s24compile.kernels.format import FORMATS
+
+
+@custom_op("s24::mvue_pack_sum", mutates_args=())
+def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor]:
+    """`mvue_pack` of g [T, F], and the column sums of g (a bias gradient) in fp32 [F]."""
+    return providers.run("mvue_pack_sum", g, seed, dtype, format)
+
+
+@mvue_pack_sum.register_fake
+def _(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(g.dtype, torch.float32)
+    return *FORMATS[format].empty(g.shape[1], g.shape[0], dtype, g.device), g.new_empty((g.shape[1],), dtype=wide)
+
+
+@custom_op("s24::glu_backward_pack", mutates_args=())
+def glu_backward_pack(
+    dh: Tensor, z: Tensor, act: str, gate: str, seed: Tensor, dtype: torch.dtype, format: str, sums: bool, recompute: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dz, values, metadata, sums, h): `glu_backward`, then `mvue_pack` of dz as [T, 2F]; the last two on request."""
+    return providers.run("glu_backward_pack", dh, z, act, gate, seed, dtype, format, sums, recompute)
+
+
+@glu_backward_pack.register_fake
+def _(
+    dh: Tensor, z: Tensor, act: str, gate: str, seed: Tensor, dtype: torch.dtype, format: str, sums: bool, recompute: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    wide = z.shape[-1]
+    tokens = z.shape[:-1].numel()
+    packed = FORMATS[format].empty(wide, tokens, dtype, z.device)
+    total = z.new_empty((wide if sums else 0,), dtype=torch.promote_types(z.dtype, torch.float32))
+    return z.new_empty(z.shape), *packed, total, z.new_empty((*z.shape[:-1], wide // 2) if recompute else (0,))
+
+
+@custom_op("s24::pack_weights_", mutates_args=("patterns", "values", "metadata", "values_t", "metadata_t"))
+def pack_weights_(
+    weights: Sequence[Tensor],
+    counts: Sequence[int],
+    patterns: Sequence[Tensor],
+    values: Sequence[Tensor],
+    metadata: Sequence[Tensor],
+    values_t: Sequence[Tensor],
+    metadata_t: Sequence[Tensor],
+    select: str,
+    search: bool,
+    format: str,
+    weight_layout: str,
+) -> None:
+    """`pack_weight_` of many operands in a few launches; operand i has `counts[i]` of the weights and patterns."""
+    operands = values, metadata, values_t, metadata_t
+    providers.run("pack_weights_", weights, counts, patterns, *operands, select, search, format, weight_layout)
+
+
+@custom_op("s24::masked_decay_many_", mutates_args=("grads",))
+def masked_decay_many_(
+    grads: Sequence[Tensor], weights: Sequence[Tensor], patterns: Sequence[Tensor], kind: str, alpha: Tensor
+) -> None:
+    """`masked_decay_patterns_` of many gradients in a few launches, all by the same alpha (0-d)."""
+    providers.run("masked_decay_many_", grads, weights, patterns, kind, alpha)
