@@ -214,14 +214,13 @@ def _glu_backward_pack(make: Maker) -> Iterator[Sample]:
 
 
 def _pack_weights(make: Maker) -> Iterator[Sample]:
-    for sample in _pack_weight(make):
-        weights, patterns, values, metadata, values_t, metadata_t, scale, *options = sample.args
-        if scale is not None:
+    for one, other in zip(_pack_weight(make), _pack_weight(make), strict=True):
+        if "soft_threshold" in one.note:  # takes scales, which only the op of one operand has
             continue
-        twice = [x.clone() for x in weights], [x.clone() for x in patterns]
-        transposed = ([], []) if values_t is None else ([values_t, values_t.clone()], [metadata_t, metadata_t.clone()])
-        operands = [values, values.clone()], [metadata, metadata.clone()], *transposed
-        yield Sample(sample.note, (weights + twice[0], [2, 2], patterns + twice[1], *operands, *options))
+        lists = [a if isinstance(a, list) else [] if a is None else [a] for a in one.args[:6]]
+        more = [b if isinstance(b, list) else [] if b is None else [b] for b in other.args[:6]]
+        weights, *buffers = (a + b for a, b in zip(lists, more, strict=True))
+        yield Sample(one.note, (weights, [2, 2], *buffers, *one.args[7:]))
 
 
 def _masked_decay_many(make: Maker) -> Iterator[Sample]:

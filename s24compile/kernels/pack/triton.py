@@ -41,6 +41,13 @@ def supports_operand(source: Tensor, dtype: torch.dtype, format: str) -> str | N
     return None
 
 
+def unaligned_operand(values: Tensor) -> str | None:
+    """Whether a buffer lacks the padding of `Format.empty`, which the kernels write too."""
+    if values.stride(0) % 8 or values.stride(1) != 1:
+        return f"packs into rows of whole 16 bytes, not into strides {values.stride()}"
+    return None
+
+
 @functools.cache
 def pattern_table(device: torch.device) -> Tensor:
     """int32 [6, 128] by pattern number, what `triton_blocks.lines` reads, for rows and then for columns: the four
@@ -73,12 +80,14 @@ def _supports_weight(
     format: str,
     weight_layout: str,
 ) -> str | None:
-    for w in weights[:-1]:
-        if w.shape[0 if weight_layout == "out_in" else 1] % 64:
-            return f"stacks weights of whole 64-row atoms, not {tuple(w.shape)}"
     for pattern in patterns:
         if select != "transposable" and not pattern.is_contiguous():
             return "takes contiguous pair numbers only"
+    unaligned = unaligned_operand(values) or (values_t is not None and unaligned_operand(values_t))
+    if unaligned:
+        return unaligned
+    if scale is not None and scale.numel() > 1 and not whole_atoms([w if weight_layout == "out_in" else w.t() for w in weights]):
+        return "takes one scale only for weights that share an atom of 64 rows"
     reasons = (supports_operand(w, values.dtype, format) for w in weights)
     return next((reason for reason in reasons if reason), None)
 
@@ -97,21 +106,56 @@ def pack_weight_(
     weight_layout: str,
 ) -> None:
     """See pack/reference.py. One launch a weight, which reads it once."""
-    row = 0
-    for number, (weight, pattern) in enumerate(zip(weights, patterns, strict=True)):
-        w = weight.detach() if weight_layout == "out_in" else weight.detach().t()
+    logical = [w.detach() if weight_layout == "out_in" else w.detach().t() for w in weights]
+    if whole_atoms(logical):
+        _pack_parts(logical, patterns, values, metadata, values_t, metadata_t, scale, select, search)
+        return
+    # Parts that meet within an atom of metadata are copied into one weight first.
+    joined = torch.cat(list(patterns))
+    _pack_parts([torch.cat(logical)], [joined], values, metadata, values_t, metadata_t, scale, select, search)
+    for pattern, found in zip(patterns, joined.split([p.shape[0] for p in patterns]), strict=True):
+        pattern.copy_(found)
+
+
+def whole_atoms(logical: Sequence[Tensor]) -> bool:
+    """Whether weights [n_i, k] can be stacked without sharing an atom of metadata."""
+    return all(w.shape[0] % 64 == 0 for w in logical[:-1])
+
+
+def regions(
+    logical: Sequence[Tensor], values: Tensor, metadata: Tensor, values_t: Tensor | None, metadata_t: Tensor | None
+) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]]:
+    """The parts of an operand's buffers, and of its transpose's, that belong to each of the stacked weights [n_i, k]."""
+    found, row = [], 0
+    for w in logical:
         stop = row + w.shape[0]
-        operand = values[row:stop], metadata[:, row // 64 : (stop + 63) // 64]
+        transposed = None
+        if values_t is not None and metadata_t is not None:
+            transposed = values_t[:, row // 2 : stop // 2], metadata_t[row // 64 : (stop + 63) // 64]
+        found.append(((values[row:stop], metadata[:, row // 64 : (stop + 63) // 64]), transposed))
+        row = stop
+    return found
+
+
+def _pack_parts(
+    logical: Sequence[Tensor],
+    patterns: Sequence[Tensor],
+    values: Tensor,
+    metadata: Tensor,
+    values_t: Tensor | None,
+    metadata_t: Tensor | None,
+    scale: Tensor | None,
+    select: str,
+    search: bool,
+) -> None:
+    parts = regions(logical, values, metadata, values_t, metadata_t)
+    for number, (w, pattern, (operand, transposed)) in enumerate(zip(logical, patterns, parts, strict=True)):
         if select == "transposable":
-            transposed = None
-            if values_t is not None and metadata_t is not None:
-                transposed = values_t[:, row // 2 : stop // 2], metadata_t[row // 64 : (stop + 63) // 64]
             pack_transposable(w, pattern, operand, transposed, search=search)
         else:
-            beta = None if scale is None else scale.expand(len(weights))[number]
+            beta = None if scale is None else scale.expand(len(logical))[number]
             rule = select if search or select == "soft_threshold" else "given"
             pack_along(w.t(), rule, *operand, patterns=pattern, scale=beta)
-        row = stop
 
 
 def pack_transposable(

@@ -59,11 +59,12 @@ def pack_tile(
         tl.store(patterns + block_row[:, None] * p_row + block_column[None, :] * p_column, number.to(tl.uint8), mask=real)
     else:
         number = lookup(p_at).to(tl.int32) & 127
-    DTYPE: tl.constexpr = along.dtype.element_ty if ALONG else across.dtype.element_ty
-    a0, a1, a2, a3 = bits(a0, DTYPE), bits(a1, DTYPE), bits(a2, DTYPE), bits(a3, DTYPE)
-    b0, b1, b2, b3 = bits(b0, DTYPE), bits(b1, DTYPE), bits(b2, DTYPE), bits(b3, DTYPE)
-    c0, c1, c2, c3 = bits(c0, DTYPE), bits(c1, DTYPE), bits(c2, DTYPE), bits(c3, DTYPE)
-    d0, d1, d2, d3 = bits(d0, DTYPE), bits(d1, DTYPE), bits(d2, DTYPE), bits(d3, DTYPE)
+    if ALONG or ACROSS:
+        DTYPE: tl.constexpr = along.dtype.element_ty if ALONG else across.dtype.element_ty
+        a0, a1, a2, a3 = bits(a0, DTYPE), bits(a1, DTYPE), bits(a2, DTYPE), bits(a3, DTYPE)
+        b0, b1, b2, b3 = bits(b0, DTYPE), bits(b1, DTYPE), bits(b2, DTYPE), bits(b3, DTYPE)
+        c0, c1, c2, c3 = bits(c0, DTYPE), bits(c1, DTYPE), bits(c2, DTYPE), bits(c3, DTYPE)
+        d0, d1, d2, d3 = bits(d0, DTYPE), bits(d1, DTYPE), bits(d2, DTYPE), bits(d3, DTYPE)
     row = tile_r.to(tl.int64)
     column = tile_c.to(tl.int64)
     if ALONG:
@@ -115,4 +116,35 @@ def pack_blocks(
         along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride,
         program // across_tiles, program % across_tiles,
         SEARCH, FLIPPED, ALONG, ACROSS, BLOCK_R, BLOCK_C,
+    )  # fmt: skip
+
+
+@triton.jit
+def pack_many(
+    entries, owners, table, WEIGHT: tl.constexpr, DTYPE: tl.constexpr,
+    SEARCH: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Many weights: program i works on tile i - first of entry owners[i]; pack/triton_many.py lists an entry's words."""
+    entry = entries + tl.load(owners + tl.program_id(0)) * 16
+    # What triton_many promises of them makes the accesses vectors; a loaded number carries no such knowledge.
+    w = tl.multiple_of(tl.load(entry).to(tl.pointer_type(WEIGHT)), 16)
+    w_row = tl.multiple_of(tl.load(entry + 1), 8)
+    R, C = tl.multiple_of(tl.load(entry + 2), 8), tl.multiple_of(tl.load(entry + 3), 8)
+    patterns = tl.load(entry + 4).to(tl.pointer_type(tl.uint8))
+    p_pitch = tl.load(entry + 5)
+    along = tl.multiple_of(tl.load(entry + 6).to(tl.pointer_type(DTYPE)), 16)
+    along_pitch = tl.multiple_of(tl.load(entry + 7), 8)
+    along_metadata = tl.multiple_of(tl.load(entry + 8).to(tl.pointer_type(tl.int16)), 16)
+    along_stride = tl.multiple_of(tl.load(entry + 9), 16)
+    across = tl.multiple_of(tl.load(entry + 10).to(tl.pointer_type(DTYPE)), 16)
+    across_pitch = tl.multiple_of(tl.load(entry + 11), 8)
+    across_metadata = tl.multiple_of(tl.load(entry + 12).to(tl.pointer_type(tl.int16)), 16)
+    across_stride = tl.multiple_of(tl.load(entry + 13), 16)
+    tiles = tl.load(entry + 14)
+    tile = tl.program_id(0) - tl.load(entry + 15)
+    pack_tile(
+        w, w_row, 1, R, C, patterns, 1 if FLIPPED else p_pitch, p_pitch if FLIPPED else 1, table,
+        along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride,
+        tile // tiles, tile % tiles, SEARCH, FLIPPED, ALONG, ACROSS, BLOCK_R, BLOCK_C,
     )  # fmt: skip

@@ -6,6 +6,9 @@ import dataclasses
 from typing import Any
 
 import torch
+import triton.language as tl
+
+TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,11 @@ BLOCKS_SEARCH = Tile(64, 64, 4)
 BLOCKS_GIVEN = Tile(128, 64, 4)
 ROWS = Tile(128, 64, 4)
 ROWS_ALONG = Tile(64, 128, 4)
+GLU = Tile(4, 512, 4)
+GLU_GRADIENT = Tile(4, 512, 4)
+GLU_TURNED = Tile(64, 64, 4)
+GLU_PACK = Tile(64, 64, 4)
+DECAY = Tile(16, 256, 4)
 
 
 def launch(kernel: Any, programs: int, tile: Tile, device: torch.device, *args: Any, **constants: Any) -> None:

@@ -1,0 +1,1 @@
+"""Ops that do several others' work in one pass."""

@@ -1,0 +1,83 @@
+"""Ops that do several others' work in one pass over memory; each is spelled here in the ops that it replaces.
+
+Legend: T tokens (leading dims flattened), F hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from s24compile.kernels.decay.reference import masked_decay_patterns_
+from s24compile.kernels.glu.reference import glu, glu_backward
+from s24compile.kernels.mvue.reference import mvue_pack
+from s24compile.kernels.pack.reference import pack_weight_
+from s24compile.kernels.patterns import PatternKind
+
+
+def column_sums(g: Tensor) -> Tensor:
+    """fp32 (fp64 for fp64) sums of g [T, F] over T: a bias gradient."""
+    return g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32))
+
+
+def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(values, metadata, sums): `mvue_pack` of g [T, F], and `column_sums` of the same g."""
+    return *mvue_pack(g, seed, dtype, format), column_sums(g)
+
+
+def glu_backward_pack(
+    dh: Tensor, z: Tensor, act: str, gate: str, seed: Tensor, dtype: torch.dtype, format: str, sums: bool, recompute: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`glu_backward`, then `mvue_pack` of the dz it returns.
+
+    Args:
+        dh: [..., F]; z: [..., 2F], the saved input.
+        sums: also the column sums of dz (a bias gradient).
+        recompute: also h = glu(z) again, so that it need not be saved.
+
+    Returns:
+        dz [..., 2F]; values, metadata of the sparse operand [2F, T]; sums fp32 [2F]; h [..., F]. What was not asked
+        for is an empty tensor.
+    """
+    dz = glu_backward(dh, z, act, gate)
+    flat = dz.reshape(-1, dz.shape[-1])
+    total = column_sums(flat) if sums else dz.new_empty((0,), dtype=torch.promote_types(dz.dtype, torch.float32))
+    return dz, *mvue_pack(flat, seed, dtype, format), total, glu(z, act, gate) if recompute else z.new_empty((0,))
+
+
+def pack_weights_(
+    weights: Sequence[Tensor],
+    counts: Sequence[int],
+    patterns: Sequence[Tensor],
+    values: Sequence[Tensor],
+    metadata: Sequence[Tensor],
+    values_t: Sequence[Tensor],
+    metadata_t: Sequence[Tensor],
+    select: str,
+    search: bool,
+    format: str,
+    weight_layout: str,
+) -> None:
+    """`pack_weight_` of many operands.
+
+    Args:
+        weights, patterns: those of the first operand, then those of the second, ...; `counts[i]` of operand i.
+        values, metadata: one per operand; values_t, metadata_t: the same, or empty lists.
+    """
+    start = 0
+    for i, count in enumerate(counts):
+        stop = start + count
+        transposed = (values_t[i], metadata_t[i]) if values_t else (None, None)
+        stacked = list(weights[start:stop]), list(patterns[start:stop])
+        pack_weight_(*stacked, values[i], metadata[i], *transposed, None, select, search, format, weight_layout)
+        start = stop
+
+
+def masked_decay_many_(
+    grads: Sequence[Tensor], weights: Sequence[Tensor], patterns: Sequence[Tensor], kind: PatternKind, alpha: Tensor
+) -> None:
+    """`masked_decay_patterns_` of many gradients, all by the same alpha (0-d)."""
+    for grad, w, pattern in zip(grads, weights, patterns, strict=True):
+        masked_decay_patterns_(grad, w, pattern, kind, alpha)

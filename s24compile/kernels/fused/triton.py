@@ -1,0 +1,71 @@
+"""Triton kernels of the fused ops. Legend: T tokens, F hidden width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s24compile.kernels.decay.triton import masked_decay_many_, supports_many
+from s24compile.kernels.format import FORMATS
+from s24compile.kernels.glu.triton import glu, glu_backward, halves, plane
+from s24compile.kernels.glu.triton_pack import glu_gradient_pack
+from s24compile.kernels.pack.triton import pack_along, supported, supports_operand
+from s24compile.kernels.pack.triton_many import pack_weights_, supports_weights
+from s24compile.kernels.pack.triton_tiles import GLU_PACK, launch
+from s24compile.kernels.providers import Provider
+
+
+def _supports_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> str | None:
+    return supports_operand(g, dtype, format)
+
+
+def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor]:
+    """See fused/reference.py. Sums of tiles are added in a second, small pass: the result does not vary by run."""
+    values, metadata = FORMATS[format].empty(g.shape[1], g.shape[0], dtype, g.device)
+    sums = pack_along(g, "mvue", values, metadata, seed=seed.to(g.device), sums=True)
+    assert sums is not None
+    return values, metadata, sums
+
+
+def _supports_glu(
+    dh: Tensor, z: Tensor, act: str, gate: str, seed: Tensor, dtype: torch.dtype, format: str, sums: bool, recompute: bool
+) -> str | None:
+    return supports_operand(z, dtype, format) or supports_operand(dh, dtype, format)
+
+
+def glu_backward_pack(
+    dh: Tensor, z: Tensor, act: str, gate: str, seed: Tensor, dtype: torch.dtype, format: str, sums: bool, recompute: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See fused/reference.py. One pass where both are row-major and F is a multiple of 64; two otherwise."""
+    (flat_dh, dh_t, dh_f), (flat_z, z_t, z_f) = plane(dh), plane(z)
+    tokens, wide = flat_z.shape
+    hidden = wide // 2
+    if dh_f != 1 or z_f != 1 or hidden % 64:
+        dz = glu_backward(dh, z, act, gate)
+        packed = mvue_pack_sum(dz.view(tokens, wide), seed, dtype, format)
+        return dz, *packed[:2], packed[2] if sums else packed[2][:0], glu(z, act, gate) if recompute else z.new_empty((0,))
+    dz = z.new_empty(z.shape)
+    h = z.new_empty((*z.shape[:-1], hidden) if recompute else (0,))
+    values, metadata = FORMATS[format].empty(wide, tokens, dtype, z.device)
+    tile = GLU_PACK
+    steps = -(-tokens // tile.rows)
+    partial = torch.empty((steps if sums else 0, wide), dtype=torch.float32, device=z.device)
+    gated, other = halves(flat_z, gate)
+    d_gated, _ = halves(dz.view(tokens, wide), gate)
+    rows = (0, hidden) if gate == "first" else (hidden, 0)
+    launch(
+        glu_gradient_pack, steps * -(-hidden // tile.columns), tile, z.device,
+        flat_dh, dh_t, gated, z_t, other, d_gated, wide, other, h, hidden, tokens, hidden, seed.to(z.device),
+        *rows, values, values.stride(0), metadata, metadata.stride(0), partial,
+        ACT=act, SUMS=sums, RECOMPUTE=recompute, EVEN=tokens % tile.rows == 0 and hidden % tile.columns == 0,
+        BLOCK_T=tile.rows, BLOCK_F=tile.columns,
+    )  # fmt: skip
+    return dz, values, metadata, partial.sum(0) if sums else partial.flatten(), h
+
+
+PROVIDERS = {
+    "mvue_pack_sum": Provider("triton", mvue_pack_sum, supported, _supports_sum),
+    "glu_backward_pack": Provider("triton", glu_backward_pack, supported, _supports_glu),
+    "pack_weights_": Provider("triton", pack_weights_, supported, supports_weights),
+    "masked_decay_many_": Provider("triton", masked_decay_many_, supported, supports_many),
+}
