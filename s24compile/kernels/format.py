@@ -183,7 +183,7 @@ class Format:
         """Allocates (values, metadata) of a dense [m, k]. Only the row padding is set, to 0."""
         rows, kept = self.values_shape(m, k)
         pitch = self.values_pitch(k, dtype)
-        if pitch == kept:
+        if pitch == kept:  # a guard on traced sizes, which a tensor's own contiguity flag asks for anyway
             values = torch.empty((rows, kept), dtype=dtype, device=device)
         else:
             values = torch.zeros((rows, pitch), dtype=dtype, device=device)[:, :kept]
