@@ -46,7 +46,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "": (),  # the root: see `test_export_from_the_root_only_what_is_public`
     "__main__": ("cli",),
     "cli": ("cli", "demo", "explanation", "kernels", "config", "errors", ""),
-    "demo": ("demo", "errors", ""),
+    "demo": ("demo", "ops", "errors", ""),
     "demo.model": (),
 }
 

@@ -72,7 +72,7 @@ def command(
     console.print(f"loss curves: {picture}")
 
 
-LABELS = {"inductor": "dense  torch.compile(model)", "s24": 'sparse torch.compile(model, backend="s24")'}
+LABELS = {"inductor": "dense", "s24": "2:4"}
 
 
 def _table(outcomes: dict[str, Outcome]) -> Table:

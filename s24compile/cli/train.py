@@ -40,16 +40,25 @@ def command(
 
     Example: `s24 train my_config.py --resume`
     """
-    files = [word for word in words or () if not word.startswith("--")]
-    if len(files) > 1:
-        raise OptionError(name="CONFIG.py", value=files, accepted="one file of settings at most")
-    flags = [word for word in words or () if word.startswith("--")]
-    chosen = read_settings(Path(files[0]) if files else None, flags)
+    chosen = settings_of_words(words or [])
     if settings:
         for field, value in dataclasses.asdict(chosen).items():
             typer.echo(f"{field} = {value!r}")
         return
     _train(chosen, resume=resume, json=json)
+
+
+def settings_of_words(words: list[str]) -> TrainConfig:
+    """Makes the TrainConfig of a command line's words: one file of settings at most, and flags.
+
+    Raises:
+        OptionError: two files; and what `read_settings` raises.
+    """
+    files = [word for word in words if not word.startswith("--")]
+    if len(files) > 1:
+        raise OptionError(name="CONFIG.py", value=files, accepted="one file of settings at most")
+    flags = [word for word in words if word.startswith("--")]
+    return read_settings(Path(files[0]) if files else None, flags)
 
 
 def read_settings(path: Path | None, flags: list[str]) -> TrainConfig:
