@@ -43,7 +43,7 @@ def find(state: State) -> int:
                 found.append(match)
         found = _without_doubles(found)
         found += _single_linears(state, nodes, found)
-        found += _unsupported(scope, nodes)
+        found += _unsupported(scope, nodes, {linear.node for match in found for linear in match.linears})
         state.matches += found
     return len(state.matches)
 
@@ -78,7 +78,7 @@ def _single_linears(state: State, nodes: Nodes, found: list[Match]) -> list[Matc
     return single
 
 
-def _unsupported(scope: Scope, nodes: Nodes) -> list[Match]:
+def _unsupported(scope: Scope, nodes: Nodes, known: set[fx.Node]) -> list[Match]:
     """Rows for what no pattern can hold: stacked experts, sharded weights, torch's fused encoder layer."""
     rows = []
     for node, weight in stacked_experts(scope):
@@ -91,7 +91,7 @@ def _unsupported(scope: Scope, nodes: Nodes) -> list[Match]:
         rows.append(Match("experts", "experts", scope, [linear], refusal=reason))
     for linear in nodes.by_node.values():
         value = fake(linear.weight)
-        if value is not None and type(value).__name__ == "DTensor":
+        if linear.node not in known and type(value).__name__ == "DTensor":
             reason = "its weight is a DTensor (tensor parallel), which is not rewritten"
             rows.append(Match("sharded", "linear", scope, [linear], refusal=reason))
     fast_path = getattr(torch, "_transformer_encoder_layer_fwd", None)

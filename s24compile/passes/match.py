@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import fx
 
+from s24compile.passes.activations import Activation
 from s24compile.passes.linears import CASTS, Linear, as_linear, is_parameter
 from s24compile.passes.provenance import user_line
 from s24compile.passes.scope import Scope, fake
@@ -32,6 +33,8 @@ class Match:
     refusal: str = ""
     """Why the whole site cannot be taken."""
     gate: Gate | None = None
+    activation: Activation | None = None
+    """Of a layer without gate, where one node is all of it."""
     stays: dict[Linear, str] = dataclasses.field(default_factory=dict)
     """Linears that stay dense although their site is taken -> why."""
     taken: list[Linear] = dataclasses.field(default_factory=list)

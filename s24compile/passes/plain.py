@@ -11,11 +11,11 @@ def match_plain(nodes: Nodes, down: Linear) -> Match | None:
     """A feed-forward layer without gate.
 
         h = linear(x, W1, b1)          [T, F]       h = s24.linear(x, [W1], values, metadata, ...)         [T, F]
-        a = gelu(h)                    [T, F]   ->  a = gelu(h)                                            [T, F]
+        a = gelu(h)                    [T, F]   ->  a = s24.act(h, "gelu")                                 [T, F]
         a = dropout(a, p, training)    [T, F]       a = dropout(a, p, training)                            [T, F]
         y = linear(a, W2, b2)          [T, D]       y = s24.linear(a, [W2], values, metadata, ...)         [T, D]
 
-    Activations: gelu, gelu_tanh, silu, relu, relu2, quick_gelu. Dropout, casts and reshapes of the leading dims may
+    Activations: gelu, gelu_tanh, silu, relu; relu2 and quick_gelu, which stay as they are. Dropout, casts and reshapes of the leading dims may
     stand between. x may have other users (residual, parallel attention); W1 and W2 are found by dataflow, not by
     names or by F = 4 D. Refused: a hidden node with another user, since the layer is going to be one unit whose
     hidden activation lowering may never write out; anything else between the linears (see `lookalikes`).
@@ -30,6 +30,6 @@ def match_plain(nodes: Nodes, down: Linear) -> Match | None:
     if up is None or up is down:
         return None
     hidden = [*after, *act.nodes, *before, start]
-    match = Match("plain", act.name, scope, [up, down], hidden)
+    match = Match("plain", act.name, scope, [up, down], hidden, activation=act if act.nodes == [at] else None)
     match.refusal = up.unsupported or down.unsupported or shared_hidden(hidden, {*hidden, down.node})
     return match

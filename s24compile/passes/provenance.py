@@ -23,7 +23,8 @@ _LIBRARY = (
     os.path.dirname(torch.__file__) + os.sep,
     os.path.join(os.path.dirname(os.path.dirname(__file__)), "decorator.py"),
 )
-_HELPERS = (os.path.join("transformers", "pytorch_utils.py"), os.path.join("transformers", "activations.py"))
+_HELPERS = re.compile(r"transformers[/\\](pytorch_utils\.py|activations\.py|integrations[/\\])")
+"""Library files that hold layers' parts, not models."""
 
 
 def dotted(source: str) -> str:
@@ -71,7 +72,7 @@ def common_path(paths: Sequence[str]) -> str:
 def user_line(node: fx.Node) -> str:
     """The innermost frame outside torch and this package, as "file.py:12", relative to the working directory."""
     frames = [(m["file"], m["line"]) for m in _FRAME.finditer(str(node.meta.get("stack_trace") or ""))]
-    own = [frame for frame in frames if not frame[0].startswith(_LIBRARY) and not frame[0].endswith(_HELPERS)]
+    own = [frame for frame in frames if not frame[0].startswith(_LIBRARY) and not _HELPERS.search(frame[0])]
     if not own:
         return ""
     file, line = own[-1]

@@ -11,6 +11,7 @@ from torch import fx
 
 import s24compile.kernels.ops  # noqa: F401  # registers torch.ops.s24
 from s24compile.marks import mark_of
+from s24compile.passes.activations import Activation
 from s24compile.passes.build import Builder, erase_unused
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Gate, Match
@@ -20,8 +21,8 @@ from s24compile.passes.scope import Scope, fake, hop_name, known_fake
 from s24compile.passes.spelling import general_name, spell
 from s24compile.passes.state import State
 
-GLU_ACTS = frozenset({"gelu", "gelu_tanh", "silu", "relu"})
-"""What torch.ops.s24.glu computes."""
+ACTS = frozenset({"gelu", "gelu_tanh", "silu", "relu"})
+"""What torch.ops.s24.glu and torch.ops.s24.act compute."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ def rewrite(state: State) -> int:
         for unit in units:
             _rewrite_unit(match, unit, operands, state)
             state.count += len(unit.linears)
+        if units and match.activation is not None and match.activation.name in ACTS:
+            _rewrite_activation(match, match.activation, state)
     return state.count
 
 
@@ -117,7 +120,7 @@ def _rewrite_unit(match: Match, unit: Unit, operands: Operands, state: State) ->
     if len(unit.linears) == 1:
         _replace(unit.linears[0].node, z, state)
     fused = gate is not None and (len(unit.linears) == 2 or gate.fused is nodes[0])
-    if gate is not None and fused and gate.direct and gate.act in GLU_ACTS:
+    if gate is not None and fused and gate.direct and gate.act in ACTS:
         _rewrite_gate(gate, z, match.rule, path, state)
 
 
@@ -175,6 +178,16 @@ def _rewrite_gate(gate: Gate, z: fx.Node, rule: str, path: str, state: State) ->
     with gate.product.graph.inserting_before(gate.product):
         p = builder.function(torch.ops.s24.glu.default, z, gate.act, gate.order)
     _replace(gate.product, p, state)
+
+
+def _rewrite_activation(match: Match, activation: Activation, state: State) -> None:
+    """a = gelu(h)  ->  a = s24.act(h, "gelu"), which lowering fuses with the GEMM in front of it."""
+    (node,) = activation.nodes
+    path = common_path([module_path(match.scope, linear.node, linear.weight) for linear in match.linears])
+    builder = Builder(node, state.fake_mode, match.rule, path)
+    with match.scope.graph.inserting_before(node):
+        a = builder.function(torch.ops.s24.act.default, node.args[0], activation.name)
+    _replace(node, a, state)
 
 
 def _replace(old: fx.Node, new: fx.Node, state: State) -> None:

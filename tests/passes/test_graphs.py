@@ -94,6 +94,7 @@ def test_share_a_body_between_its_calls(name):
         "split_slices",
         "gated_gelu_new",
         "views_between",
+        "act_gelu_bloom_function",
         "linear_flattened",
     ],
 )
@@ -331,3 +332,74 @@ def test_pass_over_twelve_layers_well_under_a_second():
     torch._dynamo.reset()
     torch.compile(Gpt(), backend=backend)(torch.randint(64, (2, 8)))
     assert seconds[0] < 1.0
+
+
+class Islands(nn.Module):
+    """Autocast regions inside the traced code: a bf16 layer, then a disabled island."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = ffns.Gated(F.silu, bias=(True, True, True)), ffns.Plain(F.gelu)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.low(x)
+            with torch.autocast("cpu", enabled=False):
+                return self.high(y.float())
+
+
+def test_follow_autocast_regions_inside_the_graph():
+    torch.manual_seed(0)
+    model, capture = Islands(), Capture()
+    torch._dynamo.reset()
+    x = input_of()
+    y = torch.compile(model, backend=capture)(x)
+    dtypes = [request.dtype for request in capture.rewrites[0].operands]
+    assert dtypes == [torch.bfloat16] * 2 + [torch.float32] * 2
+    torch.testing.assert_close(y, masked_call(model, capture.masks, x), rtol=2**-6, atol=2**-6)
+
+
+class PartlyFrozen(ffns.Plain):
+    """The first layer runs under no_grad inside the graph."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = super().forward(x)
+        return super().forward(h)
+
+
+def test_follow_grad_mode_inside_the_graph():
+    torch.manual_seed(0)
+    model, capture = PartlyFrozen(F.gelu), Capture()
+    torch._dynamo.reset()
+    x = input_of()
+    y = torch.compile(model, backend=capture)(x)
+    torch.testing.assert_close(y, masked_call(model, capture.masks, x))
+    linears = [n for n in _nodes(capture) if str(n.target) == "s24.linear.default"]
+    assert [n.args[4] is not None for n in linears] == [False, False, False, True]
+    assert len(capture.rewrites[0].operands) == 2
+
+
+TENSOR_PARALLEL = """
+import torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from tests import ffns
+from tests.passes.harness import Capture
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+model, capture = ffns.Plain(torch.nn.functional.gelu), Capture()
+parallelize_module(model, init_device_mesh("cpu", (1,)), {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()})
+torch.compile(model, backend=capture)(torch.randn(2, 8, 32, requires_grad=True)).sum().backward()
+assert capture.linears == 0
+print([(site.path, site.reason) for site in capture.sites])
+"""
+
+
+def test_refuse_weights_of_tensor_parallel_layers():
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", TENSOR_PARALLEL], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "its weight is a DTensor" in done.stdout
