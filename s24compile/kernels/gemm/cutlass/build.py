@@ -17,6 +17,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -29,12 +30,10 @@ from s24compile.kernels.gemm.cutlass.instantiations import Kernel, training_set
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-SOURCES = ("sparse_gemm.cuh", "activations.cuh")
 FLAGS = (
     "-O3",
     # Without it, assertions in the main loop make ptxas serialise the wgmma pipeline (C7510): less than half the speed.
     "-DNDEBUG",
-    "-DCUTLASS_ENABLE_GDC_FOR_SM90=1",  # programmatic dependent launch
     "-std=c++17",
     "--expt-relaxed-constexpr",
     "-gencode=arch=compute_90a,code=sm_90a",
@@ -46,7 +45,7 @@ BYTES_PER_BUILD = 5_500_000_000
 """Peak memory of one nvcc run over one kernel, measured 2026-11 with nvcc 13.0."""
 
 Progress = Callable[[int, int, str], None]
-"""Called as (done, total, name) when a build starts (with the count so far) and once more at the end (name "")."""
+"""Called as (done, total, name): at the start, after each kernel, and once more at the end with an empty name."""
 
 
 def find_nvcc() -> Path | None:
@@ -133,7 +132,7 @@ def build_all(
         jobs: builds at a time; None: as many as cores and free memory allow.
 
     Raises:
-        BuildError: see `build`; builds already under way are finished first.
+        BuildError: see `build`; the first one, after everything else has been built.
     """
     wanted = list(default_kernels() if kernels is None else kernels)
     done = 0
@@ -141,16 +140,11 @@ def build_all(
     with concurrent.futures.ThreadPoolExecutor(max_workers=jobs or parallel_builds()) as pool:
         running = {pool.submit(build, kernel): kernel for kernel in wanted}
         report(0, len(wanted), wanted[0].name if wanted else "")
-        try:
-            for future in concurrent.futures.as_completed(running):
-                future.result()
-                done += 1
-                report(done, len(wanted), running[future].name)
-        except BuildError:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        for future in concurrent.futures.as_completed(running):
+            done += 1
+            report(done, len(wanted), running[future].name)
     report(done, len(wanted), "")
-    return [build(kernel) for kernel in wanted]
+    return [future.result() for future in running]
 
 
 def default_kernels() -> list[Kernel]:
@@ -191,15 +185,20 @@ def _prebuilt_folders() -> list[Path]:
 
 def source_hash(kernel: Kernel) -> str:
     """Hash of everything that we control: the row's .cu, the template's files and the flags."""
-    digest = hashlib.sha256(_template_bytes())
-    digest.update(kernel.source().encode())
+    source = kernel.source()
+    digest = hashlib.sha256(source.encode())
+    for name in re.findall(r'^#include "(.*)"', source, re.MULTILINE):
+        digest.update(_included(name))
     digest.update("\0".join(FLAGS).encode())
     return digest.hexdigest()[:12]
 
 
 @functools.cache
-def _template_bytes() -> bytes:
-    return b"\0".join((HERE / name).read_bytes() for name in SOURCES)
+def _included(name: str) -> bytes:
+    """A template file and, recursively, those of our own that it includes; CUTLASS's are the toolchain's."""
+    text = (HERE / name).read_text()
+    ours = [inner for inner in re.findall(r'^#include "(.*)"', text, re.MULTILINE) if "/" not in inner]
+    return text.encode() + b"".join(_included(inner) for inner in ours)
 
 
 @functools.cache

@@ -110,6 +110,8 @@ class Kernel:
         epilogue = "TmaWarpSpecializedCooperative" if cooperative else "TmaWarpSpecialized"
         scheduler = "StreamKScheduler" if how.stream_k else "PersistentScheduler"
         return _TEMPLATE.format(
+            # Programmatic dependent launch; CUTLASS 4.2's stream-K scheduler does not compile with it.
+            define="" if how.stream_k else "#define CUTLASS_ENABLE_GDC_FOR_SM90 1\n",
             element=ELEMENTS[s.dtype],
             layout_a=_LAYOUT_A[s.a],
             layout_b=_LAYOUT_B[s.b],
@@ -129,7 +131,7 @@ _LAYOUT_B = {"k": "s24::Col", "n": "s24::Row"}
 _LAYOUT_D = {"row": "s24::Row", "col": "s24::Col"}
 
 _TEMPLATE = """\
-#include "sparse_gemm.cuh"
+{define}#include "sparse_gemm.cuh"
 
 using namespace cute;
 using Gemm = s24::Gemm<{element}, {layout_a}, {layout_b}, {element_d}, {layout_d}, {epilogue},

@@ -1,0 +1,269 @@
+"""The CUTLASS kernels without a GPU: table, build cache (with a stand-in for nvcc), choice, layouts, provider."""
+
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+
+from s24compile.errors import BuildError
+from s24compile.kernels import providers
+from s24compile.kernels.format import FORMATS
+from s24compile.kernels.gemm.cutlass import build, launch, loader, tuned
+from s24compile.kernels.gemm.cutlass.instantiations import (
+    ACTIVATIONS,
+    DEFAULT,
+    Kernel,
+    Schedule,
+    Signature,
+    training_set,
+)
+from s24compile.kernels.target import Target
+
+FORWARD = Kernel(Signature("bf16", "k", "k", "col", "bf16"), DEFAULT)
+
+
+@pytest.fixture
+def toolchain(tmp_path, monkeypatch):
+    """A stand-in nvcc that copies the source to the output, counts its runs, and obeys $FAKE_NVCC."""
+    include = tmp_path / "cutlass" / "include" / "cutlass"
+    include.mkdir(parents=True)
+    (include / "version.h").write_text("#define CUTLASS_MAJOR 4\n")
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text(
+        textwrap.dedent(f"""\
+        #!/bin/sh
+        [ "$1" = --version ] && echo "release 13.0" && exit 0
+        echo run >> {tmp_path}/runs
+        while [ "$1" != -o ]; do source=$prior; prior=$1; shift; done
+        cat "$prior" > "$2"
+        case "$FAKE_NVCC" in
+          fail) echo "error: no"; exit 1;;
+          serialised) echo "ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async serialized";;
+          slow) sleep 0.5;;
+          die) kill -9 $PPID; sleep 5;;
+        esac
+        """)
+    )
+    nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUTLASS_HOME", str(tmp_path / "cutlass"))
+    monkeypatch.setenv("S24_KERNEL_DIR", str(tmp_path / "kernels"))
+    build._toolchain_hash.cache_clear()
+    yield tmp_path
+    build._toolchain_hash.cache_clear()
+
+
+def runs(folder):
+    return len((folder / "runs").read_text().split()) if (folder / "runs").exists() else 0
+
+
+def test_build_once_and_find_it_again(toolchain):
+    first = build.build(FORWARD)
+    assert "using Gemm" in first.read_text()
+    assert build.build(FORWARD) == build.object_path(FORWARD) == first
+    assert runs(toolchain) == 1
+
+
+def test_build_once_for_two_threads_at_once(toolchain, monkeypatch):
+    monkeypatch.setenv("FAKE_NVCC", "slow")
+    threads = [threading.Thread(target=build.build, args=(FORWARD,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert runs(toolchain) == 1
+
+
+def test_build_again_after_a_process_died_midway(toolchain):
+    code = (
+        "from s24compile.kernels.gemm.cutlass import build, instantiations as i;"
+        "build.build(i.Kernel(i.Signature('bf16', 'k', 'k', 'col', 'bf16'), i.DEFAULT))"
+    )
+    died = subprocess.run([sys.executable, "-c", code], env=os.environ | {"FAKE_NVCC": "die"}, capture_output=True)
+    assert died.returncode == -9, died.stderr.decode()
+    assert build.object_path(FORWARD) is None, "half an object was taken for a whole one"
+    assert build.build(FORWARD).is_file()
+    assert not list((toolchain / "kernels").glob("*.partial")), "the dead process's temporary file is still there"
+
+
+@pytest.mark.parametrize(("mode", "words"), [("fail", "error: no"), ("serialised", "C7510")])
+def test_refuse_what_nvcc_fails_or_serialises(toolchain, monkeypatch, mode, words):
+    monkeypatch.setenv("FAKE_NVCC", mode)
+    with pytest.raises(BuildError, match=words):
+        build.build(FORWARD)
+    assert build.object_path(FORWARD) is None
+    assert not list((toolchain / "kernels").glob("*.partial"))
+
+
+def test_name_the_packages_when_nvcc_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("S24_KERNEL_DIR", str(tmp_path))
+    monkeypatch.setattr(build, "find_nvcc", lambda: None)
+    build._toolchain_hash.cache_clear()
+    try:
+        with pytest.raises(BuildError, match=r"nvcc was not found.*nvidia-cutlass.*cuda-nvcc"):
+            build.build(FORWARD)
+    finally:
+        build._toolchain_hash.cache_clear()
+
+
+def test_serve_a_prebuilt_object_without_nvcc(toolchain, monkeypatch):
+    ready = build.build(FORWARD)
+    monkeypatch.setattr(build, "find_nvcc", lambda: None)
+    build._toolchain_hash.cache_clear()
+    assert build.object_path(FORWARD) == ready
+
+
+def test_build_anew_when_a_template_changes(toolchain, monkeypatch, tmp_path):
+    before = build.source_hash(FORWARD)
+    changed = tmp_path / "templates"
+    changed.mkdir()
+    for name in ("sparse_gemm.cuh", "activations.cuh"):
+        (changed / name).write_text((build.HERE / name).read_text() + "// changed\n" * (name == "activations.cuh"))
+    monkeypatch.setattr(build, "HERE", changed)
+    build._included.cache_clear()
+    try:
+        assert build.source_hash(FORWARD) != before, "a file included by an included file does not count"
+    finally:
+        build._included.cache_clear()
+
+
+def test_report_progress_of_build_all(toolchain):
+    seen = []
+    paths = build.build_all(training_set()[:3], lambda *step: seen.append(step[:2]), jobs=2)
+    assert len(paths) == 3
+    assert seen[0] == (0, 3)
+    assert seen[-1] == (3, 3)
+
+
+def test_build_the_rest_when_one_kernel_fails(toolchain, monkeypatch):
+    real, kernels = build._compile, training_set()[:3]
+
+    def fail_first(kernel, target):
+        if kernel == kernels[0]:
+            raise BuildError(what=kernel.name, found="no", accepted="no")
+        real(kernel, target)
+
+    monkeypatch.setattr(build, "_compile", fail_first)
+    with pytest.raises(BuildError):
+        build.build_all(kernels, jobs=1)
+    assert [build.object_path(kernel) is not None for kernel in kernels] == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["128x256_2x1_coop", "64x256_1x2_ping", "128x192_2x1_coop_sk"])
+def test_spell_a_schedule_both_ways(name):
+    assert Schedule.parse(name).name == name
+    assert tuned.Choice.parse(f"{name}/m/4/-1").name == f"{name}/m/4/-1"
+
+
+def test_give_every_kernel_its_own_name():
+    kernels = training_set("bf16") + training_set("fp16")
+    assert len({kernel.name for kernel in kernels}) == len({kernel.source() for kernel in kernels}) == len(kernels)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_find_every_activation_in_the_template(act):
+    text = (build.HERE / "activations.cuh").read_text()
+    for epilogue, function in (("act", act), ("dact", f"d{act}")):
+        kernel = Kernel(Signature("bf16", "k", "k", "col", "bf16", epilogue, act), DEFAULT)
+        assert f"s24::{function}," in kernel.source()
+        assert f"using {function} =" in text
+
+
+def test_choose_the_nearest_tuned_shape(monkeypatch):
+    entries = [
+        {"epilogue": "plain", "shape": [768, 4096, 3072], "fp32": False, "choice": "128x192_2x1_coop/n/1/0"},
+        {"epilogue": "plain", "shape": [8192, 8192, 8192], "fp32": False, "choice": "128x256_2x1_coop/m/4/0"},
+    ]
+    monkeypatch.setattr(tuned, "table", lambda: {"entries": entries})
+    tuned._nearest.cache_clear()
+    try:
+        assert tuned.choose(FORWARD.signature, 1024, 4000, 2048).schedule.tile == (128, 192)
+        assert tuned.choose(FORWARD.signature, 30000, 4096, 8192).swizzle == 4
+    finally:
+        tuned._nearest.cache_clear()
+
+
+def test_parse_the_committed_table():
+    for entry in tuned.table()["entries"]:
+        assert tuned.Choice.parse(entry["choice"]).swizzle in (1, 2, 4, 8)
+
+
+X = torch.arange(24 * 40, dtype=torch.bfloat16).reshape(24, 40)
+
+
+@pytest.mark.parametrize(
+    ("operand", "major", "copied"),
+    [
+        (X, "row", False),
+        (X.t(), "col", False),
+        (X[:, 8:32], "row", False),
+        (X[:, 1:33], "row", True),
+        (X[:, :31], "row", False),
+        (X[:, :31].contiguous(), "row", True),
+        (X[:, :31].contiguous().t(), "col", True),
+        (X[:1].expand(24, 40), "row", True),
+        (X[::2, ::2], "row", True),
+        (X[:, :1], "row", False),
+        (X[:1], "row", False),
+    ],
+    ids="whole transposed range odd-offset pitch odd-n odd-k expanded strided one-column one-row".split(),
+)
+def test_copy_only_operands_that_tma_cannot_read(operand, major, copied):
+    found, result, pitch = launch._operand(operand, "row", "col")
+    assert torch.equal(result, operand)
+    assert found == major
+    assert (result.data_ptr() != operand.data_ptr()) == copied
+    assert pitch % 8 == 0
+    assert result.data_ptr() % 16 == 0
+    assert pitch >= operand.shape[1 if major == "row" else 0], "rows overlap"
+
+
+@pytest.mark.parametrize(("m", "n"), [(64, 64), (4, 8), (64, 7), (12, 1)])
+@pytest.mark.parametrize("layout", ["row", "col"])
+def test_give_the_caller_unpadded_outputs(m, n, layout):
+    target, d = launch._output(m, n, layout, torch.bfloat16, torch.device("cpu"))
+    assert d.stride() == ((n, 1) if layout == "row" else (1, m))
+    assert target.stride(0 if layout == "row" else 1) % 8 == 0
+    assert (target is d) == ((n if layout == "row" else m) % 8 == 0)
+
+
+def test_agree_with_the_template_on_the_problem_struct():
+    text = (build.HERE / "sparse_gemm.cuh").read_text()
+    assert f'"{loader.PROBLEM.format}"' in text
+    assert loader.PROBLEM.size == 160
+
+
+def arguments(**changes):
+    values, metadata = FORMATS["sm90"].empty(64, 64, torch.bfloat16, torch.device("cpu"))
+    given = {
+        "values": values, "metadata": metadata, "rows": 64, "cols": 64, "format": "sm90",
+        "b": torch.zeros(64, 7, dtype=torch.bfloat16), "bias": None, "out_layout": "col", "out_dtype": torch.bfloat16,
+    }  # fmt: skip
+    return tuple((given | changes).values())
+
+
+def test_choose_cutlass_on_hopper():
+    assert providers.choose("mm", *arguments(), target=Target.parse("sm_90")).provider.name == "cutlass"
+    chosen = providers.choose("mm", *arguments(), target=Target.parse("sm_80"))
+    assert "sm_90" in chosen.refused["cutlass"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": "sm80"}, "sm90 format"),
+        ({"b": torch.zeros(64, 7)}, "two dtypes"),
+        ({"out_dtype": torch.float64}, "fp32, not float64"),
+        ({"bias": torch.zeros(64, dtype=torch.float16)}, "bias"),
+    ],
+)
+def test_refuse_with_a_sentence(changes, words):
+    provider = providers.find("mm", "cutlass")
+    assert provider is not None
+    assert words in provider.supports(*arguments(**changes))
