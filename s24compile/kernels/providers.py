@@ -65,7 +65,7 @@ class Provider:
     run: Callable[..., Any]
     """Called with the op's own positional arguments, in the order of its schema."""
     supported: Callable[[Target], str | None] = lambda target: None
-    """Whether this machine can run it at all."""
+    """Whether this machine can run it at all; asked once per process and target."""
     supports: Callable[..., str | None] = lambda *args: None
     """Whether it takes these arguments (real or fake); looks at shapes, strides and dtypes only."""
 
@@ -77,7 +77,7 @@ class Choice:
     op: str
     provider: Provider
     refused: Mapping[str, str]
-    """Provider name to sentence, for each provider that comes earlier in the priority list."""
+    """Provider name to sentence, for each provider that this machine or these arguments rule out."""
 
 
 _only: contextvars.ContextVar[str | None] = contextvars.ContextVar("s24_only_provider", default=None)
@@ -123,50 +123,67 @@ def choose(op: str, *args: Any, target: Target | None = None) -> Choice:
     Raises:
         TargetError: within `only(name)`, if `name` refuses.
     """
-    forced = _only.get()
-    if target is None:
-        device = _device(args)
-        if forced is None and device.type != "cuda":
-            return _reference(op)
-        target = _detect(device)
     refused: dict[str, str] = {}
-    for name in (forced,) if forced is not None else target.families:
-        provider = find(op, name)
-        if provider is None:
-            refused[name] = f"has no kernel for {op}"
-            continue
-        reason = _unsupported(provider, target) if forced is None else None
-        reason = reason or provider.supports(*args)
-        if reason is None:
-            return Choice(op, provider, refused)
-        refused[name] = reason
-    if forced is None:
-        return dataclasses.replace(_reference(op), refused=refused)
-    raise TargetError(
-        what=f"the {forced} kernel of s24::{op}",
-        target=str(target),
-        found=refused[forced],
-        accepted=f"providers are {', '.join(PROVIDER_NAMES)}",
-    )
+    provider = _first(op, args, target, refused)
+    return Choice(op, provider, refused)
 
 
 def run(op: str, *args: Any) -> Any:
     """Chooses and calls. What the eager implementation of each registered op is."""
-    provider = choose(op, *args).provider
+    provider = _first(op, args, None, None)
     _calls[op, provider.name] += 1
     return provider.run(*args)
 
 
-@functools.cache
-def _reference(op: str) -> Choice:
-    provider = find(op, "reference")
-    assert provider is not None, f"s24::{op} has no reference"
-    return Choice(op, provider, {})
+def _first(op: str, args: tuple[Any, ...], target: Target | None, refused: dict[str, str] | None) -> Provider:
+    """The first provider that takes the call; `refused`, if given, gets the reasons of those before it."""
+    forced = _only.get()
+    if forced is not None:
+        return _forced(op, args, target, forced)
+    candidates, reasons = _on_device(op, _device(args)) if target is None else _on_target(op, target)
+    if refused is not None:
+        refused.update(reasons)
+    for provider in candidates:
+        reason = provider.supports(*args)
+        if reason is None:
+            return provider
+        if refused is not None:
+            refused[provider.name] = reason
+    raise TargetError(
+        what=f"s24::{op}", target=str(target), found="no provider takes it", accepted="the reference takes all calls"
+    )
+
+
+def _forced(op: str, args: tuple[Any, ...], target: Target | None, name: str) -> Provider:
+    provider = find(op, name)
+    reason = f"has no kernel for {op}" if provider is None else provider.supports(*args)
+    if provider is not None and reason is None:
+        return provider
+    raise TargetError(
+        what=f"the {name} kernel of s24::{op}",
+        target=str(target or _detect(_device(args))),
+        found=str(reason),
+        accepted=f"providers are {', '.join(PROVIDER_NAMES)}",
+    )
 
 
 @functools.cache
-def _unsupported(provider: Provider, target: Target) -> str | None:
-    return provider.supported(target)
+def _on_target(op: str, target: Target) -> tuple[tuple[Provider, ...], dict[str, str]]:
+    """The providers of an op that a machine can run, best first, and why it cannot run the others."""
+    usable, refused = [], {}
+    for name in dict.fromkeys((*target.families, "reference")):
+        provider = find(op, name)
+        reason = f"has no kernel for {op}" if provider is None else provider.supported(target)
+        if provider is not None and reason is None:
+            usable.append(provider)
+        else:
+            refused[name] = str(reason)
+    return tuple(usable), refused
+
+
+@functools.cache
+def _on_device(op: str, device: torch.device) -> tuple[tuple[Provider, ...], dict[str, str]]:
+    return _on_target(op, _detect(device))
 
 
 _detect = functools.cache(Target.detect)

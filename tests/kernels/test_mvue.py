@@ -46,7 +46,7 @@ def test_exactly_two_of_four_are_kept(dtype, device):
 
 
 def test_places_are_kept_with_the_papers_probabilities_and_values(device):
-    """Bernstein: a frequency of n draws is off its p by less than sqrt(2 p (1 - p) L / n) + L / (3 n), L = ln(2 / d)."""
+    """Bernstein: with chance 1 - d a frequency of n draws is off by < sqrt(2 p (1 - p) L / n) + L / 3n, L = ln(2/d)."""
     count = 100_000
     drawn, p = many_draws(GROUPS, count, device), mvue_probabilities(GROUPS)
     expected = torch.where(p > 0, GROUPS.double() / p, 0.0).float()

@@ -35,16 +35,17 @@ def test_choices_are_recorded():
 
 def test_the_first_provider_that_takes_the_call_is_chosen_and_the_others_reasons_kept(monkeypatch):
     known = {
-        "cutlass": Provider("cutlass", torch.relu, supported=lambda target: "needs sm_90"),
+        "cutlass": Provider("cutlass", torch.relu, supported=lambda target: "needs compute capability 9.0"),
         "triton": Provider("triton", torch.relu, supports=lambda z, act, gate: "z is too small"),
         "cusparselt": None,
         "reference": Provider("reference", torch.relu),
     }
     monkeypatch.setattr(providers, "find", lambda op, name: known[name])
+    monkeypatch.setattr(providers, "_on_target", providers._on_target.__wrapped__)  # what is found is cached
     choice = providers.choose("glu", torch.ones(2, 4), "gelu", "first", target=Target("cuda", (8, 0), FAMILIES))
     assert choice.provider.name == "reference"
     assert choice.refused == {
-        "cutlass": "needs sm_90",
+        "cutlass": "needs compute capability 9.0",
         "triton": "z is too small",
         "cusparselt": "has no kernel for glu",
     }

@@ -72,7 +72,7 @@ def test_any_floats_give_a_legal_mask_that_keeps_a_lone_inf(numbers):
     assert_transposable(mask)
     if w.isnan().any():
         assert transposable_patterns(w).item() == 0, "a NaN takes the first pattern"
-    elif w.isinf().sum() == 1:
+    elif w.isinf().sum() == 1 and w[w.isfinite()].abs().sum().isfinite():  # else sums beyond the range compete with it
         assert mask[w.isinf()].all()
     rows = ops.magnitude_mask(w)
     assert (rows.unflatten(-1, (-1, 4)).sum(-1) == 2).all()
