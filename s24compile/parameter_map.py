@@ -20,7 +20,7 @@ class ParameterMap(Generic[V]):
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[torch.Tensor], V]] = {}
         self.generation = 0
-        """Moves with every `set`, for those who remember what they found here."""
+        """Moves with every `set` and `pop`, for those who remember what they found here."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -45,4 +45,5 @@ class ParameterMap(Generic[V]):
         value = self.get(parameter)
         if value is not None:
             del self._entries[id(parameter)]
+            self.generation += 1
         return value

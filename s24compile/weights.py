@@ -31,6 +31,7 @@ class Told:
     """What was said about a parameter before anybody knew with which options it is sparse."""
 
     phase: Phase | None = None
+    decay: float | None = None
     entry: Entry | None = None
     left_out: bool = False
     """A checkpoint of this model was loaded, and had no entry for this parameter."""
@@ -117,6 +118,8 @@ def _tell(weight: SparseWeight, told: Told) -> None:
         weight.restore(told.entry)
     if told.phase is not None:
         weight.ask_phase(told.phase)
+    if told.decay is not None:
+        weight.decay = told.decay
 
 
 def _inherit(module: Module, name: str, new: Parameter) -> None:

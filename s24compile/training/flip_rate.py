@@ -27,12 +27,25 @@ CALM_LOOKS = 5
 
 
 @dataclasses.dataclass
-class _History:
+class History:
+    """What `watch_flips` remembers of one weight."""
+
     rates: list[float] = dataclasses.field(default_factory=list)
+    """At each look, oldest first; only as many as are judged."""
     warned: bool = False
 
 
-_HISTORY: weakref.WeakKeyDictionary[SparseWeight, _History] = weakref.WeakKeyDictionary()
+_HISTORY: weakref.WeakKeyDictionary[SparseWeight, History] = weakref.WeakKeyDictionary()
+
+
+def history_of(weight: SparseWeight) -> History:
+    """A copy of what is remembered of a weight."""
+    return dataclasses.replace(_HISTORY.get(weight) or History())
+
+
+def set_history(weight: SparseWeight, history: History) -> None:
+    """Replaces what is remembered of a weight."""
+    _HISTORY[weight] = dataclasses.replace(history)
 
 
 def flip_rates(weights: Sequence[SparseWeight]) -> list[float | None]:
@@ -78,7 +91,7 @@ def watch_flips(weights: Sequence[SparseWeight]) -> None:
         return
     exploding: list[str] = []
     for weight, rate in zip(looked, flip_rates(looked), strict=True):
-        history = _HISTORY.setdefault(weight, _History())
+        history = _HISTORY.setdefault(weight, History())
         if rate is None:
             continue
         history.rates = [*history.rates[-3 * CALM_LOOKS :], rate]

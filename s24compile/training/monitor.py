@@ -1,0 +1,103 @@
+"""Flip rates for the user's logger: TensorBoard's SummaryWriter, or any callable (wandb.log, a list's append, ...).
+
+Rates are read from the device only at the steps that are logged, all with one host sync; between them the hook costs
+a comparison.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from s24compile.errors import ModelError, OptionError
+from s24compile.sparse_weight import SparseWeight
+from s24compile.state import sparse_weights
+from s24compile.training.flip_rate import flip_rates
+from s24compile.training.hooks import held_by, watch_optimizers
+
+
+class ScalarWriter(Protocol):
+    """TensorBoard's `SummaryWriter`, and what looks like it."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
+        """Writes one point of one curve."""
+
+
+def log_flip_rates(
+    model: nn.Module,
+    writer: ScalarWriter | Callable[[Mapping[str, float], int], Any],
+    *,
+    every: int = 40,
+    prefix: str = "s24",
+) -> RemovableHandle:
+    """Logs the model's flip rates after every `every`-th optimizer step, until the model dies or `.remove()` is called.
+
+    Curves, by `prefix`: `s24/flip_rate` over all elements, `s24/flip_rate/<parameter name>` for each weight (both from
+    the second mask search on), `s24/sparse_share`, the share of the weights that is in its sparse phase. The step is
+    that of the weights, which a resumed run continues. May be called before the model has become sparse.
+
+    Args:
+        writer: has `add_scalar(tag, value, step)`, or is called with (values by tag, step).
+        every: optimizer steps; a multiple of `mask_interval` is enough, since rates only change at a search.
+
+    Raises:
+        OptionError: `every` is no positive integer.
+        ModelError: a writer that is neither, or a model that is no module.
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise OptionError(name="every", value=every, accepted="it must be an integer >= 1")
+    add_scalar = getattr(writer, "add_scalar", None)
+    if not callable(add_scalar) and not callable(writer):
+        raise ModelError(
+            what="log_flip_rates",
+            found=f"the writer is a {type(writer).__name__}",
+            accepted="it must have add_scalar(tag, value, step), or be callable with (values, step)",
+        )
+    sparse_weights(model)  # refuses what is no module now, not at the first step
+    watch_optimizers()  # whose hook counts the steps, and so must have run when ours does
+    owner = weakref.ref(model)
+    logged: list[int] = []
+
+    def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        alive = owner()
+        if alive is None:
+            handle.remove()
+            return
+        steps = max((weight.steps for _, weight in held_by(optimizer)), default=0)
+        if steps == 0 or steps % every or steps in logged:
+            return
+        weights = sparse_weights(alive)
+        # Another model's optimizer, or one of several that hold this model's weights and is behind.
+        if steps != max((weight.steps for weight in weights.values()), default=0):
+            return
+        logged[:] = [steps]  # a nested super().step() comes here twice
+        values = flip_rate_scalars(weights, prefix)
+        if callable(add_scalar):
+            for tag, value in values.items():
+                add_scalar(tag, value, steps)
+        else:
+            writer(values, steps)  # type: ignore[operator]
+
+    # Under torch.compile(optimizer.step) the hook must run as it is, see `hooks.watch_optimizers`.
+    handle = register_optimizer_step_post_hook(cast(Any, torch.compiler.disable(after_step)))
+    return handle
+
+
+def flip_rate_scalars(weights: Mapping[str, SparseWeight], prefix: str) -> dict[str, float]:
+    """The points that `log_flip_rates` logs, by tag. One host sync."""
+    rates = dict(zip(weights, flip_rates(list(weights.values())), strict=True))
+    known = {name: rate for name, rate in rates.items() if rate is not None}
+    values: dict[str, float] = {}
+    if known:
+        sizes = {name: weights[name].shape[0] * weights[name].shape[1] for name in known}
+        values[f"{prefix}/flip_rate"] = sum(known[n] * sizes[n] for n in known) / sum(sizes.values())
+    values |= {f"{prefix}/flip_rate/{name}": rate for name, rate in known.items()}
+    values[f"{prefix}/sparse_share"] = sum(weight.phase == "sparse" for weight in weights.values()) / len(weights)
+    return values
