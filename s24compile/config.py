@@ -32,6 +32,10 @@ class Config:
     """Regexes searched in module paths; matching linears stay dense. Wins over `include`."""
     gradient: Literal["mvue", "dense"] = "mvue"
     """Weight gradient from the MVUE-pruned output gradient (2:4 GEMM), or from the dense one."""
+    input_gradient: Literal["auto", "dense", "mvue"] = "auto"
+    """Input gradient of the row-wise recipes, whose masks are not 2:4 along the output features. "auto" and "dense":
+    a dense GEMM. "mvue": dZ is replaced by its MVUE along the output features [S-STE], so that all three GEMMs
+    are 2:4. "fst" needs neither: its masks are 2:4 both ways, and its input gradient is sparse and exact."""
     decay: float = 6e-5
     """Masked decay lambda of [FST 4.2], added to the gradients of pruned weights. 0 switches it off."""
     mask_interval: int = 40
@@ -65,6 +69,7 @@ class Config:
         self._choice("recipe", RECIPES)
         self._choice("targets", ("ffn", "linear"))
         self._choice("gradient", ("mvue", "dense"))
+        self._choice("input_gradient", ("auto", "dense", "mvue"))
         self._choice("freshness", ("auto", "always"))
         self._choice("memory", ("speed", "save"))
         self._choice("inner", ("inductor", "aot_eager", "eager"))
@@ -131,7 +136,16 @@ class Config:
     def _check_contradictions(self) -> None:
         if self.dense_after is not None and self.total_steps is not None and self.dense_after > self.total_steps:
             raise OptionError(
-                name="dense_after", value=self.dense_after, accepted=f"it must not exceed total_steps={self.total_steps}"
+                name="dense_after",
+                value=self.dense_after,
+                accepted=f"it must not exceed total_steps={self.total_steps}",
+            )
+        if self.recipe == "fst" and self.input_gradient != "auto":
+            raise OptionError(
+                name="input_gradient",
+                value=self.input_gradient,
+                accepted="recipe='fst' has an exact 2:4 input gradient, its masks being transposable: leave it 'auto', "
+                "or take one of 'sste', 'step', 'srste', 'ste'",
             )
         inductor_only = self.mode is not None or self.inner_options is not None
         if inductor_only and self.inner != "inductor":

@@ -85,4 +85,5 @@ def linear_options(config: Config, target: Target) -> passes.LinearOptions:
     recipe = RECIPES[config.recipe]
     # Both weight dims are aligned for the widest dtype in use, 16 bits; wider ones only exist on the CPU reference.
     alignment = target.alignment(torch.bfloat16)
-    return passes.LinearOptions(format=target.format, dx=recipe.dx, dw=config.gradient, alignment=alignment)
+    dx = recipe.dx_for(config.input_gradient)
+    return passes.LinearOptions(format=target.format, dx=dx, dw=config.gradient, alignment=alignment)

@@ -61,7 +61,7 @@ def dense_values(packed: tuple[Tensor, ...], rows: int, cols: int, format: str =
 
 def sparse_linear(x: Tensor, linear: nn.Linear, config: Config, name: str, dtype: torch.dtype | None = None) -> Tensor:
     """What a compiled graph computes for one linear: sparse, or dense in the dense phase."""
-    dx = RECIPES[config.recipe].dx
+    dx = RECIPES[config.recipe].dx_for(config.input_gradient)
     found = operand_of(linear.weight, config=config, names=(name,), dtype=dtype, transpose=dx == "sparse")
     if found.dense:
         return linear(x)

@@ -24,13 +24,18 @@ class Recipe:
     select: Select
     """How the kept positions (and, for "soft_threshold", the values) are chosen from the weights."""
     dx: InputGradient
-    """Input gradient: "sparse" multiplies by the packed W^T, which only transposable masks allow."""
+    """Input gradient: "sparse" multiplies by the packed W^T, which only transposable masks allow. What
+    `Config.input_gradient="auto"` means."""
     decay_on: Literal["gradient", "weight"] | None
     """Masked decay: added to the gradient [FST 4.2], taken from the weight [SR-STE Eq. 8], or none."""
     uses_interval: bool
     """True: positions are searched every `Config.mask_interval` optimizer steps. False: at every pack."""
     optimizer_drives_phase: bool = False
     """True: `AdamW_STEP`, where it holds the weight, says when it is dense. Under another optimizer it is sparse."""
+
+    def dx_for(self, input_gradient: Literal["auto", "dense", "mvue"]) -> InputGradient:
+        """The input gradient under `Config.input_gradient`."""
+        return self.dx if input_gradient == "auto" else input_gradient
 
     @property
     def soft(self) -> bool:
