@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from s24compile.kernels.packed import Packed24
     from s24compile.report import Report
     from s24compile.state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
+    from s24compile.training.monitor import log_flip_rates
+    from s24compile.training.step import AdamW_STEP
+    from s24compile.training.tune_decay import tune_decay
     from s24compile.weights import SparseWeight
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdamW_STEP",
     "Config",
     "Packed24",
     "Report",
@@ -37,16 +41,19 @@ __all__ = [
     "errors",
     "explain",
     "load_state_dict",
+    "log_flip_rates",
     "ops",
     "refresh",
     "set_phase",
     "sparse_ffn",
     "sparse_weights",
     "state_dict",
+    "tune_decay",
 ]
 
 # Imported at first use: most of it needs torch._dynamo, which costs more than a second that a script may not need.
 _HOMES = {
+    "AdamW_STEP": "training.step",
     "Config": "config",
     "Packed24": "kernels.packed",
     "Report": "report",
@@ -54,11 +61,13 @@ _HOMES = {
     "bake_": "state",
     "explain": "explanation",
     "load_state_dict": "state",
+    "log_flip_rates": "training.monitor",
     "refresh": "state",
     "set_phase": "state",
     "sparse_ffn": "decorator",
     "sparse_weights": "state",
     "state_dict": "state",
+    "tune_decay": "training.tune_decay",
 }
 
 
