@@ -229,6 +229,8 @@ def linear(x: Tensor, p: Packed24, bias: Tensor | None = None) -> Tensor:
     m, k = p.shape
     if x.dim() == 0 or x.shape[-1] != k:
         raise ShapeError(what="x", shape=tuple(x.shape), accepted=f"p is {m} x {k}, so x must be [..., {k}]")
+    if x.dtype != p.dtype and p.dtype.itemsize > 1:
+        raise DtypeError(what="x", dtype=x.dtype, accepted=f"it must be p's, {p.dtype}")
     rows = x.numel() // k if k else x.shape[:-1].numel()
     return mm(p, x.reshape(rows, k).t(), bias=bias, out_layout="col").t().reshape(*x.shape[:-1], m)
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from s24compile import ops
+from s24compile.errors import LoweringError
 from s24compile.kernels import ops as raw
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.ops import gemm
@@ -147,6 +149,31 @@ def test_low_precision_is_as_close_as_torchs_dense_path(dtype, dw, device, monke
     assert_as_close_as_torch(grads[0], dy @ w, dy.double() @ w.double(), "dx")
     assert_as_close_as_torch(grads[1], dy.sum(0).float(), dy.double().sum(0), "db")
     assert_as_close_as_torch(case.logical(grads[2:]), (dz.t() @ x).float(), dz.double().t() @ x.double(), "dw")
+
+
+@pytest.mark.parametrize("dx", ["sparse", "dense"])
+def test_a_wider_input_is_cast_and_gets_a_gradient_of_its_own_dtype(dx, device):
+    case = Case(device, dtype=torch.bfloat16, master=torch.float32, tokens=(16,))
+    x = case.x.detach().float().requires_grad_()
+    y = raw.linear(x, case.weights, *case.packed, case.bias, "sm90", "out_in", dx, "dense")
+    assert torch.equal(y, case(dx))
+    wide, narrow = torch.autograd.grad(y, x, case.dy)[0], torch.autograd.grad(case(dx), case.x, case.dy)[0]
+    assert wide.dtype == torch.float32
+    torch.testing.assert_close(wide.bfloat16(), narrow)
+
+
+def test_it_runs_under_checkpointing_with_the_same_result(device):
+    case = Case(device)
+    plain = torch.autograd.grad(case().square().sum(), case.weights)
+    y = torch.utils.checkpoint.checkpoint(lambda: case(), use_reentrant=False)
+    for found, expected in zip(torch.autograd.grad(y.square().sum(), case.weights), plain, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_second_derivative_is_refused(device):
+    case = Case(device)
+    with pytest.raises(LoweringError, match="second derivative"):
+        torch.autograd.grad(case().square().sum(), case.x, create_graph=True)
 
 
 @pytest.mark.parametrize("dx", ["sparse", "mvue"])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from s24compile.errors import LoweringError
 from s24compile.kernels import providers
 from s24compile.kernels.ops.estimation import mvue_pack
 from s24compile.kernels.ops.packing import unpack
@@ -133,6 +134,12 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():  # only under create_graph=True; W~ is packed, so its share would silently be missing
+        raise LoweringError(
+            node="s24::linear",
+            found="a second derivative was asked for (create_graph=True)",
+            accepted="the packed weights are constants to autograd; use set_phase(model, 'dense') for this step",
+        )
     x, *operand = ctx.saved_tensors
     needs_x, needs_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
     dz = dy.reshape(-1, dy.shape[-1])
