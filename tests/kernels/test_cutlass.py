@@ -212,7 +212,19 @@ X = torch.arange(24 * 40, dtype=torch.bfloat16).reshape(24, 40)
         (X[:, :1], "row", False),
         (X[:1], "row", False),
     ],
-    ids="whole transposed range odd-offset pitch odd-n odd-k expanded strided one-column one-row".split(),
+    ids=[
+        "whole",
+        "transposed",
+        "range",
+        "odd-offset",
+        "pitch",
+        "odd-n",
+        "odd-k",
+        "expanded",
+        "strided",
+        "one-column",
+        "one-row",
+    ],
 )
 def test_copy_only_operands_that_tma_cannot_read(operand, major, copied):
     found, result, pitch = launch._operand(operand, "row", "col")
