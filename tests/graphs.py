@@ -21,15 +21,23 @@ from s24compile.lowering.select import PROVIDER
 
 
 @contextmanager
-def captured_lowerings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Within the block, the text of every graph that lowering has finished: forward first, then backward."""
+def captured_lowerings(monkeypatch: pytest.MonkeyPatch, target: Target | None = None) -> Iterator[list[str]]:
+    """Within the block, the text of every graph that lowering has finished: forward first, then backward.
+
+    With a target, what lowering would make of a copy of the graph there; what runs is lowered for this machine.
+    """
     texts: list[str] = []
     original = lowering.run
 
-    def run(graph: fx.Graph, target: Target) -> dict[str, int]:
-        counts = original(graph, target)
-        graph.eliminate_dead_code()
-        texts.append(print_graph(graph))
+    def run(graph: fx.Graph, own_target: Target) -> dict[str, int]:
+        shown = graph
+        if target is not None:
+            shown = fx.Graph()
+            shown.output(shown.graph_copy(graph, {}))
+            original(shown, target)
+        counts = original(graph, own_target)
+        shown.eliminate_dead_code()
+        texts.append(print_graph(shown))
         return counts
 
     with monkeypatch.context() as patch:

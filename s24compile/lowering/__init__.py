@@ -12,12 +12,23 @@ from collections.abc import Callable
 from torch import fx
 
 from s24compile.kernels.target import Target
+from s24compile.lowering.activation import lower_activations
+from s24compile.lowering.epilogue import fuse_activation, fuse_activation_backward
 from s24compile.lowering.linear import lower_linear
+from s24compile.lowering.packing import fuse_bias_gradient, fuse_glu_backward
 from s24compile.lowering.select import select
 
 log = logging.getLogger(__name__)
 
-LOWERING: tuple[Callable[[fx.Graph, Target], int], ...] = (lower_linear, select)
+LOWERING: tuple[Callable[[fx.Graph, Target], int], ...] = (
+    lower_linear,
+    fuse_activation,
+    fuse_activation_backward,
+    fuse_bias_gradient,
+    fuse_glu_backward,
+    lower_activations,
+    select,
+)
 
 
 def run(graph: fx.Graph, target: Target) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -31,18 +32,22 @@ class Builder:
         self.node = node
         self.graph = node.graph
 
-    def call(self, op: Any, *args: Any) -> fx.Node:
-        """`op(*args)` as a new node; its fake value is what the op's fake kernel says."""
+    def call(self, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """`op(*args, **kwargs)` as a new node; its fake value is what the op's fake kernel says."""
         mode = fake_mode_of(self.graph)
         assert mode is not None, "a graph without fake tensors cannot hold s24 ops"
         with self.graph.inserting_before(self.node):
-            made = self.graph.call_function(op, args)
+            made = self.graph.call_function(op, args, kwargs)
         with mode:
-            made.meta["val"] = op(*value_of(args))
+            made.meta["val"] = op(*value_of(args), **value_of(kwargs))
         for key in ("stack_trace", "nn_module_stack", "seq_nr", "from_node", "custom"):
             if key in self.node.meta:
                 made.meta[key] = self.node.meta[key]
         return made
+
+    def item(self, several: fx.Node, index: int) -> fx.Node:
+        """One result of an op that has several."""
+        return self.call(operator.getitem, several, index)
 
     def replace_with(self, other: fx.Node) -> None:
         """Lets `other` stand for the node, and erases it."""
@@ -58,3 +63,20 @@ def s24_calls(graph: fx.Graph) -> list[fx.Node]:
 def op_name(node: fx.Node) -> str:
     """The op's name without namespace: "mm" of `torch.ops.s24.mm.default`."""
     return node.target._opname  # type: ignore[union-attr]
+
+
+def hoist(node: fx.Node, anchor: fx.Node) -> bool:
+    """Moves a node, and what it is computed from, in front of `anchor`; False if it depends on `anchor`."""
+    order = {n: i for i, n in enumerate(anchor.graph.nodes)}
+    late: list[fx.Node] = []
+    todo = [node]
+    while todo:
+        each = todo.pop()
+        if each is anchor:
+            return False
+        if order[each] > order[anchor]:
+            late.append(each)
+            todo.extend(each.all_input_nodes)
+    for each in sorted(set(late), key=order.__getitem__):
+        anchor.prepend(each)
+    return True

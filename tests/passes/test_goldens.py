@@ -12,8 +12,9 @@ from expecttest import TestCase
 from torch import nn
 
 from tests import ffns
+from tests.ffn_spellings import gelu_new
 from tests.passes.harness import Capture, check_masked, input_of
-from tests.passes.test_graphs import Stack, checkpointed
+from tests.passes.stacks import Stack, checkpointed
 
 
 def rewritten(model: nn.Module, reference: nn.Module | None = None) -> str:
@@ -48,8 +49,8 @@ graph:
     input s24_1_values_t: f32[64, 16]
     input s24_1_metadata_t: i16[1, 1, 256]
     s24_linear: f32[2, 8, 64] = s24.linear(x, [fc1_weight], s24_0_values, s24_0_metadata, s24_0_values_t, s24_0_metadata_t, fc1_bias, 'sm90', 'out_in', 'sparse', 'dense')
-    h: f32[2, 8, 64] = gelu(s24_linear)
-    s24_linear_1: f32[2, 8, 32] = s24.linear(h, [fc2_weight], s24_1_values, s24_1_metadata, s24_1_values_t, s24_1_metadata_t, fc2_bias, 'sm90', 'out_in', 'sparse', 'dense')
+    s24_act: f32[2, 8, 64] = s24.act(s24_linear, 'gelu')
+    s24_linear_1: f32[2, 8, 32] = s24.linear(s24_act, [fc2_weight], s24_1_values, s24_1_metadata, s24_1_values_t, s24_1_metadata_t, fc2_bias, 'sm90', 'out_in', 'sparse', 'dense')
     return [s24_linear_1]""",
         )
 
@@ -101,7 +102,7 @@ graph:
 
     def test_conv1d(self):
         self.assertExpectedInline(
-            rewritten(ffns.Plain(ffns.gelu_new, ffns.Conv1D)),
+            rewritten(ffns.Plain(gelu_new, ffns.Conv1D)),
             """\
 graph:
     input x: f32[2, 8, 32]
@@ -118,8 +119,8 @@ graph:
     input s24_1_values_t: f32[64, 16]
     input s24_1_metadata_t: i16[1, 1, 256]
     s24_linear: f32[2, 8, 64] = s24.linear(x, [fc1_weight], s24_0_values, s24_0_metadata, s24_0_values_t, s24_0_metadata_t, fc1_bias, 'sm90', 'in_out', 'sparse', 'dense')
-    gelu: f32[2, 8, 64] = gelu(s24_linear, approximate='tanh')
-    s24_linear_1: f32[2, 8, 32] = s24.linear(gelu, [fc2_weight], s24_1_values, s24_1_metadata, s24_1_values_t, s24_1_metadata_t, fc2_bias, 'sm90', 'in_out', 'sparse', 'dense')
+    s24_act: f32[2, 8, 64] = s24.act(s24_linear, 'gelu_tanh')
+    s24_linear_1: f32[2, 8, 32] = s24.linear(s24_act, [fc2_weight], s24_1_values, s24_1_metadata, s24_1_values_t, s24_1_metadata_t, fc2_bias, 'sm90', 'in_out', 'sparse', 'dense')
     return [s24_linear_1]""",
         )
 
@@ -157,7 +158,7 @@ wrap_body_0:
     input s24_1_values_t: f32[64, 16]
     input s24_1_metadata_t: i16[1, 1, 256]
     s24_linear: f32[2, 8, 64] = s24.linear(x, [blocks_0_fc1_weight], s24_0_values, s24_0_metadata, s24_0_values_t, s24_0_metadata_t, None, 'sm90', 'out_in', 'sparse', 'dense')
-    h: f32[2, 8, 64] = gelu(s24_linear)
-    s24_linear_1: f32[2, 8, 32] = s24.linear(h, [blocks_0_fc2_weight], s24_1_values, s24_1_metadata, s24_1_values_t, s24_1_metadata_t, None, 'sm90', 'out_in', 'sparse', 'dense')
+    s24_act: f32[2, 8, 64] = s24.act(s24_linear, 'gelu')
+    s24_linear_1: f32[2, 8, 32] = s24.linear(s24_act, [blocks_0_fc2_weight], s24_1_values, s24_1_metadata, s24_1_values_t, s24_1_metadata_t, None, 'sm90', 'out_in', 'sparse', 'dense')
     return [s24_linear_1]""",
         )

@@ -1,4 +1,4 @@
-"""The provider "cutlass" of `s24::mm`: which calls it takes, and why not the others."""
+"""The provider "cutlass" of the GEMM ops: which calls it takes, and why not the others."""
 
 from __future__ import annotations
 
@@ -61,9 +61,80 @@ def mm(
     return launch.mm(values, metadata, rows, cols, b, bias, out_layout, out_dtype)
 
 
+def supports_act(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    bias: Tensor | None,
+    act: str,
+    out_layout: str,
+) -> str | None:
+    """As `supports`; Z and H are in B's dtype."""
+    return supports(values, metadata, rows, cols, format, b, bias, out_layout, b.dtype)
+
+
+def mm_act(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    bias: Tensor | None,
+    act: str,
+    out_layout: str,
+) -> tuple[Tensor, Tensor]:
+    """`s24::mm_act` on the CUTLASS kernels."""
+    if b.shape[1] == 0:
+        z = launch.mm(values, metadata, rows, cols, b, bias, out_layout, b.dtype)
+        return z, z.clone(memory_format=torch.preserve_format)
+    return launch.mm_act(values, metadata, rows, cols, b, bias, act, out_layout)
+
+
+def supports_dact(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    z: Tensor,
+    act: str,
+    out_layout: str,
+) -> str | None:
+    """As `supports`; Z is in B's dtype too."""
+    if z.dtype != b.dtype:
+        return f"Z is in {_short(z.dtype)} and the operands in {_short(b.dtype)}"
+    return supports(values, metadata, rows, cols, format, b, None, out_layout, b.dtype)
+
+
+def mm_dact(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    z: Tensor,
+    act: str,
+    out_layout: str,
+) -> Tensor:
+    """`s24::mm_dact` on the CUTLASS kernels."""
+    if b.shape[1] == 0:
+        return launch.mm(values, metadata, rows, cols, b, None, out_layout, b.dtype)
+    return launch.mm_dact(values, metadata, rows, cols, b, z, act, out_layout)
+
+
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-PROVIDERS = {"mm": Provider("cutlass", mm, supported, supports)}
+PROVIDERS = {
+    "mm": Provider("cutlass", mm, supported, supports),
+    "mm_act": Provider("cutlass", mm_act, supported, supports_act),
+    "mm_dact": Provider("cutlass", mm_dact, supported, supports_dact),
+}
 """Op name to provider: what `kernels.providers.find` reads."""

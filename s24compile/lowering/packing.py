@@ -1,0 +1,117 @@
+"""Packing of gradients fused with what makes or sums them, where the target has such a kernel.
+
+bias gradient   db = sum(dz, 0);  p = s24.mvue_pack(dz, seed)              ->  p, db = s24.mvue_pack_sum(dz, seed)
+GLU             dz = s24.glu_backward(dh, z) -> view;  p[, db] = s24.mvue_pack[_sum](dz, seed)
+            ->  dz, p, db = s24.glu_backward_pack(dh, z, seed)
+
+Each saves reading dz [T, F] once. The seed of a fused GLU is drawn earlier than before; the kernels take seeds as inputs,
+so only the order in which seeds are drawn changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from s24compile.kernels import providers
+from s24compile.kernels.target import Target
+from s24compile.lowering.build import Builder, hoist, op_name, s24_calls, value_of
+from s24compile.lowering.views import is_view
+
+aten, s24 = torch.ops.aten, torch.ops.s24
+
+
+def fuse_bias_gradient(graph: fx.Graph, target: Target) -> int:
+    """`mvue_pack` and a sum over the same gradient -> `mvue_pack_sum`. Returns how many."""
+    count = 0
+    for pack in [n for n in s24_calls(graph) if op_name(n) == "mvue_pack"]:
+        total = _column_sum(pack.args[0])
+        if total is None or not _has_kernel("mvue_pack_sum", pack.args, target):
+            continue
+        build = Builder(pack)
+        fused = build.call(s24.mvue_pack_sum.default, *pack.args)
+        _replace_items(pack, fused, (0, 1))
+        sums = build.item(fused, 2)
+        _move_users_behind(total, sums)
+        total.replace_all_uses_with(sums)
+        graph.erase_node(total)
+        graph.erase_node(pack)
+        count += 1
+    graph.eliminate_dead_code()
+    return count
+
+
+def fuse_glu_backward(graph: fx.Graph, target: Target) -> int:
+    """`glu_backward` and the packing of its result -> `glu_backward_pack`. Returns how many."""
+    count = 0
+    for pack in [n for n in s24_calls(graph) if op_name(n) in ("mvue_pack", "mvue_pack_sum")]:
+        g, seed, dtype, fmt = pack.args
+        backward = _through_views(g)
+        if backward is None or backward.target is not s24.glu_backward.default or not isinstance(seed, fx.Node):
+            continue
+        sums = op_name(pack) == "mvue_pack_sum"
+        if not hoist(seed, backward):
+            continue
+        args = (*backward.args, seed, dtype, fmt, sums, False)
+        if not _has_kernel("glu_backward_pack", args, target):
+            continue
+        build = Builder(backward)
+        fused = build.call(s24.glu_backward_pack.default, *args)
+        backward.replace_all_uses_with(build.item(fused, 0))
+        _replace_items(pack, fused, (1, 2, 3) if sums else (1, 2))
+        graph.erase_node(pack)
+        graph.erase_node(backward)
+        count += 1
+    return count
+
+
+def _column_sum(g: Any) -> fx.Node | None:
+    """The sum over tokens of `g`, in fp32: the bias gradient, if somebody asked for it."""
+    candidates = [user for user in g.users if user.target is torch.ops.prims.convert_element_type.default]
+    for source in (g, *candidates):
+        for user in source.users:
+            over_tokens = user.target is aten.sum.dim_IntList and user.args[1:] == ([0],)
+            if over_tokens and value_of(user).dtype == torch.float32:
+                return user
+    return None
+
+
+def _through_views(node: Any) -> fx.Node | None:
+    while isinstance(node, fx.Node) and is_view(node):
+        node = node.args[0]
+    return node if isinstance(node, fx.Node) else None
+
+
+def _replace_items(old: fx.Node, new: fx.Node, places: tuple[int, ...]) -> None:
+    """Lets the items of `old` be the items `places` of `new`."""
+    for user in list(old.users):
+        build = Builder(user)
+        index = user.args[1]
+        assert isinstance(index, int)
+        build.replace_with(build.item(new, places[index]))
+
+
+def _move_users_behind(node: fx.Node, anchor: fx.Node) -> None:
+    """Keeps the graph in order when `anchor`, later in it, takes the place of `node`."""
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+    late = sorted((n for n in _dependents(node) if order[n] < order[anchor]), key=order.__getitem__)
+    for dependent in late:
+        anchor.append(dependent)
+        anchor = dependent
+
+
+def _dependents(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    todo = list(node.users)
+    while todo:
+        user = todo.pop()
+        if user.op != "output" and user not in found:
+            found.add(user)
+            todo.extend(user.users)
+    return found
+
+
+def _has_kernel(op: str, args: tuple[Any, ...], target: Target) -> bool:
+    return providers.choose(op, *value_of(args), target=target).provider.name != "reference"

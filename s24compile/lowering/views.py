@@ -1,0 +1,62 @@
+"""Views between a GEMM and what is computed from its result.
+
+A linear's output is the transpose of what its GEMM writes: `mm -> permute -> view -> ...`. Elementwise ops commute with
+such views, so a fused op takes the GEMM's own layout and the views are repeated on its results.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from s24compile.lowering.build import Builder
+
+aten = torch.ops.aten
+VIEWS = frozenset(
+    {aten.t.default, aten.permute.default, aten.transpose.int, aten.view.default, aten.reshape.default,
+     aten._unsafe_view.default}
+)  # fmt: skip
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a node only looks at its first argument's memory in another shape."""
+    return node.op == "call_function" and node.target in VIEWS
+
+
+def chain_from(node: fx.Node, op: object) -> list[fx.Node] | None:
+    """[call of `op`, view, ..., node]: the views that lead to `node`, if they start at a call of `op`.
+
+    Each link but the last must have one user, so that nothing else sees the values before the last view.
+    """
+    links = [node]
+    while is_view(links[-1]):
+        above = links[-1].args[0]
+        if not isinstance(above, fx.Node) or len(above.users) != 1:
+            return None
+        links.append(above)
+    return links[::-1] if links[-1].target is op else None
+
+
+def repeat_views(build: Builder, links: list[fx.Node], start: fx.Node) -> fx.Node:
+    """The views of a chain, on another tensor of the first link's shape and strides."""
+    for link in links[1:]:
+        start = build.call(link.target, start, *link.args[1:])
+    return start
+
+
+def as_operand_layout(build: Builder, links: list[fx.Node], z: fx.Node) -> fx.Node | None:
+    """`z`, shaped like the last link of a "col" GEMM's chain, in the shape of the first: [rows, n] column-major.
+
+    None where the chain is not the plain one of a linear: a transpose, then leading dims.
+    """
+    first, *rest = links
+    fake, last = first.meta["val"], links[-1].meta["val"]
+    rows = fake.shape[0]
+    flat_first = bool(rest) and rest[0].meta["val"].shape[-1] == rows and rest[0].target not in _RESHAPES
+    if not flat_first or any(link.target not in _RESHAPES for link in rest[1:]) or last.shape[-1] != rows:
+        return None
+    flat = z if z.meta["val"].dim() == 2 else build.call(aten.reshape.default, z, [-1, rows])
+    return build.call(aten.permute.default, flat, [1, 0])
+
+
+_RESHAPES = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default})

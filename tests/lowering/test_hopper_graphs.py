@@ -1,0 +1,177 @@
+"""Golden graphs for a faked sm_90 target: what lowering fuses where Hopper's kernels exist.
+
+Look for: the activation inside the GEMM (`mm_act`, `mm_dact`), the bias gradient inside `mvue_pack_sum`, one
+`glu_backward_pack` for a gated layer, and no "reference" behind any op.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from expecttest import assert_expected_inline
+from torch import Tensor, nn
+
+from s24compile.kernels.target import FAMILIES, Target
+from tests.graphs import captured_lowerings
+from tests.lowering.test_graphs import FusedGated, Gated, GeluMLP
+
+HOPPER = Target("cuda", (9, 0), FAMILIES)
+
+
+def lowered_for_hopper(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, x: Tensor | None = None, **options: Any
+) -> tuple[str, str]:
+    """The forward and backward graph of one bf16 autocast step with fp32 master weights."""
+    x = torch.randn(2, 8, 16, requires_grad=True) if x is None else x
+    fast = torch.compile(model, backend="s24", options={"inner": "aot_eager", **options}, fullgraph=True)
+    with captured_lowerings(monkeypatch, HOPPER) as texts:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = fast(x)
+        y.sum().backward()
+    forward, backward = texts
+    return forward, backward
+
+
+def test_fuse_a_gelu_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, backward = lowered_for_hopper(GeluMLP(), monkeypatch)
+    assert_expected_inline(
+        forward,
+        """\
+%in0: f32[32, 16]
+%in1: f32[32]
+%in2: f32[2, 8, 16]
+%in3: f32[16, 32]
+%in4: f32[16]
+%in5: bf16[32, 8]
+%in6: i16[1, 1, 256]
+%in7: bf16[16, 16]
+%in8: i16[1, 1, 256]
+%in9: bf16[16, 16]
+%in10: i16[1, 1, 256]
+%in11: bf16[32, 8]
+%in12: i16[1, 1, 256]
+%_to_copy0: bf16[2, 8, 16] = _to_copy(%in2, dtype=bf16)
+%reshape0: bf16[16, 16] = reshape(%_to_copy0, [-1, 16])
+%permute0: bf16[16, 16] col = permute(%reshape0, [1, 0])
+%s24.mm_act0: (bf16[32, 16] col, bf16[32, 16] col) = s24.mm_act(%in5, %in6, 32, 16, 'sm90', %permute0, %in1, 'gelu', 'col')  # cutlass
+%getitem0: bf16[32, 16] col = getitem(%s24.mm_act0, 0)
+%getitem1: bf16[32, 16] col = getitem(%s24.mm_act0, 1)
+%permute1: bf16[16, 32] = permute(%getitem0, [1, 0])
+%reshape1: bf16[2, 8, 32] = reshape(%permute1, [2, 8, 32])
+%permute2: bf16[16, 32] = permute(%getitem1, [1, 0])
+%reshape2: bf16[2, 8, 32] = reshape(%permute2, [2, 8, 32])
+%reshape3: bf16[16, 32] = reshape(%reshape2, [-1, 32])
+%permute3: bf16[32, 16] col = permute(%reshape3, [1, 0])
+%s24.mm0: bf16[16, 16] col = s24.mm(%in9, %in10, 16, 32, 'sm90', %permute3, %in4, 'col', bf16)  # cutlass
+%permute4: bf16[16, 16] = permute(%s24.mm0, [1, 0])
+%reshape4: bf16[2, 8, 16] = reshape(%permute4, [2, 8, 16])
+%view0: bf16[16, 32] = view(%reshape2, [-1, 32])
+%view1: bf16[16, 16] = view(%_to_copy0, [-1, 16])
+return [%reshape4, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
+    )
+    assert_expected_inline(
+        backward,
+        """\
+%in0: bf16[16, 16]
+%in1: i16[1, 1, 256]
+%in2: bf16[32, 8]
+%in3: i16[1, 1, 256]
+%in4: bf16[2, 8, 32]
+%in5: bf16[16, 32]
+%in6: bf16[16, 16]
+%in7: bf16[2, 8, 16]
+%view0: bf16[16, 16] = view(%in7, [-1, 16])
+%t0: bf16[16, 16] col = t(%view0)
+%randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
+%s24.mvue_pack_sum0: (bf16[16, 8], i16[1, 1, 256], f32[16]) = s24.mvue_pack_sum(%view0, %randint0, bf16, 'sm90')  # triton
+%getitem0: f32[16] = getitem(%s24.mvue_pack_sum0, 2)
+%getitem1: bf16[16, 8] = getitem(%s24.mvue_pack_sum0, 0)
+%getitem2: i16[1, 1, 256] = getitem(%s24.mvue_pack_sum0, 1)
+%s24.mm0: f32[16, 32] = s24.mm(%getitem1, %getitem2, 16, 16, 'sm90', %in5, None, 'row', f32)  # cutlass
+%split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm0, [16])
+%getitem3: f32[16, 32] = getitem(%split_with_sizes0, 0)
+%reshape0: bf16[16, 32] = reshape(%in4, [-1, 32])
+%permute0: bf16[32, 16] col = permute(%reshape0, [1, 0])
+%s24.mm_dact0: bf16[32, 16] col = s24.mm_dact(%in2, %in3, 32, 16, 'sm90', %t0, %permute0, 'gelu', 'col')  # cutlass
+%t1: bf16[16, 32] = t(%s24.mm_dact0)
+%view1: bf16[2, 8, 32] = view(%t1, [2, 8, 32])
+%view2: bf16[16, 32] = view(%view1, [-1, 32])
+%t2: bf16[32, 16] col = t(%view2)
+%s24.mm1: bf16[16, 16] col = s24.mm(%in0, %in1, 16, 32, 'sm90', %t2, None, 'col', bf16)  # cutlass
+%t3: bf16[16, 16] = t(%s24.mm1)
+%view3: bf16[2, 8, 16] = view(%t3, [2, 8, 16])
+%randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
+%s24.mvue_pack_sum1: (bf16[32, 8], i16[1, 1, 256], f32[32]) = s24.mvue_pack_sum(%view2, %randint1, bf16, 'sm90')  # triton
+%getitem4: f32[32] = getitem(%s24.mvue_pack_sum1, 2)
+%getitem5: bf16[32, 8] = getitem(%s24.mvue_pack_sum1, 0)
+%getitem6: i16[1, 1, 256] = getitem(%s24.mvue_pack_sum1, 1)
+%s24.mm2: f32[32, 16] = s24.mm(%getitem5, %getitem6, 32, 16, 'sm90', %in6, None, 'row', f32)  # cutlass
+%split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm2, [32])
+%getitem7: f32[32, 16] = getitem(%split_with_sizes1, 0)
+%_to_copy0: f32[2, 8, 16] = _to_copy(%view3, dtype=f32, layout=torch.strided, device=device(type='cpu'))
+return [%getitem7, %getitem4, %_to_copy0, %getitem3, %getitem0, None, None, None, None, None, None, None, None]""",
+    )
+
+
+def test_fuse_a_swiglu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, backward = lowered_for_hopper(Gated(nn.functional.silu), monkeypatch)
+    assert_expected_inline(
+        backward,
+        """\
+%in0: bf16[16, 32]
+%in1: i16[1, 1, 256]
+%in2: bf16[32, 8]
+%in3: i16[1, 1, 256]
+%in4: bf16[2, 8, 64]
+%in5: bf16[16, 32]
+%in6: bf16[16, 16]
+%in7: bf16[2, 8, 16]
+%view0: bf16[16, 16] = view(%in7, [-1, 16])
+%t0: bf16[16, 16] col = t(%view0)
+%s24.mm0: bf16[32, 16] col = s24.mm(%in2, %in3, 32, 16, 'sm90', %t0, None, 'col', bf16)  # cutlass
+%t1: bf16[16, 32] = t(%s24.mm0)
+%view1: bf16[2, 8, 32] = view(%t1, [2, 8, 32])
+%randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
+%s24.mvue_pack0: (bf16[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, bf16, 'sm90')  # triton
+%getitem0: bf16[16, 8] = getitem(%s24.mvue_pack0, 0)
+%getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
+%s24.mm1: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # cutlass
+%split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm1, [16])
+%getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
+%randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
+%s24.glu_backward_pack0: (bf16[2, 8, 64], bf16[64, 8], i16[1, 1, 256], f32[0], bf16[0]) = s24.glu_backward_pack(%view1, %in4, 'silu', 'first', %randint1, bf16, 'sm90', False, False)  # triton
+%getitem3: bf16[2, 8, 64] = getitem(%s24.glu_backward_pack0, 0)
+%view2: bf16[16, 64] = view(%getitem3, [-1, 64])
+%t2: bf16[64, 16] col = t(%view2)
+%s24.mm2: bf16[16, 16] col = s24.mm(%in0, %in1, 16, 64, 'sm90', %t2, None, 'col', bf16)  # cutlass
+%t3: bf16[16, 16] = t(%s24.mm2)
+%view3: bf16[2, 8, 16] = view(%t3, [2, 8, 16])
+%getitem4: bf16[64, 8] = getitem(%s24.glu_backward_pack0, 1)
+%getitem5: i16[1, 1, 256] = getitem(%s24.glu_backward_pack0, 2)
+%s24.mm3: f32[64, 16] = s24.mm(%getitem4, %getitem5, 64, 16, 'sm90', %in6, None, 'row', f32)  # cutlass
+%split_with_sizes1: (f32[32, 16], f32[32, 16]) = split_with_sizes(%s24.mm3, [32, 32])
+%getitem6: f32[32, 16] = getitem(%split_with_sizes1, 0)
+%getitem7: f32[32, 16] = getitem(%split_with_sizes1, 1)
+%_to_copy0: f32[2, 8, 16] = _to_copy(%view3, dtype=f32, layout=torch.strided, device=device(type='cpu'))
+return [%getitem6, %_to_copy0, %getitem7, %getitem2, None, None, None, None, None, None, None, None]""",
+    )
+
+
+@pytest.mark.parametrize("make", [GeluMLP, lambda: Gated(nn.functional.silu), lambda: FusedGated(nn.functional.gelu)])
+def test_leave_no_op_to_the_reference(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in lowered_for_hopper(make(), monkeypatch):
+        assert "# reference" not in text
+        assert "clone" not in text
+
+
+def test_leave_an_activation_alone_whose_gradient_is_read_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched(GeluMLP):
+        def forward(self, x: Tensor) -> Tensor:
+            h = nn.functional.gelu(self.fc1(x))
+            return self.fc2(nn.functional.dropout(h, 0.5))
+
+    forward, backward = lowered_for_hopper(Watched(), monkeypatch)
+    assert "s24.mm_act" in forward
+    assert "s24.mm_dact" not in backward
