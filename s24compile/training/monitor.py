@@ -37,7 +37,7 @@ def log_flip_rates(
     every: int = 40,
     prefix: str = "s24",
 ) -> RemovableHandle:
-    """Logs the model's flip rates after every `every`-th optimizer step, until the model dies or `.remove()` is called.
+    """Logs the model's flip rates after every `every`-th optimizer step, until `.remove()` of what it returns.
 
     Curves, by `prefix`: `s24/flip_rate` over all elements, `s24/flip_rate/<parameter name>` for each weight (both from
     the second mask search on), `s24/sparse_share`, the share of the weights that is in its sparse phase. The step is
@@ -67,8 +67,7 @@ def log_flip_rates(
 
     def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         alive = owner()
-        if alive is None:
-            handle.remove()
+        if alive is None:  # not removed here: torch is iterating over its hooks
             return
         steps = max((weight.steps for _, weight in held_by(optimizer)), default=0)
         if steps == 0 or steps % every or steps in logged:
@@ -86,8 +85,7 @@ def log_flip_rates(
             writer(values, steps)  # type: ignore[operator]
 
     # Under torch.compile(optimizer.step) the hook must run as it is, see `hooks.watch_optimizers`.
-    handle = register_optimizer_step_post_hook(cast(Any, torch.compiler.disable(after_step)))
-    return handle
+    return register_optimizer_step_post_hook(cast(Any, torch.compiler.disable(after_step)))
 
 
 def flip_rate_scalars(weights: Mapping[str, SparseWeight], prefix: str) -> dict[str, float]:
