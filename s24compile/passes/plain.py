@@ -15,9 +15,9 @@ def match_plain(nodes: Nodes, down: Linear) -> Match | None:
         a = dropout(a, p, training)    [T, F]       a = dropout(a, p, training)                            [T, F]
         y = linear(a, W2, b2)          [T, D]       y = s24.linear(a, [W2], values, metadata, ...)         [T, D]
 
-    Activations: gelu, gelu_tanh, silu, relu; relu2 and quick_gelu, which stay as they are. Dropout, casts and reshapes of the leading dims may
-    stand between. x may have other users (residual, parallel attention); W1 and W2 are found by dataflow, not by
-    names or by F = 4 D. Refused: a hidden node with another user, since the layer is going to be one unit whose
+    Activations: gelu, gelu_tanh, silu, relu; relu2 and quick_gelu, which stay as they are. Dropout, casts and reshapes
+    of the leading dims may stand between. x may have other users (residual, parallel attention); W1 and W2 are found
+    by dataflow, not by names or by F = 4 D. Refused: a hidden node with another user, since the layer is one unit whose
     hidden activation lowering may never write out; anything else between the linears (see `lookalikes`).
     """
     scope = nodes.scope

@@ -59,6 +59,10 @@ class Capture:
     def linears(self) -> int:
         return sum(rewrite.count for rewrite in self.rewrites)
 
+    @property
+    def nodes(self):
+        return [node for rewrite in self.rewrites for node in rewrite.graph_module.graph.nodes]
+
     def graph(self, index: int = 0) -> str:
         return passes.format_graph(self.rewrites[index].graph_module)
 

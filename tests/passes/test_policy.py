@@ -14,8 +14,9 @@ from s24compile import errors, passes
 from s24compile.config import Config
 from s24compile.marks import KEY
 from tests import ffns
+from tests.ffn_lookalikes import REFUSED
 from tests.passes.harness import Capture, check_masked, input_of
-from tests.passes.test_graphs import Gpt, Stack
+from tests.passes.stacks import Gpt, Stack
 
 
 def sites_of(model: nn.Module, x: torch.Tensor | None = None, config: Config | None = None, **keywords):
@@ -194,7 +195,7 @@ def _forward(model, tokens):
 
 def test_give_up_a_refused_layer_for_its_linears():
     torch.manual_seed(0)
-    model, capture = ffns.REFUSED["watched_hidden"].make(), Capture(config=Config(targets="linear"))
+    model, capture = REFUSED["watched_hidden"].make(), Capture(config=Config(targets="linear"))
     check_masked(model, capture, input_of())
     assert [(site.family, site.linears) for site in capture.sites] == [("linear", 1), ("linear", 1)]
 

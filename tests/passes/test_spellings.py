@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests import ffns
+from tests.ffn_lookalikes import REFUSED
 from tests.passes.harness import Capture, check_masked, input_of
 
 
@@ -20,9 +21,9 @@ def test_take_every_spelling(name):
     assert capture.linears == layer.linears == sites[0].linears
 
 
-@pytest.mark.parametrize("name", ffns.REFUSED)
+@pytest.mark.parametrize("name", REFUSED)
 def test_refuse_lookalikes_with_a_reason(name):
-    layer = ffns.REFUSED[name]
+    layer = REFUSED[name]
     torch.manual_seed(0)
     model, capture = layer.make(), Capture()
     check_masked(model, capture, input_of())
