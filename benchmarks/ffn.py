@@ -1,0 +1,120 @@
+"""One feed-forward layer, forward and backward: s24 against Inductor dense on the layers of GPT-2 and Llama.
+
+    python benchmarks/ffn.py                      every layer, against Inductor default and max-autotune-no-cudagraphs
+    python benchmarks/ffn.py --layers gpt2 --dense inductor
+
+T = 16384 tokens, bf16 autocast, fp32 master weights, packing once a step included. TFLOP/s are dense-equivalent: 2 T D F
+a linear, three times that with its backward. Checked against masked dense arithmetic before timing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import record
+from benchmarks.training import DENSE, check, medians_ms, peak_bytes, variants
+
+NEEDS_GPU = True
+TOKENS = 16384
+
+
+class GeluMLP(nn.Module):
+    """GPT-2's feed-forward layer."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = False) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden, bias=bias), nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+class GatedMLP(nn.Module):
+    """Llama's (SwiGLU) or the paper's (GEGLU)."""
+
+    def __init__(self, width: int, hidden: int, act: Any) -> None:
+        super().__init__()
+        self.act = act
+        self.gate, self.up = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+LAYERS: dict[str, tuple[str, int, int, float]] = {
+    "gpt2-124m gelu": ("gelu", 768, 3072, 1.60),
+    "gpt2-350m gelu": ("gelu", 1024, 4096, 1.55),
+    "gpt2-774m gelu": ("gelu", 1280, 5120, 1.50),
+    "gpt2-1558m gelu": ("gelu", 1600, 6400, 1.45),
+    "geglu 1024-2816": ("geglu", 1024, 2816, 1.45),
+    "llama-7b swiglu": ("swiglu", 4096, 11008, 1.40),
+    "llama-8b swiglu": ("swiglu", 4096, 14336, 1.40),
+}
+"""Name -> (kind, D, F, bar: dense time over sparse time)."""
+
+
+def make(kind: str, width: int, hidden: int) -> nn.Module:
+    """The module of a row of LAYERS, on the GPU in fp32."""
+    if kind == "gelu":
+        return GeluMLP(width, hidden).cuda()
+    act = nn.functional.gelu if kind == "geglu" else nn.functional.silu
+    return GatedMLP(width, hidden, act).cuda()
+
+
+def measure(name: str, dense: tuple[str, ...]) -> dict[str, Any]:
+    """One row of the table."""
+    kind, width, hidden, bar = LAYERS[name]
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    x = torch.randn(TOKENS, width, device="cuda", requires_grad=True)
+    candidates = variants(make(kind, width, hidden), dense, {"s24": {"min_speedup": 0.0}})
+    error = check(candidates[-1], x)
+    times = medians_ms(candidates, x)
+    best = min(times[d] for d in dense)
+    flop = 3 * (2 if kind == "gelu" else 3) * 2 * TOKENS * width * hidden
+    return {
+        "layer": name,
+        "width": width,
+        "hidden": hidden,
+        "tokens": TOKENS,
+        "forward_error": error,
+        "ms": times,
+        "tflops": {n: flop / t / 1e9 for n, t in times.items()},
+        "peak_bytes": {v.name: peak_bytes(v, x) for v in candidates},
+        "ratio": best / times["s24"],
+        "bar": bar,
+    }
+
+
+def main() -> int:
+    """Measures, prints a row a layer, writes results/ffn.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", nargs="*", default=[], help="parts of layer names; default: all")
+    parser.add_argument("--dense", nargs="*", default=list(DENSE), choices=list(DENSE))
+    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    given = parser.parse_args()
+    rows = []
+    for name in LAYERS:
+        if given.layers and not any(part in name for part in given.layers):
+            continue
+        row = measure(name, tuple(given.dense))
+        rows.append(row)
+        spelled = ", ".join(f"{n} {t:.3f} ms" for n, t in row["ms"].items())
+        print(f"{name:18} {spelled}; x{row['ratio']:.2f} (bar {row['bar']:.2f})", flush=True)
+        record.write("ffn", {"rows": rows}, given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""A whole training step of a GPT of nanoGPT's shape: s24 against Inductor dense, batch 16 x 1024, fused AdamW.
+
+    python benchmarks/nanogpt.py                  124M, 350M, 774M, feed-forward layers only; 774M with targets="linear"
+    python benchmarks/nanogpt.py --sizes 124m --dense inductor
+
+bf16 autocast, fp32 weights, no dropout, vocabulary 50304, random tokens. A step is forward, backward, optimizer step
+and zero_grad; masks are searched every 40 steps inside the timed bursts. Losses of both are finite and reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import s24compile
+from benchmarks import record
+from benchmarks.training import DENSE
+from s24compile.demo.model import GPT, GPTConfig
+
+NEEDS_GPU = True
+BATCH, LENGTH, VOCABULARY = 16, 1024, 50304
+SIZES = {"124m": (12, 12, 768, 1.18), "350m": (24, 16, 1024, 1.18), "774m": (36, 20, 1280, 1.20)}
+"""Name -> (layers, heads, width, bar)."""
+
+
+def trainer(model: GPT, compile_with: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that does one training step on tokens [B, S + 1] and returns the loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    run = torch.compile(model, dynamic=False, **compile_with)
+
+    def step(tokens: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = run(tokens[:, :-1], tokens[:, 1:])[1]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def measure(size: str, dense: tuple[str, ...], targets: str, steps: int) -> dict[str, Any]:
+    """One row of the table."""
+    layers, heads, width, bar = SIZES[size]
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    config = GPTConfig(VOCABULARY, LENGTH, layers, heads, width, dropout=0.0, bias=False)
+    model = GPT(config).cuda()
+    tokens = torch.randint(VOCABULARY, (4, BATCH, LENGTH + 1), device="cuda")
+    ways = {name: DENSE[name] for name in dense}
+    ways["s24"] = {"backend": "s24", "options": {"targets": targets, "min_speedup": 0.0}}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    losses, peaks, trainers = {}, {}, {}
+    for name, how in ways.items():
+        own = copy.deepcopy(model)
+        trainers[name] = trainer(own, how)
+        for i in range(4):
+            losses[name] = trainers[name](tokens[i]).item()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        trainers[name](tokens[0])
+        torch.cuda.synchronize()
+        peaks[name] = torch.cuda.max_memory_allocated() - before
+        assert math.isfinite(losses[name])
+        assert bool(s24compile.sparse_weights(own)) == (name == "s24")
+    for _ in range(5):
+        for name, step in trainers.items():
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            step(tokens[0])
+            begin.record()
+            for i in range(steps):
+                step(tokens[i % 4])
+            end.record()
+            end.synchronize()
+            times[name].append(begin.elapsed_time(end) / steps)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratio = min(medians[d] for d in dense) / medians["s24"]
+    return {
+        "size": size, "targets": targets, "ms": medians, "loss": losses, "step_peak_bytes": peaks, "ratio": ratio,
+        "bar": bar if targets == "ffn" else 1.27,
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Measures, prints a row a model, writes results/nanogpt.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--dense", nargs="*", default=["inductor"], choices=list(DENSE))
+    parser.add_argument("--targets", nargs="*", default=["ffn"], choices=["ffn", "linear"])
+    parser.add_argument("--steps", type=int, default=40, help="steps a burst; 40 hold one mask search")
+    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    given = parser.parse_args()
+    rows = []
+    for size in given.sizes:
+        for targets in given.targets:
+            row = measure(size, tuple(given.dense), targets, given.steps)
+            rows.append(row)
+            spelled = ", ".join(f"{n} {t:.2f} ms" for n, t in row["ms"].items())
+            print(f"{size} {targets:6} {spelled}; x{row['ratio']:.3f} (bar {row['bar']:.2f})", flush=True)
+            record.write("nanogpt", {"rows": rows}, given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

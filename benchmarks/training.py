@@ -1,0 +1,118 @@
+"""Timing of training steps: dense and sparse variants of one module, checked, interleaved, medians.
+
+A step is forward and backward on random normal data under bf16 autocast with fp32 master weights. For a sparse variant
+every step packs the weights anew, as it does after an optimizer step, and every 40th searches masks: `refresh` stands
+for the optimizer, whose own time is left out of both variants.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import s24compile
+from tests.masked import masked_call
+
+DENSE: dict[str, dict[str, Any]] = {
+    "inductor": {},
+    "inductor max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+}
+
+
+@dataclasses.dataclass
+class Variant:
+    """One way to compile a module, with its own copy of the weights."""
+
+    name: str
+    module: nn.Module
+    run: Callable[[Tensor], Tensor]
+    sparse: bool
+
+    def step(self, x: Tensor, gradient: Tensor, search: bool) -> None:
+        """One forward and backward; packing included."""
+        if self.sparse:
+            s24compile.refresh(self.module, search=search)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            y = self.run(x)
+        y.backward(gradient)
+
+    def clear(self, x: Tensor) -> None:
+        """Forgets gradients, as `zero_grad(set_to_none=True)` does."""
+        self.module.zero_grad(set_to_none=True)
+        x.grad = None
+
+
+def variants(module: nn.Module, dense: tuple[str, ...], sparse: dict[str, dict[str, Any]]) -> list[Variant]:
+    """Copies of `module` compiled dense with the named Inductor modes, and by s24 with the given options."""
+    made = []
+    for name in dense:
+        own = copy.deepcopy(module)
+        made.append(Variant(name, own, torch.compile(own, dynamic=False, **DENSE[name]), False))
+    for name, options in sparse.items():
+        own = copy.deepcopy(module)
+        made.append(Variant(name, own, torch.compile(own, backend="s24", options=options, dynamic=False), True))
+    return made
+
+
+def check(variant: Variant, x: Tensor) -> float:
+    """Largest difference of a sparse forward from masked dense arithmetic, relative to the largest output.
+
+    Raises:
+        AssertionError: nothing is sparse, or the difference is more than bf16 rounding.
+    """
+    with torch.autocast("cuda", dtype=torch.bfloat16), torch.no_grad():
+        y = variant.run(x)
+        masks = {name: weight.mask for name, weight in s24compile.sparse_weights(variant.module).items()}
+        assert masks, f"{variant.name} has no sparse weight"
+        expected = masked_call(variant.module, masks, x)
+    error = ((y.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
+    assert error < 2e-2, f"{variant.name}: forward is off by {error}"
+    return error
+
+
+def medians_ms(candidates: list[Variant], x: Tensor, steps: int = 40, rounds: int = 5) -> dict[str, float]:
+    """Median milliseconds of a step of each variant; bursts of `steps` steps take turns."""
+    with torch.autocast("cuda", dtype=torch.bfloat16), torch.no_grad():
+        gradient = torch.randn_like(candidates[0].run(x))
+    times: dict[str, list[float]] = {variant.name: [] for variant in candidates}
+    for variant in candidates:
+        for _ in range(3):
+            variant.step(x, gradient, search=True)
+            variant.clear(x)
+    for _ in range(rounds):
+        for variant in candidates:
+            times[variant.name].append(_burst_ms(variant, x, gradient, steps))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _burst_ms(variant: Variant, x: Tensor, gradient: Tensor, steps: int) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    variant.step(x, gradient, search=False)
+    torch.cuda.synchronize()
+    begin.record()
+    for i in range(steps):
+        variant.step(x, gradient, search=i % 40 == 0)
+        variant.clear(x)
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / steps
+
+
+def peak_bytes(variant: Variant, x: Tensor) -> int:
+    """Peak memory of one step above what the weights hold."""
+    with torch.autocast("cuda", dtype=torch.bfloat16), torch.no_grad():
+        gradient = torch.randn_like(variant.run(x))
+    variant.clear(x)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    variant.step(x, gradient, search=False)
+    peak = torch.cuda.max_memory_allocated() - before
+    variant.clear(x)
+    return peak
