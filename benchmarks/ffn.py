@@ -3,8 +3,8 @@
     python benchmarks/ffn.py                      every layer, against Inductor default and max-autotune-no-cudagraphs
     python benchmarks/ffn.py --layers gpt2 --dense inductor
 
-T = 16384 tokens, bf16 autocast, fp32 master weights, packing once a step included. TFLOP/s are dense-equivalent: 2 T D F
-a linear, three times that with its backward. Checked against masked dense arithmetic before timing.
+T = 16384 tokens, bf16 autocast, fp32 master weights, packing once a step included. TFLOP/s are dense-equivalent: 2 T D
+F a linear, three times that with its backward. Checked against masked dense arithmetic before timing.
 """
 
 from __future__ import annotations
