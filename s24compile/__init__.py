@@ -7,6 +7,7 @@ A map of the package, in the order in which data flows:
 * `weights`, `operand`, `state`: the masks and packed weights behind each parameter, and when they are packed again.
 * `inner`, `lowering`: forward and backward graphs -> concrete kernels -> Inductor, aot_eager or eager.
 * `kernels`: what each op means (contract, reference) and faster ways to say it (Triton, CUTLASS).
+* `tensor`: `Sparse24`, the packed matrix that is a tensor. `export`: other libraries' formats, after training.
 * `training`: the recipes: masked decay, schedules, flip rates, optimizers.
 * `config`, `errors`, `report`: the leaves that everything may import.
 """
@@ -16,14 +17,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import s24compile.tensor.saved  # noqa: F401 (lets torch.load(weights_only=True) read a saved Sparse24)
+
 if TYPE_CHECKING:
-    from s24compile import errors, ops
+    from s24compile import errors, export, ops
     from s24compile.config import Config
     from s24compile.decorator import sparse_ffn
     from s24compile.explanation import explain
     from s24compile.kernels.packed import Packed24
     from s24compile.report import Report
     from s24compile.state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
+    from s24compile.tensor.construct import to_sparse_semi_structured
+    from s24compile.tensor.sparse24 import Sparse24
     from s24compile.training.monitor import log_flip_rates
     from s24compile.training.step import AdamW_STEP
     from s24compile.training.tune_decay import tune_decay
@@ -36,10 +41,12 @@ __all__ = [
     "Config",
     "Packed24",
     "Report",
+    "Sparse24",
     "SparseWeight",
     "bake_",
     "errors",
     "explain",
+    "export",
     "load_state_dict",
     "log_flip_rates",
     "ops",
@@ -48,6 +55,7 @@ __all__ = [
     "sparse_ffn",
     "sparse_weights",
     "state_dict",
+    "to_sparse_semi_structured",
     "tune_decay",
 ]
 
@@ -57,6 +65,7 @@ _HOMES = {
     "Config": "config",
     "Packed24": "kernels.packed",
     "Report": "report",
+    "Sparse24": "tensor.sparse24",
     "SparseWeight": "weights",
     "bake_": "state",
     "explain": "explanation",
@@ -67,12 +76,13 @@ _HOMES = {
     "sparse_ffn": "decorator",
     "sparse_weights": "state",
     "state_dict": "state",
+    "to_sparse_semi_structured": "tensor.construct",
     "tune_decay": "training.tune_decay",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("errors", "ops"):
+    if name in ("errors", "export", "ops"):
         return importlib.import_module(f"s24compile.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 's24compile' has no attribute {name!r}")

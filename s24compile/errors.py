@@ -95,3 +95,9 @@ class ModelError(S24Error, ValueError):
     """A call about a model that has no such weights, or is no module."""
 
     template = "{what}: {found}; {accepted}"
+
+
+class OperatorError(S24Error, NotImplementedError):
+    """An op that a Sparse24 tensor does not take, or not in this place."""
+
+    template = "{op} does not take {what}: {accepted}"

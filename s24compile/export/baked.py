@@ -1,0 +1,48 @@
+"""What the sparse forward computes with, read off the live state; the model is left as it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from s24compile.errors import ModelError
+from s24compile.sparse_weight import SparseWeight, writing_state
+from s24compile.state import sparse_weights
+
+
+def baked_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameter name -> M.W (under S-STE beta S(W)): a new dense tensor of the parameter's shape, layout and dtype.
+
+    Raises:
+        ModelError: no weight of the model is sparse yet, one has no mask yet, or one trains dense now.
+    """
+    weights = sparse_weights(model)
+    if not weights:
+        raise ModelError(
+            what="export",
+            found="the model has no sparse weights",
+            accepted="compile it with backend='s24' and run a forward, or load its s24 state and run one, first",
+        )
+    for name, weight in weights.items():
+        problem = "is in its dense phase, and uses all its elements" if weight.phase == "dense" else None
+        if problem is None and not weight.has_mask:
+            problem = "has not been through a forward, and has no mask yet"
+        if problem is not None:
+            raise ModelError(
+                what="export",
+                found=f"weight {name!r} {problem}",
+                accepted="export sparse weights after a sparse forward (s24compile.set_phase(model, 'sparse'))",
+            )
+    return {name: _baked(weight) for name, weight in weights.items()}
+
+
+def _baked(weight: SparseWeight) -> Tensor:
+    parameter = weight.parameter()
+    assert parameter is not None, "sparse_weights found it through its parameter"
+    with writing_state(parameter.device):
+        if not weight.recipe.soft:
+            return torch.where(weight.mask, parameter.detach(), 0.0)
+        weight.prepare(parameter)
+        assert weight.scale is not None
+        kept = weight.scale * torch.ops.s24.soft_threshold(weight.logical(parameter.detach()))
+        return weight.as_stored(kept).to(parameter.dtype).contiguous()
