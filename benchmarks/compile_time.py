@@ -84,7 +84,8 @@ def main() -> int:
             print(f"round {index + 1}: {backend:8} compiles in {rounds[backend][-1]['compile_s']:.1f} s", flush=True)
     best = {backend: min(r["compile_s"] for r in rounds[backend]) for backend in BACKENDS}
     ratio = best["s24"] / best["inductor"]
-    import record
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from benchmarks import record
 
     measured = {"layers": flags.layers, "rounds": rounds, "compile_s": best, "ratio": ratio, "bar": BAR}
     path = record.write("compile_time", measured, *([flags.out] if flags.out else []))

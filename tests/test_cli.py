@@ -12,7 +12,6 @@ from s24compile.cli import main
 from s24compile.cli.load import make_inputs, parse_options
 from s24compile.cli.machine import examine
 from s24compile.cli.train import read_settings
-from s24compile.demo.decay_search import Candidate, suggestion
 from s24compile.errors import ModelError, OptionError, UnknownOptionError
 
 COMMANDS = ("doctor", "demo", "explain", "train", "bench", "build", "tune-decay")
@@ -80,7 +79,8 @@ def test_list_the_commands_without_arguments(capsys: pytest.CaptureFixture[str])
         (["train", "--resume", "--out_dir=no/such/run"], 1, "no/such/run/checkpoint.pt"),
         (["bench", "no_such_benchmark"], 1, "no such script"),
         (["tune-decay", "--candidates=0,much"], 1, "candidates"),
-        (["tune-decay", "--searches=9", "--max_iters=300"], 1, "at least 360 steps"),
+        (["tune-decay", "--candidates=0,-1"], 1, "candidates"),
+        (["tune-decay", "--recipe=sste", "--n_layer=1", "--inner=eager"], 1, "no masked decay"),
     ],
 )
 def test_answer_mistakes_with_one_sentence(
@@ -187,20 +187,15 @@ def test_train_and_resume_to_the_same_losses(tmp_path: Path, capsys: pytest.Capt
     assert "decay" in capsys.readouterr().err
 
 
-def test_suggest_the_smallest_decay_that_calms_the_masks() -> None:
-    tried = [Candidate(decay, (0.1,), mu) for decay, mu in ((0.0, 1.1), (2e-4, 0.9), (6e-4, 0.7), (2e-3, 0.4))]
-    assert [c.healthy for c in tried] == [False, True, True, False]
-    assert suggestion(tried) == tried[1]
-    assert suggestion(tried[:1]) is None
-
-
 def test_see_fewer_flips_under_more_decay(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--n_layer=1", "--n_embd=32", "--block_size=16", "--batch_size=4", "--inner=eager", "--mask_interval=10"]
-    assert main(["tune-decay", *small, "--candidates=0,0.05", "--searches=2", "--max_iters=40", "--json"]) == 0
+    small = ["--n_layer=1", "--n_embd=32", "--block_size=16", "--batch_size=4", "--inner=eager", "--steps=24"]
+    assert main(["tune-decay", *small, "--candidates=0,0.05", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    none, strong = told["candidates"]
-    assert len(told["dense"]) == len(none["flip_rates"]) == 2
+    none, strong = told["trials"]
+    assert [none["decay"], strong["decay"]] == [0.0, 0.05]
     assert strong["mu"] < 0.9 * none["mu"], "decay pulls pruned weights to zero, where they stay pruned"
+    assert main(["tune-decay", *small, "--candidates=0"]) == 0
+    assert "dense" in capsys.readouterr().out
 
 
 def test_run_and_list_benchmarks_of_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

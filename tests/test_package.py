@@ -38,6 +38,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "lowering": ("lowering", "kernels", *LEAVES),
     "ops": ("kernels", "errors"),
     "tensor": ("tensor", "ops", "kernels", "errors"),
+    "export": ("export", "tensor", "ops", "kernels", *STATE, *LEAVES),
+    "tensor": ("tensor", "ops", "kernels", "errors"),
     "tensor.saved": ("tensor",),
     "export": ("export", "tensor", "ops", "kernels", *STATE, *LEAVES),
     **dict.fromkeys(STATE, (*STATE, "kernels", *LEAVES)),
@@ -48,8 +50,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "explanation": ("backend", "inner", "rewriting", "kernels.target", *LEAVES),
     "": ("tensor.saved",),  # the root: see `test_export_from_the_root_only_what_is_public`
     "__main__": ("cli",),
-    "cli": ("cli", "demo", "explanation", "kernels", "config", "errors", ""),
-    "demo": ("demo", "ops", "errors", ""),
+    "cli": ("cli", "demo", "explanation", "kernels", "training.tune_decay", "config", "errors", ""),
+    "demo": ("demo", "errors", ""),
     "demo.model": (),
 }
 

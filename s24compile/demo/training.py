@@ -98,18 +98,38 @@ class Run:
         self.history = History()
         self.model = self._model()
         options: dict[str, Any] = {"options": dict(config.options)} if config.options else {}
-        self.compiled = torch.compile(self.model, backend=config.backend, **options)
+        self.compiled: Any = torch.compile(self.model, backend=config.backend, **options)
         self.optimizer = self._optimizer()
         self.scaler = torch.amp.GradScaler(self.config.device.split(":")[0], enabled=self.config.dtype == "float16")
 
     def steps(self) -> Iterator[int]:
         """Trains to `max_iters`, yielding the number of steps done after each one."""
         while self.step < self.config.max_iters:
-            self._train_step()
+            started = time.perf_counter()
+            self.history.train_loss.append(self.train_step(self.step))
+            self.history.step_ms.append(1e3 * (time.perf_counter() - started))
+            self.step += 1
             last = self.step == self.config.max_iters
             if last or self.step % self.config.eval_interval == 0:
                 self.history.validation_loss.append((self.step, self.validate()))
             yield self.step
+
+    def train_step(self, index: int) -> float:
+        """Does optimizer step `index` with its batches and learning rate; returns the loss, nats per byte."""
+        c = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = c.learning_rate_at(index)
+        total = torch.zeros((), device=c.device)
+        for micro in range(c.gradient_accumulation_steps):
+            loss = self._loss("train", index * c.gradient_accumulation_steps + micro)
+            self.scaler.scale(loss / c.gradient_accumulation_steps).backward()
+            total += loss.detach() / c.gradient_accumulation_steps
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total.item()
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -188,25 +208,6 @@ class Run:
         if self.config.dtype == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.config.device.split(":")[0], getattr(torch, self.config.dtype))
-
-    def _train_step(self) -> None:
-        c = self.config
-        started = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = c.learning_rate_at(self.step)
-        total = torch.zeros((), device=c.device)
-        for micro in range(c.gradient_accumulation_steps):
-            loss = self._loss("train", self.step * c.gradient_accumulation_steps + micro)
-            self.scaler.scale(loss / c.gradient_accumulation_steps).backward()
-            total += loss.detach() / c.gradient_accumulation_steps
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.history.train_loss.append(total.item())
-        self.history.step_ms.append(1e3 * (time.perf_counter() - started))
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
         mine = dataclasses.asdict(dataclasses.replace(self.config, options=()))
