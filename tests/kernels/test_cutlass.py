@@ -13,7 +13,7 @@ import torch
 from s24compile.errors import BuildError
 from s24compile.kernels import providers
 from s24compile.kernels.format import FORMATS
-from s24compile.kernels.gemm.cutlass import build, launch, loader, tuned
+from s24compile.kernels.gemm.cutlass import build, layouts, loader, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import (
     ACTIVATIONS,
     DEFAULT,
@@ -227,7 +227,7 @@ X = torch.arange(24 * 40, dtype=torch.bfloat16).reshape(24, 40)
     ],
 )
 def test_copy_only_operands_that_tma_cannot_read(operand, major, copied):
-    found, result, pitch = launch._operand(operand, "row", "col")
+    found, result, pitch = layouts.operand(operand, "row", "col")
     assert torch.equal(result, operand)
     assert found == major
     assert (result.data_ptr() != operand.data_ptr()) == copied
@@ -239,7 +239,7 @@ def test_copy_only_operands_that_tma_cannot_read(operand, major, copied):
 @pytest.mark.parametrize(("m", "n"), [(64, 64), (4, 8), (64, 7), (12, 1)])
 @pytest.mark.parametrize("layout", ["row", "col"])
 def test_give_the_caller_unpadded_outputs(m, n, layout):
-    target, d = launch._output(m, n, layout, torch.bfloat16, torch.device("cpu"))
+    target, d = layouts.output(m, n, layout, torch.bfloat16, torch.device("cpu"))
     assert d.stride() == ((n, 1) if layout == "row" else (1, m))
     assert target.stride(0 if layout == "row" else 1) % 8 == 0
     assert (target is d) == ((n if layout == "row" else m) % 8 == 0)
@@ -264,6 +264,15 @@ def test_choose_cutlass_on_hopper():
     assert providers.choose("mm", *arguments(), target=Target.parse("sm_90")).provider.name == "cutlass"
     chosen = providers.choose("mm", *arguments(), target=Target.parse("sm_80"))
     assert "sm_90" in chosen.refused["cutlass"]
+
+
+@pytest.mark.parametrize(("op", "extra"), [("mm_act", None), ("mm_dact", torch.zeros(64, 7, dtype=torch.bfloat16))])
+def test_fuse_only_the_activations_that_the_epilogue_knows(op, extra):
+    given = arguments()[:6]
+    assert providers.choose(op, *given, extra, "gelu", "col", target=Target.parse("sm_90")).provider.name == "cutlass"
+    provider = providers.find(op, "cutlass")
+    assert provider is not None
+    assert "it fuses gelu" in provider.supports(*given, extra, "sine", "col")
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
-"""Runs the CUTLASS kernels on torch tensors: layouts, alignment, outputs, streams, workspaces.
+"""Runs the CUTLASS kernels on torch tensors: choice, outputs, streams, workspaces.
 
 Shapes: S [M, K] packed as values [M, K4/2] and metadata [k_atoms, m_atoms, 256]; B [K, N]; D [M, N].
-No call waits for the GPU, and a shape seen before costs one dictionary look-up. TMA asks for 16-byte aligned bases and
-pitches; operands that are not (odd N, odd storage offsets, expanded tensors) are copied to a padded buffer first.
+No call waits for the GPU, and a shape seen before costs one dictionary look-up.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +16,20 @@ import torch
 from s24compile.errors import TargetError
 from s24compile.kernels.gemm.cutlass import build, loader, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature
+from s24compile.kernels.gemm.cutlass.layouts import empty, like_output, operand, output
 
 NAMES: dict[torch.dtype, Any] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 ATOM = 256
 """uint16 of metadata that describe one atom of 64 rows x 64 k."""
+
+
+# For empty problems only, where there is nothing to fuse.
+_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+    "relu": torch.relu,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +57,7 @@ def mm(
 ) -> torch.Tensor:
     """D = S B + bias[:, None], D row-major, or column-major with strides (1, M). `choice` overrides the tuned table."""
     if min(rows, cols, b.shape[1]) == 0:
-        d = _empty(rows, b.shape[1], out_layout, out_dtype, b.device).zero_()
+        d = empty(rows, b.shape[1], out_layout, out_dtype, b.device).zero_()
         return d if bias is None else d.add_(bias[:, None])
     epilogue = "plain" if bias is None else "bias"
     return _run(values, metadata, rows, cols, b, epilogue, "", bias, None, out_layout, out_dtype, choice=choice)[0]
@@ -66,8 +76,11 @@ def mm_act(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(Z, H): Z = S B + bias[:, None], H = act(Z), in one pass; both in B's dtype and `out_layout`.
 
-    `act` is applied to the fp32 sum, before Z is rounded. The problem must not be empty.
+    `act` is applied to the fp32 sum, before Z is rounded.
     """
+    if min(rows, cols, b.shape[1]) == 0:
+        nothing = mm(values, metadata, rows, cols, b, bias, out_layout, b.dtype)
+        return nothing, _FUNCTIONS[act](nothing)
     h, z = _run(values, metadata, rows, cols, b, "act", act, bias, None, out_layout, b.dtype, choice=choice)
     assert z is not None
     return z, h
@@ -85,6 +98,8 @@ def mm_dact(
     choice: tuned.Choice | None = None,
 ) -> torch.Tensor:
     """dZ = (S B) * act'(Z): the backward of `mm_act`, Z [M, N] in any layout (copied unless it is `out_layout`)."""
+    if min(rows, cols, b.shape[1]) == 0:
+        return mm(values, metadata, rows, cols, b, None, out_layout, b.dtype)
     return _run(values, metadata, rows, cols, b, "dact", act, None, z, out_layout, b.dtype, choice=choice)[0]
 
 
@@ -99,6 +114,8 @@ def mm_add(
     out_layout: str,
 ) -> torch.Tensor:
     """D = S B + beta C, C [M, N] of D's dtype: accumulation or a residual."""
+    if min(rows, cols, b.shape[1]) == 0:
+        return mm(values, metadata, rows, cols, b, None, out_layout, c.dtype).add_(c, alpha=beta)
     return _run(values, metadata, rows, cols, b, "add", "", None, c, out_layout, c.dtype, beta)[0]
 
 
@@ -119,22 +136,22 @@ def _run(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     n = b.shape[1]
     device = b.get_device()
-    a_major, values, a_pitch = _operand(values, "k", "m")
-    b_major, b, b_pitch = _operand(b, "n", "k")
+    a_major, values, a_pitch = operand(values, "k", "m")
+    b_major, b, b_pitch = operand(b, "n", "k")
     bias_name = "" if bias is None else NAMES[bias.dtype]
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
     plan = _plan(values.dtype, a_major, b_major, out_layout, out_dtype, epilogue, act, bias_name, m, n, k, choice)
 
-    target, d = _output(m, n, out_layout, out_dtype, b.device)
+    target, d = output(m, n, out_layout, out_dtype, b.device)
     pitch = target.stride(0 if out_layout == "row" else 1)
     z = None
     aux = source_pointer = aux_pitch = 0
     if epilogue == "act":
-        z_target, z = _output(m, n, out_layout, out_dtype, b.device)
+        z_target, z = output(m, n, out_layout, out_dtype, b.device)
         aux, aux_pitch = z_target.data_ptr(), pitch
     elif source is not None:
-        source = _like_output(source, target, out_layout, out_dtype)
+        source = like_output(source, target, out_layout, out_dtype)
         aux_pitch = source.stride(0 if out_layout == "row" else 1)
         aux, source_pointer = (source.data_ptr(), 0) if epilogue == "dact" else (0, source.data_ptr())
 
@@ -212,57 +229,6 @@ def _load(kernel: Kernel) -> loader.Loaded:
             if build.object_path(Kernel(kernel.signature, schedule)) is not None:
                 return loader.load(Kernel(kernel.signature, schedule))
     return loader.load(kernel)
-
-
-def _operand(t: torch.Tensor, row_major: str, col_major: str) -> tuple[str, torch.Tensor, int]:
-    """Which direction of a 2-D operand is contiguous, the operand (copied if TMA cannot take it), and its pitch."""
-    (rows, cols), (down, right) = t.shape, t.stride()
-    if right == 1 and (down >= cols or rows == 1):
-        pitch = down if rows > 1 else _round_up(cols)
-        if pitch % 8 == 0 and t.data_ptr() % 16 == 0:
-            return row_major, t, pitch
-    elif down == 1 and (right >= rows or cols == 1):
-        pitch = right if cols > 1 else _round_up(rows)
-        if pitch % 8 == 0 and t.data_ptr() % 16 == 0:
-            return col_major, t, pitch
-        if pitch != 0:
-            copy = t.new_empty((cols, _round_up(rows)))
-            copy[:, :rows].copy_(t.t())
-            return col_major, copy.t()[:rows], copy.shape[1]
-    copy = t.new_empty((rows, _round_up(cols)))
-    copy[:, :cols].copy_(t)
-    return row_major, copy[:, :cols], copy.shape[1]
-
-
-def _output(m: int, n: int, layout: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(what the kernel writes, what the caller gets): two tensors only where D's rows are no multiple of 16 bytes."""
-    d = _empty(m, n, layout, dtype, device)
-    align = 16 // dtype.itemsize
-    inner = n if layout == "row" else m
-    if inner % align == 0:
-        return d, d
-    wide = _round_up(inner, align)
-    return (_empty(m, wide, layout, dtype, device) if layout == "row" else _empty(wide, n, layout, dtype, device)), d
-
-
-def _like_output(source: torch.Tensor, target: torch.Tensor, layout: str, dtype: torch.dtype) -> torch.Tensor:
-    """`source` [M, N] in D's dtype, layout and alignment."""
-    inner = 1 if layout == "row" else 0
-    pitch = source.stride(1 - inner)
-    aligned = pitch * dtype.itemsize % 16 == 0 and pitch >= source.shape[inner] and source.data_ptr() % 16 == 0
-    if source.dtype == dtype and source.stride(inner) == 1 and aligned:
-        return source
-    copy = torch.empty_strided(target.shape, target.stride(), dtype=dtype, device=target.device)
-    copy[: source.shape[0], : source.shape[1]].copy_(source)
-    return copy
-
-
-def _empty(m: int, n: int, layout: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.empty_strided((m, n), (n, 1) if layout == "row" else (1, m), dtype=dtype, device=device)
-
-
-def _round_up(size: int, to: int = 8) -> int:
-    return (size + to - 1) // to * to
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.gemm.cutlass import build, launch
+from s24compile.kernels.gemm.cutlass.instantiations import ACTIVATIONS
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.target import Target
 
@@ -72,7 +73,9 @@ def supports_act(
     act: str,
     out_layout: str,
 ) -> str | None:
-    """As `supports`; Z and H are in B's dtype."""
+    """As `supports`; Z and H are in B's dtype, and the epilogue must know the activation."""
+    if act not in ACTIVATIONS:
+        return f"it fuses {', '.join(ACTIVATIONS)}, not {act}"
     return supports(values, metadata, rows, cols, format, b, bias, out_layout, b.dtype)
 
 
@@ -88,9 +91,6 @@ def mm_act(
     out_layout: str,
 ) -> tuple[Tensor, Tensor]:
     """`s24::mm_act` on the CUTLASS kernels."""
-    if b.shape[1] == 0:
-        z = launch.mm(values, metadata, rows, cols, b, bias, out_layout, b.dtype)
-        return z, z.clone(memory_format=torch.preserve_format)
     return launch.mm_act(values, metadata, rows, cols, b, bias, act, out_layout)
 
 
@@ -108,7 +108,7 @@ def supports_dact(
     """As `supports`; Z is in B's dtype too."""
     if z.dtype != b.dtype:
         return f"Z is in {_short(z.dtype)} and the operands in {_short(b.dtype)}"
-    return supports(values, metadata, rows, cols, format, b, None, out_layout, b.dtype)
+    return supports_act(values, metadata, rows, cols, format, b, None, act, out_layout)
 
 
 def mm_dact(
@@ -123,8 +123,6 @@ def mm_dact(
     out_layout: str,
 ) -> Tensor:
     """`s24::mm_dact` on the CUTLASS kernels."""
-    if b.shape[1] == 0:
-        return launch.mm(values, metadata, rows, cols, b, None, out_layout, b.dtype)
     return launch.mm_dact(values, metadata, rows, cols, b, z, act, out_layout)
 
 
