@@ -1,5 +1,7 @@
 """The choice of a kernel: by target, with reasons, recorded; and every provider agrees with the reference."""
 
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -13,8 +15,6 @@ from s24compile.kernels.providers import Provider
 from s24compile.kernels.samples import samples
 from s24compile.kernels.target import FAMILIES, Target
 from tests.closeness import assert_as_close_as_torch
-
-GPU_PROVIDERS = [name for name in FAMILIES if name != "reference"]
 
 
 def test_a_cpu_runs_the_reference_and_loads_no_other_kernel():
@@ -63,51 +63,106 @@ def test_fake_tensors_can_be_asked_about():
     assert choice.provider.name == "reference"
 
 
+# With TRITON_INTERPRET=1 Triton's kernels run on CPU tensors too (slowly), as if for Hopper.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
+DEVICE, TARGET = ("cpu", Target("cuda", (9, 0), FAMILIES)) if INTERPRETED else ("cuda", None)
+
 CASES = [
-    pytest.param(op, index, id=f"{op}-{sample.note}")
-    for op in sorted(providers.FAMILY_OF)
+    pytest.param(
+        op,
+        index,
+        name,
+        id=f"{name}-{op}-{sample.note}",
+        marks=[] if INTERPRETED and name == "triton" else pytest.mark.gpu,
+    )
+    for op, family in sorted(providers.FAMILY_OF.items())
+    for name in FAMILIES
+    if name != "reference" and importlib.util.find_spec(f"s24compile.kernels.{family}.{name}") is not None
     for index, sample in enumerate(samples(op, "cpu", torch.bfloat16))
 ]
 
+ROUNDED = {"mm", "mm_act", "mm_dact", "act", "act_backward", "glu", "glu_backward", "soft_threshold_scale"}
+ROUNDED |= {"masked_decay_", "masked_decay_patterns_", "masked_decay_many_"}
+"""Ops whose results are sums or transcendental: as close to fp64 as the reference is, twice. All others: to the bit."""
 
-@pytest.mark.gpu
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", GPU_PROVIDERS)
-@pytest.mark.parametrize(("op", "index"), CASES)
+@pytest.mark.parametrize(("op", "index", "name"), CASES)
 def test_every_provider_agrees_with_the_reference(op, index, name, dtype):
-    """Choices (masks, codes) and packed values are equal; sums are as close to fp64 as the reference is, twice."""
-    sample = samples(op, "cuda", dtype)[index]
-    provider, target = providers.find(op, name), Target.detect(torch.device("cuda"))
+    provider, args = providers.find(op, name), samples(op, DEVICE, dtype)[index].args
     if provider is None:
         pytest.skip(f"{name} has no kernel for {op}: another one serves it")
-    reason = provider.supported(target) or provider.supports(*sample.args)
+    reason = provider.supported(TARGET or Target.detect(torch.device(DEVICE))) or provider.supports(*args)
     if reason is not None:
         assert len(reason) > 10, "a refusal is a sentence"
         pytest.skip(f"{name} refuses: {reason}")
-    with torch.no_grad():
-        results = []
-        for run in (provider.run, providers.find(op, "reference").run):
-            args = samples(op, "cuda", dtype)[index].args
-            results.append((run(*args), args))
-    (ours, our_args), (theirs, their_args) = results
-    exact_inputs = torch.utils._pytree.tree_map_only(torch.Tensor, _widened, sample.args)
-    leaves = [torch.utils._pytree.tree_leaves((r, a)) for r, a in ((ours, our_args), (theirs, their_args))]
-    for a, b in zip(*leaves, strict=True):
-        if not isinstance(a, torch.Tensor):
-            continue
+    reference = providers.find(op, "reference").run
+    ours = leaves_after(provider.run, args)
+    theirs = leaves_after(reference, samples(op, DEVICE, dtype)[index].args)
+    for a, b in zip(ours, theirs, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
-        if op in ("mm", "glu", "glu_backward") and a.is_floating_point() and a is ours:
-            args = (*exact_inputs[:-1], torch.float64) if op == "mm" else exact_inputs
-            exact = providers.find(op, "reference").run(*args)
-            assert_as_close_as_torch(a, b, exact, op)
-        elif a.is_floating_point() and op in ("soft_threshold_scale", "masked_decay_", "masked_decay_patterns_"):
-            torch.testing.assert_close(a, b)
+    if op == "mvue_pack_sum":
+        compare_sums(ours[2], args[0])
+        ours, theirs = ours[:2], theirs[:2]
+    elif op == "glu_backward_pack":
+        compare_glu_backward_pack(ours, theirs, args)
+        return
+    wide = [_wide(arg) for arg in samples(op, DEVICE, dtype)[index].args]
+    exact = leaves_after(reference, wide) if op in ROUNDED else theirs
+    for a, b, c in zip(ours, theirs, exact, strict=True):
+        if op in ROUNDED and a.is_floating_point():
+            assert_as_close_as_torch(a, b, c, op)
         else:
             assert torch.equal(a, b), "equal to the bit"
 
 
-def _widened(t):
-    return t.detach().double() if t.is_floating_point() else t
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the test above runs the compiled kernels themselves")
+def test_triton_agrees_with_the_reference_in_its_interpreter():
+    pytest.importorskip("triton", reason="the interpreter comes with triton")
+    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", "triton- and bfloat16"]
+    ran = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout[-4000:]
+    assert " passed" in ran.stdout
+
+
+def leaves_after(run, args):
+    """The tensors of the result and of the arguments (some ops write into those)."""
+    with torch.no_grad():
+        result = run(*args)
+    written = () if result is not None else args
+    leaves = torch.utils._pytree.tree_leaves((result, written))
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def compare_sums(sums, g):
+    """Column sums in fp32, against torch's own fp32 sums."""
+    assert_as_close_as_torch(sums, g.sum(0, dtype=sums.dtype), g.double().sum(0), "column sums")
+
+
+def compare_glu_backward_pack(ours, theirs, args):
+    """dz and h as close as the reference's; the pack and the sums are those of the kernel's own dz, to the bit."""
+    dh, z, act, gate, seed, dtype, format, sums, recompute = args
+    (dz, values, metadata, total, h), glu = ours, providers.find("glu", "reference").run
+    backward = providers.find("glu_backward", "reference").run
+    assert_as_close_as_torch(dz, theirs[0], backward(dh.double(), z.double(), act, gate), "dz")
+    flat = dz.reshape(-1, dz.shape[-1])
+    packed = providers.find("mvue_pack", "reference").run(flat, seed, dtype, format)
+    assert torch.equal(values, packed[0])
+    assert torch.equal(metadata, packed[1])
+    if sums:
+        compare_sums(total, flat)
+    if recompute:
+        assert_as_close_as_torch(h, theirs[4], glu(z.double(), act, gate), "h")
+
+
+def _wide(arg):
+    if arg is torch.float32 or arg is torch.bfloat16 or arg is torch.float16:
+        return torch.float64
+    return torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda t: t.detach().double() if t.is_floating_point() else t, arg
+    )
 
 
 def test_ops_run_under_a_provider_asked_for_on_any_device(device):
