@@ -26,6 +26,8 @@ SCHEDULES = tuple(
         "64x256_2x1_ping", "128x256_1x1_coop", "128x128_2x1_ping", "128x128_2x1_coop_sk", "256x128_2x1_coop",
     )
 )  # fmt: skip
+LARGE = 2e12
+"""Operations above which only the largest tile is tried: there are many waves of it, and smaller ones read more."""
 RASTERS: tuple[Literal["m", "n"], ...] = ("m", "n")
 
 
@@ -46,6 +48,8 @@ def tune(shape: Shape, schedules: Sequence[Schedule], out: torch.dtype = torch.b
     s = random_sparse(shape.m, shape.k, torch.bfloat16, "cuda")
     bs = activations(shape, torch.bfloat16, 2)
     name = "fp32" if out == torch.float32 else "bf16"
+    if shape.flops > LARGE:
+        schedules = [how for how in schedules if how.tile == (128, 256)]
     built = [how for how in schedules if build.object_path(Kernel(signature(shape, name), how)) is not None]
 
     def runs(choices: Sequence[Choice]) -> dict[str, Any]:
