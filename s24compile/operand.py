@@ -130,6 +130,7 @@ class Operand:
                 self.request.weight_layout,
             )
             for weight, content, searching in zip(self.weights, contents, due, strict=True):
+                weight.packed_at = CLOCK.tick
                 if searching:
                     weight.searched(content)
                 else:

@@ -16,7 +16,7 @@ class Site:
     """
 
     path: str
-    """Module path as in `named_modules()`, e.g. "blocks.0.mlp"; of the down projection's parent where it has one."""
+    """Innermost module that holds all its linears, as in `named_modules()`: "blocks.0.mlp"."""
     family: str
     """"gelu", "swiglu", "geglu", "linear", ...: activation and gating, the name of the pattern that matched."""
     shape: str

@@ -58,6 +58,10 @@ class SparseWeight:
         """Whether an optimizer that holds this parameter has been seen stepping."""
         self.tick = 0
         """CLOCK.tick at the last step that may have written it."""
+        self.packed_at = 0
+        """CLOCK.tick at the last pack: not before `tick`, if the forward since then was a sparse one."""
+        self.warned = False
+        """Whether it has been said that this weight trained on a dense forward."""
         self.revision = 0
         """Moves when packed copies must follow although the weight itself did not change: new mask, new scale."""
         self.patterns: Tensor | None = None

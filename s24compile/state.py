@@ -52,6 +52,10 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: names, shapes, recipe or completeness do not fit the model. Nothing has been changed.
     """
+    if not isinstance(state, Mapping):
+        raise CheckpointError(
+            found=f"it is a {type(state).__name__}", accepted="load what s24compile.state_dict returned"
+        )
     parameters = dict(_named_parameters(model))
     _check_names(parameters, state)
     for name, entry in state.items():

@@ -329,3 +329,15 @@ def test_find_every_layer_of_a_gpt_that_knows_nothing_of_it(device: str) -> None
     fast(tokens)
     names = {f"blocks.{i}.mlp.{n}.weight" for i in range(2) for n in ("c_fc", "c_proj")}
     assert set(s24compile.sparse_weights(model)) == names
+
+
+def test_warn_once_where_a_sparse_weight_trains_on_a_dense_forward(x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    model = GeluMLP().to(x.device)
+    fast = compiled(model, "eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for run in (fast, fast, model, model):
+        run(x).sum().backward()
+        optimizer.step()
+    said = [record.message for record in caplog.records if "without a sparse forward" in record.message]
+    assert len(said) == 1
+    assert "fc1.weight" in said[0]

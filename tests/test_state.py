@@ -360,3 +360,9 @@ def test_search_anew_when_refresh_is_told_to():
 
 def test_refresh_before_the_first_forward_is_no_mistake():
     refresh(MLP())
+
+
+@pytest.mark.parametrize("state", [5, None, ["c_fc.weight"]])
+def test_refuse_a_state_that_is_no_mapping(state):
+    with pytest.raises(errors.CheckpointError, match="it is a"):
+        load_state_dict(nn.Linear(4, 4), state)

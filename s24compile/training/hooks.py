@@ -52,6 +52,7 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if not callable(closure):
         held = _not_held_by(_outer_steps(), held_by(optimizer))
+        _warn_of_dense_forwards(held)
         decay_(optimizer, held)
         return None
     outer = _outer_steps()
@@ -113,6 +114,34 @@ def _meet(optimizer: Optimizer, weights: list[SparseWeight]) -> None:
             len(undriven),
             undriven[0],
         )
+
+
+def _warn_of_dense_forwards(held: Held) -> None:
+    """Says once a weight that it has a gradient although nothing packed it since its last step.
+
+    Its forward then ran outside the compiled graph: Dynamo gave up on the function (its recompile limit), or the model
+    was called uncompiled. Nothing may be silently dense.
+    """
+    dense = [
+        weight
+        for _, weight in held
+        if weight.packed_at < weight.tick and not weight.warned and weight.phase == "sparse" and _has_gradient(weight)
+    ]
+    if not dense:
+        return
+    for weight in dense:
+        weight.warned = True
+    log.warning(
+        "%d sparse weight(s) (%s, ...) got a gradient in a step without a sparse forward: the model ran uncompiled, or "
+        "torch.compile gave up on it (see its own warnings; TORCH_LOGS=recompiles; torch._dynamo.config.recompile_limit)",
+        len(dense),
+        dense[0].name,
+    )
+
+
+def _has_gradient(weight: SparseWeight) -> bool:
+    parameter = weight.parameter()
+    return parameter is not None and parameter.grad is not None
 
 
 def _not_held_by(outer: list[Optimizer], held: Held) -> Held:
