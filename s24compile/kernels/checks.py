@@ -79,7 +79,7 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
         if seed.numel() == 1 and not seed.is_floating_point() and not seed.is_complex():
             return seed.detach().reshape(1).to(device, torch.int64)
     elif isinstance(seed, (int, torch.SymInt)):
-        if isinstance(seed, int):
+        if not torch.compiler.is_compiling():  # a traced int must fit in int64 by itself
             seed = (seed + 2**63) % 2**64 - 2**63  # the 64 bits of any int, as int64 holds them
         return torch.full((1,), seed, dtype=torch.int64, device=device)
     raise OptionError(name="seed", value=seed, accepted="it must be an int, an integer tensor of one element, or None")

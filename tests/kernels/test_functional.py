@@ -155,3 +155,11 @@ def test_only_dense_arguments_are_differentiated(inputs):
 
 def test_masks_of_any_dtype_count_non_zeros(device):
     assert torch.equal(ops.unpack(ops.pack(SPARSE.to(device), MASK.float().to(device))).cpu(), SPARSE)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_int_seeds_may_vary_in_a_compiled_function(backend, device):
+    x = torch.randn(8, 8, device=device)
+    run = torch.compile(lambda x, seed: ops.mvue(x, seed=seed), backend=backend, fullgraph=True)
+    for seed in (1, 2, -3, 2**63 - 1, torch.tensor(7, device=device)):
+        assert torch.equal(run(x, seed), ops.mvue(x, seed=seed))
