@@ -1,6 +1,6 @@
 """A plain GPT in plain PyTorch. This file does not know that s24compile exists: that is what the demo shows.
 
-Shapes: B batch, S sequence length, D model width, F = 4 D hidden width of the MLP, V vocabulary, H heads.
+Shapes: B batch, S sequence length, D model width, F hidden width of the MLP, V vocabulary, H heads.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ class GPTConfig:
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128
+    n_hidden: int = 0
+    """Hidden width of the MLPs; 0: four times n_embd. Half of that is the fair dense rival of a 2:4 model."""
     dropout: float = 0.0
     bias: bool = True
 
@@ -49,13 +51,14 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The feed-forward layer: D -> 4 D -> D with GELU."""
+    """The feed-forward layer: D -> F -> D with GELU."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        hidden = config.n_hidden or 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, hidden, bias=config.bias)
         self.gelu = nn.GELU()
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:

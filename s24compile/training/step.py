@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from s24compile.errors import OptionError
+from s24compile.errors import CheckpointError, OptionError
 from s24compile.sparse_weight import DRIVEN
 from s24compile.training.schedule import Phase
 
@@ -102,7 +102,18 @@ class AdamW_STEP(Optimizer):
         self._drive(added["params"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `torch.optim.Optimizer.load_state_dict`; the weights follow the phase of the checkpoint."""
+        """See `torch.optim.Optimizer.load_state_dict`; the weights follow the phase of the checkpoint.
+
+        Raises:
+            CheckpointError: it was saved by another optimizer. Nothing has been changed.
+        """
+        for group in state_dict["param_groups"]:
+            missing = [field for field in self.defaults if field not in group]
+            if missing:
+                raise CheckpointError(
+                    found=f"the optimizer's groups have no {missing[0]!r}",
+                    accepted="load what AdamW_STEP.state_dict() returned; a run cannot change over to STEP",
+                )
         super().load_state_dict(state_dict)
         self._drive_all()
 

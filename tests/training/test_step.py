@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import math
@@ -182,3 +183,16 @@ def test_resume_bitwise_in_either_phase(split):
 def test_refuse_options_out_of_range(options):
     with pytest.raises(errors.OptionError, match=next(iter(options))):
         AdamW_STEP([nn.Parameter(torch.zeros(4, 4))], **({"total_steps": 10} | options))
+
+
+def test_refuse_the_state_of_another_optimizer_whole():
+    parameter, optimizer = parameter_and(20)
+    parameter.grad = grads(1)[0]
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(errors.CheckpointError, match="t_min"):
+        optimizer.load_state_dict(torch.optim.AdamW([nn.Parameter(torch.zeros(8, 8))]).state_dict())
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for name, value in before["state"][0].items():
+        assert torch.equal(torch.as_tensor(after["state"][0][name]), torch.as_tensor(value)), name

@@ -1,0 +1,206 @@
+"""Tables and pictures of the runs: final loss, gap to dense, time, flip rates; loss against steps and wall clock.
+
+    python -m benchmarks.quality.report --folder out/quality/runs
+
+Writes results/quality.json and one PNG per model size and training length. Times come from windows without a
+compilation; a run's wall clock is steps times mean step time, phase by phase, so a resumed run counts like any other.
+Runs on different devices, texts or plans are never put into one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What the file of one finished run says."""
+
+    header: dict[str, Any]
+    lines: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Of the variant, and the seed if it is not the first."""
+        plan = self.header["plan"]
+        return str(plan["variant"]["name"]) + (f" (seed {plan['seed']})" if plan["seed"] != 1 else "")
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """Runs of one group can be compared: same model, text, number of steps and device."""
+        plan, header = self.header["plan"], self.header
+        return plan["size_name"], str(plan["steps"]), header["corpus"]["sha256"][:12], header["device"]
+
+    @property
+    def loss(self) -> float:
+        """Validation loss after the last step."""
+        return float(self.lines[-1]["validation_loss"])
+
+    def step_ms(self, *, sparse: bool) -> float | None:
+        """Mean time of a step of one phase; None if there was none, or none without compilation."""
+        times = [line["step_ms"] for line in self.lines if line["warm"] and line["sparse"] == sparse]
+        return statistics.fmean(times) if times else None
+
+    def clock(self) -> list[float]:
+        """Seconds of training at each line."""
+        means = {sparse: self.step_ms(sparse=sparse) for sparse in (False, True)}
+        seconds, before, passed = [], 0, 0.0
+        for line in self.lines:
+            mean = means[line["sparse"]]
+            passed += (line["step"] - before) * (line["step_ms"] if mean is None else mean) / 1e3
+            before = line["step"]
+            seconds.append(passed)
+        return seconds
+
+    def row(self, dense: Result | None) -> dict[str, Any]:
+        """One row of the table."""
+        flips = [line["flip_rate"] for line in self.lines if "flip_rate" in line and line["sparse"]]
+        return {
+            "variant": self.name,
+            "hidden": self.header["hidden"],
+            "parameters": self.header["parameters"],
+            "steps": self.lines[-1]["step"],
+            "loss": self.loss,
+            "gap": None if dense is None else self.loss - dense.loss,
+            "sparse_step_ms": self.step_ms(sparse=True),
+            "dense_step_ms": self.step_ms(sparse=False),
+            "wall_clock_s": self.clock()[-1],
+            "time_of_dense": None if dense is None else self.clock()[-1] / dense.clock()[-1],
+            "ends_sparse": self.lines[-1]["sparse"],
+            "flip_rate_peak": max(flips, default=None),
+            "flip_rate_last": flips[-1] if flips else None,
+        }
+
+
+def read(folder: Path) -> list[Result]:
+    """The finished runs of a folder."""
+    results = []
+    for file in sorted(folder.glob("*.jsonl")):
+        header, *lines = map(json.loads, file.read_text().splitlines())
+        if lines and "validation_loss" in lines[-1] and lines[-1]["step"] >= _length(header):
+            results.append(Result(header, lines))
+    return results
+
+
+def tables(results: Iterable[Result]) -> dict[tuple[str, ...], list[Result]]:
+    """The results by group, best loss first."""
+    groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result.group].append(result)
+    return {group: sorted(members, key=lambda r: r.loss) for group, members in sorted(groups.items())}
+
+
+def dense_of(members: Sequence[Result]) -> Result | None:
+    """The dense run that the others are compared with."""
+    return next((result for result in members if result.name == "dense"), None)
+
+
+def markdown(members: Sequence[Result]) -> str:
+    """The table of one group."""
+    dense = dense_of(members)
+    lines = [
+        "| variant | F | steps | loss | gap | sparse ms | dense ms | time of dense | ends 2:4 | peak, last flips |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in (result.row(dense) for result in members):
+        flips = _both(row["flip_rate_peak"], row["flip_rate_last"])
+        cells = [
+            row["variant"],
+            str(row["hidden"]),
+            str(row["steps"]),
+            f"{row['loss']:.4f}",
+            _show(row["gap"], "+.4f"),
+            _show(row["sparse_step_ms"], ".1f"),
+            _show(row["dense_step_ms"], ".1f"),
+            _show(row["time_of_dense"], ".3f"),
+            "yes" if row["ends_sparse"] else "no",
+            flips,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(group: tuple[str, ...], members: Sequence[Result], path: Path) -> None:
+    """Writes a PNG: validation loss against steps and against wall clock, and flip rates."""
+    # matplotlib costs half a second, and the tables do without.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    by_step, by_time, flips = figure.subplots(1, 3)
+    for result in members:
+        looked = [i for i, line in enumerate(result.lines) if "validation_loss" in line]
+        steps = [result.lines[i]["step"] for i in looked]
+        losses = [result.lines[i]["validation_loss"] for i in looked]
+        clock = result.clock()
+        by_step.plot(steps, losses, linewidth=1.1, label=f"{result.name} {result.loss:.4f}")
+        by_time.plot([clock[i] for i in looked], losses, linewidth=1.1)
+        known = [line for line in result.lines if "flip_rate" in line]
+        colour = by_step.lines[-1].get_color()
+        flips.plot([li["step"] for li in known], [li["flip_rate"] for li in known], color=colour, linewidth=1.1)
+    # The end is where the question lies; the first tenth would flatten it.
+    tail = [
+        line["validation_loss"] for r in members for line in r.lines[len(r.lines) // 4 :] if "validation_loss" in line
+    ]
+    for axes, label in ((by_step, "optimizer step"), (by_time, "seconds of training")):
+        axes.set_ylim(min(tail) * 0.995, max(tail) * 1.005)
+        axes.set_xlabel(label)
+        axes.set_ylabel("validation loss, nats per token")
+    flips.set_xlabel("optimizer step")
+    flips.set_ylabel("share of the masks that the last search changed")
+    by_step.legend(frameon=False, fontsize=7)
+    figure.suptitle(f"{group[0]}, {group[1]} steps, {group[3]}", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Prints the tables, writes JSON and pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("out/quality/runs"))
+    parser.add_argument("--results", type=Path, default=record.RESULTS)
+    flags = parser.parse_args()
+    document = []
+    for number, (group, members) in enumerate(tables(read(flags.folder)).items()):
+        print(f"\n{group[0]}, {group[1]} steps, text {group[2]}, {group[3]}\n\n{markdown(members)}")
+        picture = flags.results / f"quality_{group[0]}_{group[1]}_{number}.png"
+        draw(group, members, picture)
+        dense = dense_of(members)
+        document.append(
+            {
+                "size": group[0],
+                "steps": int(group[1]),
+                "device": group[3],
+                "torch": members[0].header["torch"],
+                "corpus": members[0].header["corpus"],
+                "picture": picture.name,
+                "rows": [result.row(dense) for result in members],
+                "options": {result.name: result.header["options"] for result in members},
+            }
+        )
+    record.write("quality", {"tables": document}, flags.results)
+
+
+def _length(header: dict[str, Any]) -> int:
+    plan = header["plan"]
+    return max(1, round(plan["steps"] * plan["variant"]["length"]))
+
+
+def _show(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _both(one: float | None, two: float | None) -> str:
+    return "-" if one is None or two is None else f"{one:.1e} / {two:.1e}"
+
+
+if __name__ == "__main__":
+    main()
