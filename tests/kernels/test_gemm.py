@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.utils.checkpoint
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from s24compile import ops
 from s24compile.errors import LoweringError
@@ -277,3 +279,25 @@ def test_compiled_mvue_draws_anew_each_backward_and_obeys_manual_seed(device):
     again = torch.autograd.grad(run(), case.weights, case.dy)[0]
     assert not torch.equal(first, second)
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "expected"),
+    [("none", ["mm", "mvue_pack", "mm"]), ("weights", ["mm"]), ("input", ["mvue_pack", "mm"]), ("one weight", None)],
+)
+def test_the_traced_backward_holds_what_is_needed_and_no_more(frozen, expected, device):
+    case, graphs = Case(device, dtype=torch.float32), []
+    for weight in case.weights if frozen == "weights" else case.weights[1:] if frozen == "one weight" else []:
+        weight.requires_grad_(False)
+    if frozen == "input":
+        case.x.requires_grad_(False)
+
+    def keep(gm, inputs):
+        graphs.append([n.target._opname for n in gm.graph.nodes if getattr(n.target, "namespace", "") == "s24"])
+        return make_boxed_func(gm.forward)
+
+    backend = aot_autograd(fw_compiler=lambda gm, inputs: make_boxed_func(gm.forward), bw_compiler=keep)
+    torch.compile(lambda: case(dw="mvue"), backend=backend, fullgraph=True)().backward(case.dy)
+    assert graphs == [expected or ["mm", "mvue_pack", "mm"]]
+    assert [weight.grad is not None for weight in case.weights] == [weight.requires_grad for weight in case.weights]
+    assert (case.x.grad is not None) == case.x.requires_grad
