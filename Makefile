@@ -3,6 +3,8 @@
 # is (it must have torch and what the target imports); nothing is installed in it.
 
 JOBS ?= 2
+# What goes into .venv. CI adds zoo, examples and docs; tests that need those say so and are skipped without them.
+EXTRAS ?= test,lint
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -49,7 +51,7 @@ bench: $(READY)
 	if [ -z "$$base" ]; then echo "no Python 3.11 or newer with venv found on PATH"; exit 1; fi; \
 	$$base -m venv .venv
 	@echo "installing into .venv (once)"
-	@.venv/bin/python -m pip install -q -c constraints.txt -e '.[test,lint]'
+	@.venv/bin/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 adopt:

@@ -1,0 +1,38 @@
+"""Unmodified models of `transformers`: the layers that a reader lists, no extra graph break, and the right numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason='transformers is not installed: pip install -e ".[zoo]"')
+
+from tests.zoo.checks import assert_listed_by_hand, assert_trains_like_masked, explain_case
+from tests.zoo.hugging_face import MODELS
+from tests.zoo.table import assert_in_the_docs
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_find_the_layers_that_a_reader_lists(name: str, device: str) -> None:
+    report = explain_case(MODELS[name], device)
+    assert_listed_by_hand(MODELS[name], report)
+    assert_in_the_docs(name, "transformers", report)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_train_like_masked_arithmetic(name: str, device: str) -> None:
+    assert_trains_like_masked(MODELS[name], device)
+
+
+# transformers wraps whole layers, each in the same way: one model of each spelling is enough.
+SAME_CODE = {"Mistral", "Qwen2", "Qwen3", "RoBERTa", "GLM", "Qwen2-MoE", "Mixtral"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in SAME_CODE])
+def test_train_like_masked_arithmetic_under_checkpointing(name: str, device: str) -> None:
+    case = MODELS[name]
+
+    def checkpoint(model: torch.nn.Module) -> None:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+    assert_trains_like_masked(case, device, checkpoint, case.lost_to_checkpointing)
