@@ -21,6 +21,7 @@ from s24compile.errors import DecoratorError, S24Error
 from s24compile.inner import Compiled, compile_graph
 from s24compile.rewriting import Slot, rewrite_graph, target_of
 from s24compile.state import sparse_weights
+from s24compile.tracing import trace_graph
 
 log = logging.getLogger("s24compile")
 
@@ -75,6 +76,8 @@ class SparseGraph:
         dense = frozenset(slot for slot in self.slots if slot.operand(example_inputs).dense)
         if dense:
             rewrite = rewrite_graph(self.original, config, self.target, dense)
+        trace_graph("captured", lambda: passes.format_graph(self.original, "captured"))
+        trace_graph("rewritten", lambda: passes.format_graph(rewrite.graph_module, "rewritten"))
         inputs = [*example_inputs, *rewrite.packed_examples()]
         self.variants: dict[frozenset[Slot], Compiled] = {
             dense: compile_graph(rewrite.graph_module, inputs, config, self.target)

@@ -1,23 +1,19 @@
 """Golden graphs: captures what lowering makes of a model, and prints one line a node.
 
-A line reads `name: dtype[shape] = op(args)  # provider`; a column-major matrix says `col`, any other layout its strides.
-Node names are numbered anew, so that goldens don't change with torch's naming.
+The printer is lowering's own (`s24compile.lowering.printing`): logs, traces and goldens say the same.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
-import torch
 from torch import fx
 
 from s24compile import lowering
 from s24compile.kernels.target import Target
-from s24compile.lowering.select import PROVIDER
+from s24compile.lowering.printing import print_graph
 
 
 @contextmanager
@@ -43,61 +39,3 @@ def captured_lowerings(monkeypatch: pytest.MonkeyPatch, target: Target | None = 
     with monkeypatch.context() as patch:
         patch.setattr(lowering, "run", run)
         yield texts
-
-
-def print_graph(graph: fx.Graph) -> str:
-    """The graph as lines of text; the placeholders first, the outputs last."""
-    names: dict[fx.Node, str] = {}
-    counter: dict[str, Iterator[int]] = {}
-    lines = []
-    for node in graph.nodes:
-        if node.op == "output":
-            lines.append("return " + _print_arg(node.args[0], names))
-            continue
-        kind = "in" if node.op == "placeholder" else _op_name(node.target)
-        number = next(counter.setdefault(kind, itertools.count()))
-        names[node] = f"%{kind}{number}"
-        call = "" if node.op == "placeholder" else f" = {_call(node, names)}"
-        provider = f"  # {node.meta[PROVIDER]}" if PROVIDER in node.meta else ""
-        lines.append(f"{names[node]}: {_value(node.meta.get('val'))}{call}{provider}")
-    return "\n".join(lines)
-
-
-def _call(node: fx.Node, names: dict[fx.Node, str]) -> str:
-    args = [_print_arg(arg, names) for arg in node.args]
-    args += [f"{key}={_print_arg(value, names)}" for key, value in node.kwargs.items()]
-    return f"{_op_name(node.target)}({', '.join(args)})"
-
-
-def _op_name(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, name = target._schema.name.split("::")
-        return name if namespace != "s24" else f"s24.{name}"
-    return getattr(target, "__name__", str(target))
-
-
-def _print_arg(arg: Any, names: dict[fx.Node, str]) -> str:
-    if isinstance(arg, fx.Node):
-        return names[arg]
-    if isinstance(arg, (list, tuple)):
-        return "[" + ", ".join(_print_arg(a, names) for a in arg) + "]"
-    if isinstance(arg, torch.dtype):
-        return _DTYPES.get(arg, str(arg))
-    return repr(arg)
-
-
-_DTYPES = {
-    torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int16: "i16", torch.int64: "i64",
-    torch.uint8: "u8", torch.bool: "b8",
-}  # fmt: skip
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "(" + ", ".join(_value(v) for v in value) + ")"
-    if not isinstance(value, torch.Tensor):
-        return type(value).__name__
-    shape = ", ".join(str(size) for size in value.shape)
-    is_column_major = value.dim() == 2 and value.t().is_contiguous()
-    strides = "" if value.is_contiguous() else " col" if is_column_major else f" strides {tuple(value.stride())}"
-    return f"{_DTYPES.get(value.dtype, str(value.dtype))}[{shape}]{strides}"

@@ -17,7 +17,7 @@ import s24compile
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "s24compile"
 
-LEAVES = ("config", "errors", "report", "marks", "operand_request", "parameter_map", "training.recipe")
+LEAVES = ("config", "errors", "report", "marks", "operand_request", "parameter_map", "tracing", "training.recipe")
 STATE = ("weights", "sparse_weight", "operand", "checkpoint", "state", "training")
 
 # A module may import what its longest matching row lists (a name stands for the modules below it too).
@@ -25,6 +25,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "config": ("errors",),
     "report": (),
+    "tracing": (),
     "operand_request": ("config",),
     "marks": ("config",),
     "parameter_map": (),

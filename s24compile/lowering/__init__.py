@@ -16,7 +16,10 @@ from s24compile.lowering.activation import lower_activations
 from s24compile.lowering.epilogue import fuse_activation, fuse_activation_backward
 from s24compile.lowering.linear import lower_linear
 from s24compile.lowering.packing import fuse_bias_gradient, fuse_glu_backward
+from s24compile.lowering.printing import print_graph
+from s24compile.lowering.seeds import take_seeds
 from s24compile.lowering.select import select
+from s24compile.tracing import trace_graph
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ LOWERING: tuple[Callable[[fx.Graph, Target], int], ...] = (
     fuse_bias_gradient,
     fuse_glu_backward,
     lower_activations,
+    take_seeds,
     select,
 )
 
@@ -43,4 +47,7 @@ def run(graph: fx.Graph, target: Target) -> dict[str, int]:
     counts = {step.__name__: step(graph, target) for step in LOWERING}
     graph.lint()
     log.debug("lowered for %s: %s", target, counts)
+    # As torch's partitioner tells them apart: only a backward graph takes tangents.
+    is_backward = any("tangents" in str(node.target) for node in graph.find_nodes(op="placeholder"))
+    trace_graph("backward_lowered" if is_backward else "forward_lowered", lambda: print_graph(graph))
     return counts
