@@ -1,7 +1,8 @@
 """Checkpoints in safetensors files whose 2:4 weights are compressed, as compressed-tensors lays them out.
 
-Needs the extra `export` (safetensors). Who reads them: this module; compressed-tensors up to 0.13, and with it
-transformers and vLLM before 0.19. Later ones have dropped sparse weights: give those a baked dense checkpoint.
+Needs the extra `export` (safetensors). Who reads them: this module; compressed-tensors up to 0.14, and what uses it
+(transformers; vLLM until its pull request 36799 of March 2026). Later versions have dropped sparse weights: give those
+a dense checkpoint of a baked model (`s24compile.bake_`), in which the zeros are just zeros.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import re
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from s24compile.marks import mark_of
 from s24compile.passes.linears import CASTS, Linear
@@ -118,6 +119,8 @@ def _refuse_dtype(linear: Linear) -> str:
     assert value is not None
     if type(weight).__name__ == "DTensor":
         return "its weight is a DTensor (tensor parallel), which is not rewritten"
+    if is_traceable_wrapper_subclass(weight):
+        return f"its weight is a {type(weight).__name__}, a tensor subclass that multiplies in its own way"
     if weight.device.type == "meta":
         return "its weight is on the meta device and holds no numbers"
     for dtype in (weight.dtype, value.dtype):

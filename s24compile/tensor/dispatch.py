@@ -162,7 +162,5 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.nn.functional.linear: _folded_linear,
     torch.matmul: _batched_matmul,
     Tensor.matmul: _batched_matmul,
-    Tensor.__matmul__: _batched_matmul,
-    Tensor.__rmatmul__: lambda b, a: _batched_matmul(a, b),
 }
 """torch function -> what is called instead, for those that torch takes apart in a way that no aten op here can undo."""

@@ -79,6 +79,13 @@ class Sparse24(Tensor):
     ) -> Any:
         return dispatch.call(cls, func, args, kwargs or {})
 
+    # torch's own methods turn a TypeError, and with it a DtypeError's sentence, into "unsupported operand type(s)".
+    def __matmul__(self, other: Any) -> Tensor:
+        return torch.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return torch.matmul(other, self)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         scale = "" if self.scale is None else ", scaled"
         view = ", transposed" if self.transposed else ""
