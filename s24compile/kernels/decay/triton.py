@@ -12,7 +12,8 @@ from s24compile.kernels.decay.triton_kernels import decay_many, decay_one
 from s24compile.kernels.format import code_table
 from s24compile.kernels.pack.triton import supported
 from s24compile.kernels.pack.triton_batch import table
-from s24compile.kernels.pack.triton_tiles import DECAY, TRITON_DTYPES, launch
+from s24compile.kernels.pack import triton_tiles as tiles
+from s24compile.kernels.pack.triton_tiles import TRITON_DTYPES, launch
 from s24compile.kernels.patterns import PAIRS, TRANSPOSABLE
 from s24compile.kernels.providers import Provider
 
@@ -54,10 +55,10 @@ def masked_decay_patterns_(grad: Tensor, w: Tensor, patterns: Tensor, kind: str,
         grad, w, patterns = grad.t(), w.t(), patterns.t()
     rows, columns = grad.shape
     launch(
-        decay_one, -(-rows // DECAY.rows) * -(-columns // DECAY.columns), DECAY, grad.device,
+        decay_one, -(-rows // tiles.DECAY.rows) * -(-columns // tiles.DECAY.columns), tiles.DECAY, grad.device,
         grad, *grad.stride(), w, *w.stride(), patterns, *patterns.stride(), _mask_bits(grad.device),
         alpha.to(grad.device, torch.float32), rows, columns,
-        ROWS=kind == "rows", FLIPPED=flipped, BLOCK_R=DECAY.rows, BLOCK_C=DECAY.columns,
+        ROWS=kind == "rows", FLIPPED=flipped, BLOCK_R=tiles.DECAY.rows, BLOCK_C=tiles.DECAY.columns,
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def _entry(grad: Tensor, w: Tensor, patterns: Tensor) -> tuple[tuple[object, ...
         return None
     rows, columns = grad.shape
     words = grad.data_ptr(), w.data_ptr(), patterns.data_ptr(), grad.stride(0), w.stride(0), pitch, rows, columns
-    return (grad.device, grad.dtype, w.dtype, flipped), (*words, -(-columns // DECAY.columns))
+    return (grad.device, grad.dtype, w.dtype, flipped), (*words, -(-columns // tiles.DECAY.columns))
 
 
 def masked_decay_many_(
@@ -90,12 +91,12 @@ def masked_decay_many_(
             launches.setdefault(found[0], []).append(found[1])
     for (device, grad_dtype, w_dtype, flipped), entries in launches.items():
         assert isinstance(device, torch.device)
-        tiles = tuple(-(-words[6] // DECAY.rows) * words[8] for words in entries)
-        address, owners, programs = table(device, tuple(entries), tiles)
+        counts = tuple(-(-words[6] // tiles.DECAY.rows) * words[8] for words in entries)
+        address, owners, programs = table(device, tuple(entries), counts)
         launch(
-            decay_many, programs, DECAY, device, address, owners, _mask_bits(device), alpha.to(device, torch.float32),
+            decay_many, programs, tiles.DECAY, device, address, owners, _mask_bits(device), alpha.to(device, torch.float32),
             GRAD=TRITON_DTYPES[grad_dtype], WEIGHT=TRITON_DTYPES[w_dtype], ROWS=kind == "rows", FLIPPED=flipped,
-            BLOCK_R=DECAY.rows, BLOCK_C=DECAY.columns,
+            BLOCK_R=tiles.DECAY.rows, BLOCK_C=tiles.DECAY.columns,
         )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from s24compile.kernels.glu.triton import glu, glu_backward, halves, plane
 from s24compile.kernels.glu.triton_pack import glu_gradient_pack
 from s24compile.kernels.pack.triton import pack_along, supported, supports_operand
 from s24compile.kernels.pack.triton_many import pack_weights_, supports_weights
-from s24compile.kernels.pack.triton_tiles import GLU_PACK, launch
+from s24compile.kernels.pack import triton_tiles as tiles
+from s24compile.kernels.pack.triton_tiles import launch
 from s24compile.kernels.providers import Provider
 
 
@@ -47,7 +48,7 @@ def glu_backward_pack(
     dz = z.new_empty(z.shape)
     h = z.new_empty((*z.shape[:-1], hidden) if recompute else (0,))
     values, metadata = FORMATS[format].empty(wide, tokens, dtype, z.device)
-    tile = GLU_PACK
+    tile = tiles.GLU_PACK
     steps = -(-tokens // tile.rows)
     partial = torch.empty((steps if sums else 0, wide), dtype=torch.float32, device=z.device)
     gated, other = halves(flat_z, gate)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from s24compile.kernels.glu.triton_kernels import glu_forward, glu_gradient
 from s24compile.kernels.pack.triton import supported
-from s24compile.kernels.pack.triton_tiles import GLU, GLU_GRADIENT, GLU_TURNED, Tile, launch
+from s24compile.kernels.pack import triton_tiles as tiles
+from s24compile.kernels.pack.triton_tiles import Tile, launch
 from s24compile.kernels.providers import Provider
 
 _TAKEN = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,35 +36,43 @@ def halves(z: Tensor, gate: str) -> tuple[Tensor, int]:
     return (z[:, :hidden], hidden) if gate == "first" else (z[:, hidden:], -hidden)
 
 
-def choose_tile(flat: Tile, *planes: tuple[Tensor, int, int]) -> Tile:
-    """`flat` where all planes are row-major; a squarer one where some turn."""
-    return flat if all(abs(p[2]) <= abs(p[1]) for p in planes) else GLU_TURNED
+def _layout(*tensors: Tensor) -> str:
+    """"rows" or "columns" where all tensors [T, C] are contiguous along the same dim, else "mixed"."""
+    found = {"rows" if abs(x.stride(1)) <= abs(x.stride(0)) else "columns" for x in tensors}
+    return found.pop() if len(found) == 1 else "mixed"
+
+
+def _grid(tile: Tile, flat: tuple[int, int]) -> int:
+    return -(-flat[0] // tile.rows) * -(-flat[1] // tile.columns)
 
 
 def glu_into(z: Tensor, h: Tensor, act: str, gate: str) -> None:
     """Writes glu of z [T, 2F] into h [T, F], both of any strides."""
-    tokens, hidden = h.shape
     gated, other = halves(z, gate)
-    tile = choose_tile(GLU, plane(z), plane(h))
-    programs = -(-tokens // tile.rows) * -(-hidden // tile.columns)
-    strides = z.stride(0), z.stride(1), other * z.stride(1)
+    layout = _layout(z, h)
+    tile = tiles.GLU_TURNED if layout == "mixed" else tiles.GLU
+    # The kernel does not mind which of its two dims are the tokens.
+    strides, sizes = [z.stride(), h.stride()], h.shape
+    if layout == "columns":
+        strides, sizes = [s[::-1] for s in strides], sizes[::-1]
     launch(
-        glu_forward, programs, tile, z.device, gated, *strides, h, h.stride(0), h.stride(1), tokens, hidden,
+        glu_forward, _grid(tile, sizes), tile, z.device, gated, *strides[0], other * z.stride(1), h, *strides[1], *sizes,
         ACT=act, BLOCK_T=tile.rows, BLOCK_F=tile.columns,
     )  # fmt: skip
 
 
 def glu_backward_into(dh: Tensor, z: Tensor, dz: Tensor, act: str, gate: str) -> None:
     """Writes the gradient of glu at z [T, 2F] into dz [T, 2F]; dh [T, F]; any strides."""
-    tokens, hidden = dh.shape
     gated, other = halves(z, gate)
     d_gated, _ = halves(dz, gate)
-    tile = choose_tile(GLU_GRADIENT, plane(z), plane(dh), plane(dz))
-    programs = -(-tokens // tile.rows) * -(-hidden // tile.columns)
+    layout = _layout(dh, z, dz)
+    tile = tiles.GLU_GRADIENT_TURNED if layout == "mixed" else tiles.GLU_GRADIENT
+    strides, sizes = [dh.stride(), z.stride(), dz.stride()], dh.shape
+    if layout == "columns":
+        strides, sizes = [s[::-1] for s in strides], sizes[::-1]
     launch(
-        glu_gradient, programs, tile, z.device, dh, dh.stride(0), dh.stride(1),
-        gated, z.stride(0), z.stride(1), other * z.stride(1), d_gated, dz.stride(0), dz.stride(1), other * dz.stride(1),
-        tokens, hidden, ACT=act, BLOCK_T=tile.rows, BLOCK_F=tile.columns,
+        glu_gradient, _grid(tile, sizes), tile, z.device, dh, *strides[0], gated, *strides[1], other * z.stride(1),
+        d_gated, *strides[2], other * dz.stride(1), *sizes, ACT=act, BLOCK_T=tile.rows, BLOCK_F=tile.columns,
     )  # fmt: skip
 
 

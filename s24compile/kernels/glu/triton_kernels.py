@@ -32,7 +32,7 @@ def glu_forward(
     at = z + token * z_t + feature * z_f
     gated = widen(tl.load(at, mask=inside, other=0.0))
     linear = widen(tl.load(at + other, mask=inside, other=0.0))
-    out = narrow(activate(gated, ACT) * linear, h.dtype.element_ty)
+    out = narrow(activate(gated, ACT, z.dtype.element_ty != tl.float32) * linear, h.dtype.element_ty)
     tl.store(h + token * h_t + feature * h_f, out, mask=inside)
 
 
@@ -47,7 +47,7 @@ def glu_gradient(
     gated = widen(tl.load(at, mask=inside, other=0.0))
     linear = widen(tl.load(at + other, mask=inside, other=0.0))
     gradient = widen(tl.load(dh + token * dh_t + feature * dh_f, mask=inside, other=0.0))
-    activated, slope = activate_with_slope(gated, ACT)
+    activated, slope = activate_with_slope(gated, ACT, z.dtype.element_ty != tl.float32)
     out = dz + token * dz_t + feature * dz_f
     tl.store(out, narrow(gradient * linear * slope, dz.dtype.element_ty), mask=inside)
     tl.store(out + dz_other, narrow(gradient * activated, dz.dtype.element_ty), mask=inside)

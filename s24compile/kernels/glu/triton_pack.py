@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 from s24compile.kernels.glu.triton_math import activate_with_slope
-from s24compile.kernels.mvue.triton_sample import sample, uniform
-from s24compile.kernels.pack.triton_format import narrow
-from s24compile.kernels.pack.triton_rows import draws, load_row, store_operand
+from s24compile.kernels.mvue.triton_sample import draws, sample, uniform
+from s24compile.kernels.pack.triton_format import anchored, narrow, widen
+from s24compile.kernels.pack.triton_rows import load_row, store_operand
 
 
 @triton.jit
@@ -23,15 +23,15 @@ def _row(
     gated = load_row(z, token, T, inside, EVEN)
     linear = load_row(z + other, token, T, inside, EVEN)
     gradient = load_row(dh, token, T, inside, EVEN)
-    activated, slope = activate_with_slope(gated, ACT)
+    activated, slope = activate_with_slope(gated, ACT, dz.dtype.element_ty != tl.float32)
     d_gated = narrow(gradient * linear * slope, dz.dtype.element_ty)
     d_linear = narrow(gradient * activated, dz.dtype.element_ty)
-    here = inside & (token < T)
+    here = None if EVEN else inside & (token < T)
     tl.store(dz, d_gated, mask=here)
     tl.store(dz + dz_other, d_linear, mask=here)
     if RECOMPUTE:
         tl.store(h, narrow(activated * linear, h.dtype.element_ty), mask=here)
-    return d_gated.to(tl.float32), d_linear.to(tl.float32)
+    return widen(d_gated), widen(d_linear)
 
 
 @triton.jit
@@ -82,8 +82,9 @@ def glu_gradient_pack(
     dz += first * dz_t + column
     h += first * h_t + column
     seed = tl.load(seed_at)
-    row = tl.broadcast_to(column, (CHUNKS, BLOCK_F))
-    chunk = tl.broadcast_to(first // 16, (CHUNKS, BLOCK_F))
+    anchor = load_row(z, first, T, inside, EVEN)
+    row = anchored(tl.broadcast_to(column, (CHUNKS, BLOCK_F)).to(tl.int32), anchor)
+    chunk = anchored(tl.broadcast_to(first // 16, (CHUNKS, BLOCK_F)).to(tl.int32), anchor)
     w0, w1, w2, w3 = draws(seed, chunk, row + gated_row)
     v0, v1, v2, v3 = draws(seed, chunk, row + other_row)
     p0, e0, s0, q0, f0, r0 = _group(dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 0, T, inside, other, dz_other, w0, v0, ACT, RECOMPUTE, EVEN, DTYPE)  # fmt: skip

@@ -190,6 +190,7 @@ def pack_transposable(
         FLIPPED=flipped,
         ALONG=along is not None,
         ACROSS=across is not None,
+        EVEN=rows % tile.rows == 0 and columns % tile.columns == 0,
         BLOCK_R=tile.rows,
         BLOCK_C=tile.columns,
     )

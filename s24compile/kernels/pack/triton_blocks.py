@@ -9,8 +9,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s24compile.kernels.pack.triton_format import bits, lookup, pick, quarters, store_metadata, store_pairs
+from s24compile.kernels.pack.triton_format import bits, lookup, pick, quarters, store_metadata, store_pairs, widen
 from s24compile.kernels.pack.triton_search import best_pattern, pair_sums
+
+
+@triton.jit
+def load(at, inside, EVEN: tl.constexpr):
+    """What `at` points at, 0 outside; EVEN: nothing is outside."""
+    if EVEN:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -18,7 +27,7 @@ def pack_tile(
     w, w_row, w_column, R, C, patterns, p_row, p_column, table,
     along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride,
     tile_r, tile_c,
-    SEARCH: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr,
+    SEARCH: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Packs one tile [BLOCK_R, BLOCK_C] of V [R, C].
@@ -32,17 +41,14 @@ def pack_tile(
     w_to = tile_c.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (w_at < R)[:, None] & (w_to < C)[None, :]
     at = w + w_at[:, None] * w_row + w_to[None, :] * w_column
-    a0, a1, a2, a3 = quarters(tl.load(at, mask=inside, other=0.0), P, Q)
-    b0, b1, b2, b3 = quarters(tl.load(at + w_row, mask=inside, other=0.0), P, Q)
-    c0, c1, c2, c3 = quarters(tl.load(at + 2 * w_row, mask=inside, other=0.0), P, Q)
-    d0, d1, d2, d3 = quarters(tl.load(at + 3 * w_row, mask=inside, other=0.0), P, Q)
+    a0, a1, a2, a3 = quarters(load(at, inside, EVEN), P, Q)
+    b0, b1, b2, b3 = quarters(load(at + w_row, inside, EVEN), P, Q)
+    c0, c1, c2, c3 = quarters(load(at + 2 * w_row, inside, EVEN), P, Q)
+    d0, d1, d2, d3 = quarters(load(at + 3 * w_row, inside, EVEN), P, Q)
 
     block_row = tile_r.to(tl.int64) * P + tl.arange(0, P)
     block_column = tile_c.to(tl.int64) * Q + tl.arange(0, Q)
     real = (4 * block_row < R)[:, None] & (4 * block_column < C)[None, :]
-    # Clamped, not masked: `lookup` has no mask.
-    p_row_at = tl.minimum(block_row, R // 4 - 1)[:, None] * p_row
-    p_at = patterns + p_row_at + tl.minimum(block_column, C // 4 - 1)[None, :] * p_column
     if SEARCH:
         A0, A1, A2, A3 = magnitude(a0), magnitude(a1), magnitude(a2), magnitude(a3)
         B0, B1, B2, B3 = magnitude(b0), magnitude(b1), magnitude(b2), magnitude(b3)
@@ -58,7 +64,10 @@ def pack_tile(
             )
         tl.store(patterns + block_row[:, None] * p_row + block_column[None, :] * p_column, number.to(tl.uint8), mask=real)
     else:
-        number = lookup(p_at).to(tl.int32) & 127
+        if not EVEN:  # clamped, not masked: `lookup` has no mask
+            block_row = tl.minimum(block_row, R // 4 - 1)
+            block_column = tl.minimum(block_column, C // 4 - 1)
+        number = lookup(patterns + block_row[:, None] * p_row + block_column[None, :] * p_column).to(tl.int32) & 127
     if ALONG or ACROSS:
         DTYPE: tl.constexpr = along.dtype.element_ty if ALONG else across.dtype.element_ty
         a0, a1, a2, a3 = bits(a0, DTYPE), bits(a1, DTYPE), bits(a2, DTYPE), bits(a3, DTYPE)
@@ -68,7 +77,7 @@ def pack_tile(
     row = tile_r.to(tl.int64)
     column = tile_c.to(tl.int64)
     if ALONG:
-        s01, s23, low, high = lines(table, number, real, FLIPPED)
+        s01, s23, low, high = lines(table, number, real, FLIPPED, EVEN)
         x0, x1 = pick(a0, a1, a2, a3, s01), pick(b0, b1, b2, b3, s01 >> 16)
         x2, x3 = pick(c0, c1, c2, c3, s23), pick(d0, d1, d2, d3, s23 >> 16)
         store_pairs(along, along_pitch // 2, R, (C + 15) // 16 * 4, row * BLOCK_R, column * Q, x0, x1, x2, x3, True)
@@ -76,7 +85,7 @@ def pack_tile(
             along_metadata, along_stride, (C + 63) // 64, (R + 63) // 64, column * (Q // 16), row * (P // 16), low, high, True
         )
     if ACROSS:
-        s01, s23, low, high = lines(table, number, real, not FLIPPED)
+        s01, s23, low, high = lines(table, number, real, not FLIPPED, EVEN)
         x0, x1 = pick(a0, b0, c0, d0, s01), pick(a1, b1, c1, d1, s01 >> 16)
         x2, x3 = pick(a2, b2, c2, d2, s23), pick(a3, b3, c3, d3, s23 >> 16)
         store_pairs(across, across_pitch // 2, C, (R + 15) // 16 * 4, column * BLOCK_C, row * P, x0, x1, x2, x3, False)
@@ -86,10 +95,12 @@ def pack_tile(
 
 
 @triton.jit
-def lines(table, number, real, COLUMNS: tl.constexpr):
+def lines(table, number, real, COLUMNS: tl.constexpr, EVEN: tl.constexpr):
     """What the four rows (or COLUMNS) of each block's pattern keep: selectors of `pick` and codes, two a word."""
     FIRST: tl.constexpr = 3 if COLUMNS else 0
-    codes = tl.where(real, lookup(table + FIRST * 128 + number), 0x4444)
+    codes = lookup(table + FIRST * 128 + number)
+    if not EVEN:
+        codes = tl.where(real, codes, 0x4444)
     low = (codes & 0xF) | ((codes & 0xF0) << 12)
     high = ((codes >> 8) & 0xF) | ((codes & 0xF000) << 4)
     return lookup(table + (FIRST + 1) * 128 + number), lookup(table + (FIRST + 2) * 128 + number), low, high
@@ -98,14 +109,14 @@ def lines(table, number, real, COLUMNS: tl.constexpr):
 @triton.jit
 def magnitude(x):
     """|x| in fp32."""
-    return tl.abs(x.to(tl.float32))
+    return tl.abs(widen(x))
 
 
 @triton.jit
 def pack_blocks(
     w, w_row, w_column, R, C, patterns, p_row, p_column, table,
     along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride,
-    SEARCH: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr,
+    SEARCH: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One weight; program i is tile i, tiles along V's columns first."""
@@ -115,14 +126,14 @@ def pack_blocks(
         w, w_row, w_column, R, C, patterns, p_row, p_column, table,
         along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride,
         program // across_tiles, program % across_tiles,
-        SEARCH, FLIPPED, ALONG, ACROSS, BLOCK_R, BLOCK_C,
+        SEARCH, FLIPPED, ALONG, ACROSS, EVEN, BLOCK_R, BLOCK_C,
     )  # fmt: skip
 
 
 @triton.jit
 def pack_many(
     entries, owners, table, WEIGHT: tl.constexpr, DTYPE: tl.constexpr,
-    SEARCH: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr,
+    SEARCH: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Many weights: program i works on tile i - first of entry owners[i]; pack/triton_many.py lists an entry's words."""
@@ -146,5 +157,5 @@ def pack_many(
     pack_tile(
         w, w_row, 1, R, C, patterns, 1 if FLIPPED else p_pitch, p_pitch if FLIPPED else 1, table,
         along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride,
-        tile // tiles, tile % tiles, SEARCH, FLIPPED, ALONG, ACROSS, BLOCK_R, BLOCK_C,
+        tile // tiles, tile % tiles, SEARCH, FLIPPED, ALONG, ACROSS, EVEN, BLOCK_R, BLOCK_C,
     )  # fmt: skip

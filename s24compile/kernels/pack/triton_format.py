@@ -23,6 +23,32 @@ def quarters(x, P: tl.constexpr, Q: tl.constexpr):
 
 
 @triton.jit
+def eighths(x):
+    """Splits x [A, B, 8] into eight [A, B]."""
+    even, odd = tl.split(tl.reshape(x, (x.shape[0], x.shape[1], 2, 2, 2)))
+    even_low, even_high = tl.split(even)
+    odd_low, odd_high = tl.split(odd)
+    x0, x4 = tl.split(even_low)
+    x2, x6 = tl.split(even_high)
+    x1, x5 = tl.split(odd_low)
+    x3, x7 = tl.split(odd_high)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def anchored(index, x):
+    """index (int32), in the layout of the fp32 x of its shape.
+
+    Without it the compiler computes what follows from an index in a layout of its own, and converts the results
+    through shared memory. x is not used: no instruction comes of this.
+    """
+    if INTERPRETED:
+        return index
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r,f", [index, x], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
 def stack(a, b, c, d):
     """Stacks four [P, Q] tensors into [P, Q, 4]."""
     joined = tl.join(tl.join(a, c), tl.join(b, d))
@@ -37,6 +63,9 @@ def narrow(x, DTYPE: tl.constexpr):
         word = x.to(tl.uint32, bitcast=True)
         rounded = tl.where(x == x, (word + 0x7FFF + ((word >> 16) & 1)) >> 16, 0x7FC0)
         return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    elif DTYPE == tl.bfloat16 and x.dtype == tl.float32:
+        # Two at once: LLVM converts one by one, in the slow unit (16 a clock) instead of the fast one.
+        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2)
     else:
         return x.to(DTYPE)
 

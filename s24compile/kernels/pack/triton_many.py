@@ -113,5 +113,5 @@ def _launch(shared: tuple[object, ...], entries: list[tuple[int, ...]], search: 
     launch(
         pack_many, total, tile, device, address, owners, pattern_table(device),
         WEIGHT=TRITON_DTYPES[weight], DTYPE=TRITON_DTYPES[dtype], SEARCH=search, FLIPPED=flipped,
-        ALONG=along, ACROSS=across, BLOCK_R=tile.rows, BLOCK_C=tile.columns,
+        ALONG=along, ACROSS=across, EVEN=all(e[2] % tile.rows == e[3] % tile.columns == 0 for e in entries), BLOCK_R=tile.rows, BLOCK_C=tile.columns,
     )  # fmt: skip

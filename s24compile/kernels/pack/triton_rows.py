@@ -12,15 +12,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s24compile.kernels.mvue.triton_sample import sample, uniform
-from s24compile.kernels.pack.triton_format import bits, narrow, quarters, stack, store_chunk_codes, store_chunk_pairs, widen
-
-
-@triton.jit
-def draws(seed, chunk, row):
-    """The four random words of each chunk, one per group, from (seed, chunk, row): kernels/philox.py."""
-    nothing = tl.zeros(chunk.shape, tl.uint32)
-    return tl.philox(seed, chunk.to(tl.uint32), row.to(tl.uint32), nothing, nothing)
+from s24compile.kernels.mvue.triton_sample import draws, sample, uniform
+from s24compile.kernels.pack.triton_format import (
+    anchored,
+    bits,
+    eighths,
+    narrow,
+    stack,
+    store_chunk_codes,
+    store_chunk_pairs,
+    widen,
+)
 
 
 @triton.jit
@@ -101,6 +103,18 @@ def load_group(at, step, first, i: tl.constexpr, rows, inside, EVEN: tl.constexp
 
 
 @triton.jit
+def load_eight(at, rows, ks, M, K, EVEN: tl.constexpr):
+    """Eight neighbours along K, from each of ks, of each row: eight [rows, ks], fp32. at: pointers [rows, ks, 8]."""
+    if EVEN:
+        x = tl.load(at)
+    else:
+        place = ks[None, :, None] + tl.arange(0, 8)[None, None, :]
+        x = tl.load(at, mask=(rows < M)[:, None, None] & (place < K), other=0.0)
+    x0, x1, x2, x3, x4, x5, x6, x7 = eighths(x)
+    return widen(x0), widen(x1), widen(x2), widen(x3), widen(x4), widen(x5), widen(x6), widen(x7)
+
+
+@triton.jit
 def store_operand(values, pitch, metadata, k_stride, K, M, row, k, p0, p1, p2, p3, codes, ALONG: tl.constexpr):
     """Stores a tile of the packed operand [M, K] that starts at (row, k), both int64 and multiples of 64."""
     store_chunk_pairs(values, pitch // 2, M, (K + 15) // 16 * 4, row, k // 4, p0, p1, p2, p3, ALONG)
@@ -128,16 +142,15 @@ def pack_rows(
     CHUNKS: tl.constexpr = BLOCK_K // 16
     rows = m0 + tl.arange(0, BLOCK_M)
     if ALONG:
-        ks = k0 + tl.arange(0, BLOCK_K)
-        inside = (rows < M)[:, None] & (ks < K)[None, :]
-        tile = load_row(g + rows[:, None] * g_m + ks[None, :] * g_k, rows[:, None], M, inside, EVEN)
+        # Two halves of eight: a thread then holds whole chunks, as loaded.
+        chunks = k0 + 16 * tl.arange(0, CHUNKS)
+        at = g + rows[:, None, None] * g_m + (chunks[None, :, None] + tl.arange(0, 8)[None, None, :]) * g_k
+        a0, a1, a2, a3, b0, b1, b2, b3 = load_eight(at, rows, chunks, M, K, EVEN)
+        c0, c1, c2, c3, d0, d1, d2, d3 = load_eight(at + 8 * g_k, rows, chunks + 8, M, K, EVEN)
         if SUMS:
-            tl.store(sums + tile_k * M + rows, tl.sum(tile, 1), mask=rows < M)
-        x0, x1, x2, x3 = quarters(tile, BLOCK_M, BLOCK_K // 4)
-        a0, b0, c0, d0 = quarters(x0, BLOCK_M, CHUNKS)
-        a1, b1, c1, d1 = quarters(x1, BLOCK_M, CHUNKS)
-        a2, b2, c2, d2 = quarters(x2, BLOCK_M, CHUNKS)
-        a3, b3, c3, d3 = quarters(x3, BLOCK_M, CHUNKS)
+            total = ((a0 + a1) + (a2 + a3)) + ((b0 + b1) + (b2 + b3))
+            total += ((c0 + c1) + (c2 + c3)) + ((d0 + d1) + (d2 + d3))
+            tl.store(sums + tile_k * M + rows, tl.sum(total, 1), mask=rows < M)
         row = tl.broadcast_to(rows[:, None], (BLOCK_M, CHUNKS))
         chunk = tl.broadcast_to((k0 // 16 + tl.arange(0, CHUNKS))[None, :], (BLOCK_M, CHUNKS))
     else:
@@ -156,7 +169,7 @@ def pack_rows(
         chunk = tl.broadcast_to(first // 16, (CHUNKS, BLOCK_M))
     scale = tl.load(scale_at) if SCALED else 1.0
     if RULE == "mvue":
-        w0, w1, w2, w3 = draws(tl.load(seed_at), chunk, row)
+        w0, w1, w2, w3 = draws(tl.load(seed_at), anchored(chunk.to(tl.int32), a0), anchored(row.to(tl.int32), a0))
     else:
         pattern_at = patterns + row * (K // 4) + 4 * chunk
         near = (row < M) & (16 * chunk < K)

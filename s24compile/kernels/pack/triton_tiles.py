@@ -13,30 +13,35 @@ TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.f
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One launch configuration: the tile's extent across and along the contiguous dim, and warps per program."""
+    """One launch configuration: the tile's extent across and along the contiguous dim, warps per program, and a limit
+    of registers per thread where the compiler would take so many that too few programs fit."""
 
     rows: int
     columns: int
     warps: int
+    registers: int | None = None
 
 
 BLOCKS_SEARCH = Tile(64, 64, 4)
-BLOCKS_GIVEN = Tile(128, 64, 4)
-ROWS = Tile(128, 64, 4)
-ROWS_ALONG = Tile(64, 128, 4)
-GLU = Tile(4, 512, 4)
-GLU_GRADIENT = Tile(4, 512, 4)
-GLU_TURNED = Tile(64, 64, 4)
+BLOCKS_GIVEN = Tile(64, 64, 4)
+ROWS = Tile(64, 128, 8)
+ROWS_ALONG = Tile(64, 64, 2)
+GLU = Tile(2, 1024, 4)
+GLU_GRADIENT = Tile(2, 1024, 4)
+GLU_TURNED = Tile(64, 64, 8)
+GLU_GRADIENT_TURNED = Tile(64, 32, 4)
 GLU_PACK = Tile(64, 64, 4)
-DECAY = Tile(16, 256, 4)
+DECAY = Tile(2, 1024, 4)
 
 
 def launch(kernel: Any, programs: int, tile: Tile, device: torch.device, *args: Any, **constants: Any) -> None:
     """Runs `programs` programs of a kernel on `device`, whichever device is current."""
     if programs == 0:
         return
+    if tile.registers is not None:
+        constants["maxnreg"] = tile.registers
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[(programs,)](*args, num_warps=tile.warps, enable_fp_fusion=False, **constants)
+            kernel[(programs,)](*args, num_warps=tile.warps, **constants)
     else:
-        kernel[(programs,)](*args, num_warps=tile.warps, enable_fp_fusion=False, **constants)
+        kernel[(programs,)](*args, num_warps=tile.warps, **constants)
