@@ -14,7 +14,7 @@ from s24compile.cli.machine import examine
 from s24compile.cli.train import read_settings
 from s24compile.errors import ModelError, OptionError, UnknownOptionError
 
-COMMANDS = ("doctor", "demo", "explain", "train", "bench", "build", "tune-decay")
+COMMANDS = ("doctor", "demo", "explain", "train", "plot", "bench", "build", "tune-decay")
 
 MODEL = """
 import torch
@@ -180,20 +180,28 @@ def test_train_and_resume_to_the_same_losses(tmp_path: Path, capsys: pytest.Capt
     resumed = train("halved", 8, "--resume")
     assert (resumed["step"], resumed["train_loss"]) == (8, whole["train_loss"]), "a resumed run is the run it was"
     assert resumed["validation_loss"] == whole["validation_loss"]
-    history = json.loads((tmp_path / "halved/history.json").read_text())
-    assert len(history["train_loss"]) == 8
+    read = {
+        out: [json.loads(line) for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
+        for out in ("whole", "halved")
+    }
+    curves = {out: [(line["step"], line["train_loss"]) for line in lines] for out, lines in read.items()}
+    assert curves["halved"] == curves["whole"]
+    assert [step for step, _ in curves["whole"]] == list(range(1, 9))
     changed = [*small, f"--out_dir={tmp_path / 'halved'}", "--resume", "--decay=1e-3"]
     assert main(["train", *changed]) == 1
     assert "decay" in capsys.readouterr().err
 
 
-def test_see_fewer_flips_under_more_decay(capsys: pytest.CaptureFixture[str]) -> None:
+def test_see_fewer_flips_under_more_decay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--n_layer=1", "--n_embd=32", "--block_size=16", "--batch_size=4", "--inner=eager", "--steps=24"]
+    small += ["--out", str(tmp_path)]
     assert main(["tune-decay", *small, "--candidates=0,0.05", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     none, strong = told["trials"]
     assert [none["decay"], strong["decay"]] == [0.0, 0.05]
     assert strong["mu"] < 0.9 * none["mu"], "decay pulls pruned weights to zero, where they stay pruned"
+    assert json.loads((tmp_path / "tune_decay.json").read_text()) == told
+    assert (tmp_path / "tune_decay.png").read_bytes().startswith(b"\x89PNG")
     assert main(["tune-decay", *small, "--candidates=0"]) == 0
     assert "dense" in capsys.readouterr().out
 

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import inspect
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,24 +127,3 @@ def test_run_the_demo_through_make(tmp_path: Path) -> None:
         assert outcome["first_loss"] > 5.2
         assert outcome["validation_loss"] < 3.4
     assert abs(dense["validation_loss"] - sparse["validation_loss"]) < 0.2
-
-
-def test_resume_the_example_bit_for_bit_after_a_kill(tmp_path: Path) -> None:
-    def command(out: str, *more: str) -> list[str]:
-        sizes = ["--steps", "48", "--checkpoint-every", "6", "--layers", "1", "--width", "32", "--batch", "4"]
-        return [sys.executable, "examples/nanogpt/train.py", *sizes, "--out", str(tmp_path / out), *more]
-
-    whole = subprocess.run(command("whole"), cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    with subprocess.Popen(command("killed"), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("step 20 "):
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
-    resumed = subprocess.run(command("killed", "--resume"), cwd=ROOT, check=True, capture_output=True, text=True)
-    lines = resumed.stdout.splitlines()
-    first = int(lines[0].split()[1])
-    assert first >= 19, "it started over"
-    assert lines == whole[first - 1 :], "losses and final weights are those of the run that was never killed"
-    assert "2 sparse weights" in lines[-1]

@@ -2,7 +2,9 @@
 
     python examples/nanogpt/train.py --steps 300
     python examples/nanogpt/train.py --steps 300 --resume       # goes on from the last checkpoint, bit for bit
+    python examples/nanogpt/train.py --recipe sste              # by another recipe
     python examples/nanogpt/train.py --backend inductor         # the same run, dense
+    python examples/nanogpt/train.py --backend inductor --hidden 256    # dense at half the width: the FLOPs of 2:4
 
 The model is plain PyTorch (s24compile/demo/model.py does not import s24compile). Three lines of this script know of
 sparsity: the one that compiles, and the two that save and restore masks and step counters.
@@ -14,6 +16,7 @@ import argparse
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,21 +29,29 @@ def main() -> None:
     """Reads the flags, trains, prints one line per step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="s24")
+    parser.add_argument("--recipe", default="fst")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--checkpoint-every", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("out/nanogpt"))
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=0, help="of the MLPs; default: four times the width")
     parser.add_argument("--batch", type=int, default=16)
     flags = parser.parse_args()
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     text = read_sources()
     torch.manual_seed(1337)
-    model = GPT(GPTConfig(n_layer=flags.layers, n_embd=flags.width)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    compiled = torch.compile(model, backend=flags.backend)
+    model = GPT(GPTConfig(n_layer=flags.layers, n_embd=flags.width, n_hidden=flags.hidden)).to(device)
+    settings: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    optimizer: torch.optim.Optimizer
+    if flags.recipe == "step":  # the one recipe that is an optimizer
+        optimizer = s24compile.AdamW_STEP(model.parameters(), **settings, total_steps=flags.steps)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), **settings)
+    options = {"recipe": flags.recipe} if flags.backend == "s24" else None
+    compiled = torch.compile(model, backend=flags.backend, options=options)
 
     step = load(flags.out / "checkpoint.pt", model, optimizer) if flags.resume else 0
     while step < flags.steps:

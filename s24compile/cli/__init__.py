@@ -1,4 +1,4 @@
-"""The command `s24` (also `python -m s24compile`): doctor, demo, explain, train, bench, build, tune-decay.
+"""The command `s24` (also `python -m s24compile`): doctor, demo, explain, train, plot, bench, build, tune-decay.
 
 Exit status: 0 done; 1 an error of s24compile, told in one line; 2 the command line itself was wrong, or asks for
 something that this machine or version does not have. Tracebacks are left to bugs and to errors of the user's own code.
@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from s24compile.cli import bench, build, demo, doctor, explain, train, tune_decay
+from s24compile.cli import bench, build, demo, doctor, explain, plot, train, tune_decay
 from s24compile.errors import S24Error
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ app.command("demo")(demo.command)
 app.command("explain")(explain.command)
 # What these two take as settings is known to TrainConfig and Config, not to the parser.
 app.command("train", context_settings={"ignore_unknown_options": True})(train.command)
+app.command("plot")(plot.command)
 app.command("bench")(bench.command)
 app.command("build")(build.command)
 app.command("tune-decay", context_settings={"ignore_unknown_options": True})(tune_decay.command)

@@ -34,7 +34,7 @@ def command(
     Settings come from the file, as in nanoGPT (lines such as `batch_size = 32`), then from flags such as
     `--n_layer=6 --max_iters=1000`. Fields of `s24compile.Config` are settings too: `--recipe=sste --decay=2e-4`.
     `--backend=inductor` trains dense. Checkpoints go to OUT_DIR/checkpoint.pt every `--checkpoint_interval` steps,
-    curves to OUT_DIR/history.json.
+    curves to OUT_DIR/metrics.jsonl, which `s24 plot OUT_DIR` draws.
 
     Example: `s24 train --max_iters=200 --out_dir=out/run`
 
@@ -122,7 +122,7 @@ def _train(config: TrainConfig, *, resume: bool, json: bool) -> None:
             progress.update(task, completed=step, loss=f"{run.history.train_loss[-1]:.3f}")
             if step % config.checkpoint_interval == 0 or step == config.max_iters:
                 run.save(checkpoint)
-                (out / "history.json").write_text(writer.dumps(dataclasses.asdict(run.history)) + "\n")
+                run.history.write_jsonl(out / "metrics.jsonl")
     losses = run.history.validation_loss
     result = {
         "step": run.step,

@@ -24,6 +24,7 @@ def command(
         str, typer.Option(help="Values of decay to try, separated by commas; default: 1e-6 to 2e-3 in seven steps.")
     ] = "",
     steps: Annotated[int, typer.Option(help="Steps of each short run; the last half is judged.")] = 60,
+    out: Annotated[Path, typer.Option(help="Folder for tune_decay.json and tune_decay.png.")] = Path("out/tune_decay"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Search the masked decay (lambda) that keeps the flip rate at 0.60 to 0.95 of the dense run's.
@@ -35,11 +36,13 @@ def command(
     Example: `s24 tune-decay --n_layer=2 --candidates=0,2e-5,2e-4`
     """
     import dataclasses
+    import importlib.util
     import json as writer
 
     from rich.console import Console
 
     import s24compile
+    from s24compile.cli.curves import draw_search
     from s24compile.cli.progress import training_progress
     from s24compile.cli.train import settings_of_words
     from s24compile.demo.text import read_sources
@@ -61,12 +64,16 @@ def command(
         search = s24compile.tune_decay(
             run.model, run.optimizer, train_step, candidates=decays, steps=steps, also=(run.scaler,)
         )
+    told = dataclasses.asdict(search) | {"chosen": search.chosen, "advice": search.advice}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tune_decay.json").write_text(writer.dumps(told, indent=1) + "\n")
+    if importlib.util.find_spec("matplotlib") is not None:
+        draw_search(search, out / "tune_decay.png")
     if json:
-        told = dataclasses.asdict(search) | {"chosen": search.chosen, "advice": search.advice}
         typer.echo(writer.dumps(told, indent=1))
     else:
         console.print(_table(search))
-        console.print(search.advice)
+        console.print(f"{search.advice}; curves: {out}")
 
 
 def _numbers(text: str) -> list[float]:

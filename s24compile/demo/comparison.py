@@ -69,7 +69,7 @@ def compare(
 
 
 def write_json(config: TrainConfig, runs: dict[str, Run], outcomes: dict[str, Outcome], path: Path) -> None:
-    """Writes settings, outcomes and curves beside the picture."""
+    """Writes settings, outcomes and curves beside the picture; the curves also as `<backend>.jsonl`, for `s24 plot`."""
     document = {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if runs["s24"].config.device.startswith("cuda") else "cpu",
@@ -79,6 +79,8 @@ def write_json(config: TrainConfig, runs: dict[str, Run], outcomes: dict[str, Ou
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
+    for name, run in runs.items():
+        run.history.write_jsonl(path.with_name(f"{name}.jsonl"))
 
 
 def ffn_weights(run: Run) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import time
@@ -22,6 +23,9 @@ from s24compile.demo.model import GPT, GPTConfig
 from s24compile.demo.text import ByteText
 from s24compile.errors import CheckpointError
 
+FLIPS_EVERY = 10
+"""Steps between two looks at the flip rate, which is one number for all weights."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -34,6 +38,8 @@ class TrainConfig:
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128
+    n_hidden: int = 0
+    """Hidden width of the MLPs; 0: four times n_embd. Twice n_embd makes the dense control "half" of the papers."""
     block_size: int = 64
     """Sequence length in bytes."""
     dropout: float = 0.0
@@ -86,6 +92,20 @@ class History:
     """(step, nats per byte)."""
     step_ms: list[float] = dataclasses.field(default_factory=list)
     """Wall clock of each step; the first holds the compile time."""
+    flip_rate: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    """(step, share of all mask entries that the last search changed), every FLIPS_EVERY steps of a sparse run."""
+
+    def write_jsonl(self, path: Path) -> None:
+        """Writes one JSON object a step, for `s24 plot`; complete or as before, whenever the process is killed."""
+        looks = {"validation_loss": dict(self.validation_loss), "flip_rate": dict(self.flip_rate)}
+        lines = []
+        for step, (loss, step_ms) in enumerate(zip(self.train_loss, self.step_ms, strict=True), start=1):
+            known = {name: values[step] for name, values in looks.items() if step in values}
+            lines.append(json.dumps({"step": step, "train_loss": loss, "step_ms": step_ms, **known}) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(lines))
+        os.replace(partial, path)
 
 
 class Run:
@@ -109,6 +129,7 @@ class Run:
             self.history.train_loss.append(self.train_step(self.step))
             self.history.step_ms.append(1e3 * (time.perf_counter() - started))
             self.step += 1
+            self._note_flips()
             last = self.step == self.config.max_iters
             if last or self.step % self.config.eval_interval == 0:
                 self.history.validation_loss.append((self.step, self.validate()))
@@ -130,6 +151,16 @@ class Run:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return total.item()
+
+    def _note_flips(self) -> None:
+        if self.step % FLIPS_EVERY:
+            return
+        weights = s24compile.sparse_weights(self.model).values()
+        rates = [(w.flip_rate, w.shape[0] * w.shape[1]) for w in weights]
+        known = [(rate, count) for rate, count in rates if rate is not None]
+        if known:
+            whole = sum(count for _, count in known)
+            self.history.flip_rate.append((self.step, sum(rate * count for rate, count in known) / whole))
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -185,6 +216,7 @@ class Run:
             n_layer=c.n_layer,
             n_head=c.n_head,
             n_embd=c.n_embd,
+            n_hidden=c.n_hidden,
             dropout=c.dropout,
             bias=c.bias,
         )
@@ -195,6 +227,8 @@ class Run:
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        if c.backend == "s24" and dict(c.options).get("recipe") == "step":
+            return s24compile.AdamW_STEP(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), total_steps=c.max_iters)
         return torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=c.device != "cpu")
 
     def _loss(self, part: str, index: int) -> torch.Tensor:
