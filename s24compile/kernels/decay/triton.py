@@ -10,9 +10,9 @@ from torch import Tensor
 
 from s24compile.kernels.decay.triton_kernels import decay_many, decay_one
 from s24compile.kernels.format import code_table
+from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton import supported
 from s24compile.kernels.pack.triton_batch import table
-from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton_tiles import TRITON_DTYPES, launch
 from s24compile.kernels.patterns import PAIRS, TRANSPOSABLE
 from s24compile.kernels.providers import Provider
@@ -39,6 +39,7 @@ def _supports(grad: Tensor, w: Tensor, patterns: Tensor, kind: str, alpha: Tenso
 def supports_many(
     grads: Sequence[Tensor], weights: Sequence[Tensor], patterns: Sequence[Tensor], kind: str, alpha: Tensor
 ) -> str | None:
+    """As `masked_decay_patterns_`, for each weight."""
     return supports_dtypes(*grads, *weights)
 
 
@@ -94,7 +95,8 @@ def masked_decay_many_(
         counts = tuple(-(-words[6] // tiles.DECAY.rows) * words[8] for words in entries)
         address, owners, programs = table(device, tuple(entries), counts)
         launch(
-            decay_many, programs, tiles.DECAY, device, address, owners, _mask_bits(device), alpha.to(device, torch.float32),
+            decay_many, programs, tiles.DECAY, device, address, owners, _mask_bits(device),
+            alpha.to(device, torch.float32),
             GRAD=TRITON_DTYPES[grad_dtype], WEIGHT=TRITON_DTYPES[w_dtype], ROWS=kind == "rows", FLIPPED=flipped,
             BLOCK_R=tiles.DECAY.rows, BLOCK_C=tiles.DECAY.columns,
         )  # fmt: skip

@@ -28,7 +28,15 @@ def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> t
 
 
 def glu_backward_pack(
-    dh: Tensor, z: Tensor, act: str, gate: str, seed: Tensor, dtype: torch.dtype, format: str, sums: bool, recompute: bool
+    dh: Tensor,
+    z: Tensor,
+    act: str,
+    gate: str,
+    seed: Tensor,
+    dtype: torch.dtype,
+    format: str,
+    sums: bool,
+    recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`glu_backward`, then `mvue_pack` of the dz it returns.
 

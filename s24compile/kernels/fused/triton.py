@@ -9,9 +9,9 @@ from s24compile.kernels.decay.triton import masked_decay_many_, supports_many
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.glu.triton import glu, glu_backward, halves, plane
 from s24compile.kernels.glu.triton_pack import glu_gradient_pack
+from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton import pack_along, supported, supports_operand
 from s24compile.kernels.pack.triton_many import pack_weights_, supports_weights
-from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton_tiles import launch
 from s24compile.kernels.providers import Provider
 
@@ -29,13 +29,29 @@ def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> t
 
 
 def _supports_glu(
-    dh: Tensor, z: Tensor, act: str, gate: str, seed: Tensor, dtype: torch.dtype, format: str, sums: bool, recompute: bool
+    dh: Tensor,
+    z: Tensor,
+    act: str,
+    gate: str,
+    seed: Tensor,
+    dtype: torch.dtype,
+    format: str,
+    sums: bool,
+    recompute: bool,
 ) -> str | None:
     return supports_operand(z, dtype, format) or supports_operand(dh, dtype, format)
 
 
 def glu_backward_pack(
-    dh: Tensor, z: Tensor, act: str, gate: str, seed: Tensor, dtype: torch.dtype, format: str, sums: bool, recompute: bool
+    dh: Tensor,
+    z: Tensor,
+    act: str,
+    gate: str,
+    seed: Tensor,
+    dtype: torch.dtype,
+    format: str,
+    sums: bool,
+    recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See fused/reference.py. One pass where both are row-major and F is a multiple of 64; two otherwise."""
     (flat_dh, dh_t, dh_f), (flat_z, z_t, z_f) = plane(dh), plane(z)
@@ -44,7 +60,12 @@ def glu_backward_pack(
     if dh_f != 1 or z_f != 1 or hidden % 64:
         dz = glu_backward(dh, z, act, gate)
         packed = mvue_pack_sum(dz.view(tokens, wide), seed, dtype, format)
-        return dz, *packed[:2], packed[2] if sums else packed[2][:0], glu(z, act, gate) if recompute else z.new_empty((0,))
+        return (
+            dz,
+            *packed[:2],
+            packed[2] if sums else packed[2][:0],
+            glu(z, act, gate) if recompute else z.new_empty((0,)),
+        )
     dz = z.new_empty(z.shape)
     h = z.new_empty((*z.shape[:-1], hidden) if recompute else (0,))
     values, metadata = FORMATS[format].empty(wide, tokens, dtype, z.device)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.glu.triton_kernels import glu_forward, glu_gradient
-from s24compile.kernels.pack.triton import supported
 from s24compile.kernels.pack import triton_tiles as tiles
+from s24compile.kernels.pack.triton import supported
 from s24compile.kernels.pack.triton_tiles import Tile, launch
 from s24compile.kernels.providers import Provider
 
@@ -37,7 +37,7 @@ def halves(z: Tensor, gate: str) -> tuple[Tensor, int]:
 
 
 def _layout(*tensors: Tensor) -> str:
-    """"rows" or "columns" where all tensors [T, C] are contiguous along the same dim, else "mixed"."""
+    """ "rows" or "columns" where all tensors [T, C] are contiguous along the same dim, else "mixed"."""
     found = {"rows" if abs(x.stride(1)) <= abs(x.stride(0)) else "columns" for x in tensors}
     return found.pop() if len(found) == 1 else "mixed"
 
@@ -56,7 +56,8 @@ def glu_into(z: Tensor, h: Tensor, act: str, gate: str) -> None:
     if layout == "columns":
         strides, sizes = [s[::-1] for s in strides], sizes[::-1]
     launch(
-        glu_forward, _grid(tile, sizes), tile, z.device, gated, *strides[0], other * z.stride(1), h, *strides[1], *sizes,
+        glu_forward, _grid(tile, sizes), tile, z.device,
+        gated, *strides[0], other * z.stride(1), h, *strides[1], *sizes,
         ACT=act, BLOCK_T=tile.rows, BLOCK_F=tile.columns,
     )  # fmt: skip
 

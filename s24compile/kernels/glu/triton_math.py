@@ -27,7 +27,9 @@ def _exp(x, FAST: tl.constexpr):
 @triton.jit
 def _reciprocal(x, FAST: tl.constexpr):
     if FAST and not INTERPRETED:
-        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
     else:
         return 1.0 / x
 
@@ -50,7 +52,11 @@ def _normal(a, FAST: tl.constexpr):
     if FAST:
         # erfc by Abramowitz and Stegun 7.1.26, |error| < 1.5e-7, in |a| / sqrt(2).
         t = _reciprocal(1.0 + 0.23164190 * tl.abs(a), FAST)
-        tail = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)))) * density
+        tail = (
+            t
+            * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
+            * density
+        )
         return tl.where(a < 0, tail, 1.0 - tail), density
     else:
         return 0.5 + 0.5 * tl.erf(a * 0.7071067811865476), density

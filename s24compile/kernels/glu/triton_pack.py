@@ -41,13 +41,65 @@ def _group(
 ):  # fmt: skip
     """Group i of each chunk: kept pair, code and sum of the gated half, then of the other."""
     r: tl.constexpr = 4 * i
-    x0, y0 = _row(dh + r * dh_t, z + r * z_t, dz + r * dz_t, h + r * h_t, first + r, T, inside, other, dz_other, ACT, RECOMPUTE, EVEN)
+    x0, y0 = _row(
+        dh + r * dh_t,
+        z + r * z_t,
+        dz + r * dz_t,
+        h + r * h_t,
+        first + r,
+        T,
+        inside,
+        other,
+        dz_other,
+        ACT,
+        RECOMPUTE,
+        EVEN,
+    )
     r1: tl.constexpr = r + 1
-    x1, y1 = _row(dh + r1 * dh_t, z + r1 * z_t, dz + r1 * dz_t, h + r1 * h_t, first + r1, T, inside, other, dz_other, ACT, RECOMPUTE, EVEN)
+    x1, y1 = _row(
+        dh + r1 * dh_t,
+        z + r1 * z_t,
+        dz + r1 * dz_t,
+        h + r1 * h_t,
+        first + r1,
+        T,
+        inside,
+        other,
+        dz_other,
+        ACT,
+        RECOMPUTE,
+        EVEN,
+    )
     r2: tl.constexpr = r + 2
-    x2, y2 = _row(dh + r2 * dh_t, z + r2 * z_t, dz + r2 * dz_t, h + r2 * h_t, first + r2, T, inside, other, dz_other, ACT, RECOMPUTE, EVEN)
+    x2, y2 = _row(
+        dh + r2 * dh_t,
+        z + r2 * z_t,
+        dz + r2 * dz_t,
+        h + r2 * h_t,
+        first + r2,
+        T,
+        inside,
+        other,
+        dz_other,
+        ACT,
+        RECOMPUTE,
+        EVEN,
+    )
     r3: tl.constexpr = r + 3
-    x3, y3 = _row(dh + r3 * dh_t, z + r3 * z_t, dz + r3 * dz_t, h + r3 * h_t, first + r3, T, inside, other, dz_other, ACT, RECOMPUTE, EVEN)
+    x3, y3 = _row(
+        dh + r3 * dh_t,
+        z + r3 * z_t,
+        dz + r3 * dz_t,
+        h + r3 * h_t,
+        first + r3,
+        T,
+        inside,
+        other,
+        dz_other,
+        ACT,
+        RECOMPUTE,
+        EVEN,
+    )
     p, e = sample(x0, x1, x2, x3, uniform(word), DTYPE)
     q, f = sample(y0, y1, y2, y3, uniform(other_word), DTYPE)
     return p, e, (x0 + x1) + (x2 + x3), q, f, (y0 + y1) + (y2 + y3)
@@ -87,10 +139,18 @@ def glu_gradient_pack(
     chunk = anchored(tl.broadcast_to(first // 16, (CHUNKS, BLOCK_F)).to(tl.int32), anchor)
     w0, w1, w2, w3 = draws(seed, chunk, row + gated_row)
     v0, v1, v2, v3 = draws(seed, chunk, row + other_row)
-    p0, e0, s0, q0, f0, r0 = _group(dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 0, T, inside, other, dz_other, w0, v0, ACT, RECOMPUTE, EVEN, DTYPE)  # fmt: skip
-    p1, e1, s1, q1, f1, r1 = _group(dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 1, T, inside, other, dz_other, w1, v1, ACT, RECOMPUTE, EVEN, DTYPE)  # fmt: skip
-    p2, e2, s2, q2, f2, r2 = _group(dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 2, T, inside, other, dz_other, w2, v2, ACT, RECOMPUTE, EVEN, DTYPE)  # fmt: skip
-    p3, e3, s3, q3, f3, r3 = _group(dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 3, T, inside, other, dz_other, w3, v3, ACT, RECOMPUTE, EVEN, DTYPE)  # fmt: skip
+    p0, e0, s0, q0, f0, r0 = _group(
+        dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 0, T, inside, other, dz_other, w0, v0, ACT, RECOMPUTE, EVEN, DTYPE
+    )
+    p1, e1, s1, q1, f1, r1 = _group(
+        dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 1, T, inside, other, dz_other, w1, v1, ACT, RECOMPUTE, EVEN, DTYPE
+    )
+    p2, e2, s2, q2, f2, r2 = _group(
+        dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 2, T, inside, other, dz_other, w2, v2, ACT, RECOMPUTE, EVEN, DTYPE
+    )
+    p3, e3, s3, q3, f3, r3 = _group(
+        dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 3, T, inside, other, dz_other, w3, v3, ACT, RECOMPUTE, EVEN, DTYPE
+    )
     if SUMS:
         at = sums + tile_t * (2 * F) + features
         tl.store(at + gated_row, tl.sum((s0 + s1) + (s2 + s3), 0), mask=features < F)

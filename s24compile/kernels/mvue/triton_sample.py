@@ -33,7 +33,9 @@ def _product(x, y):
     if INTERPRETED:
         return x * y
     else:
-        return tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [x, y], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "mul.rn.f32 $0, $1, $2;", "=f,f,f", [x, y], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
@@ -56,7 +58,7 @@ def _kept_pair(x, y, h, DTYPE: tl.constexpr):
         return _kept_bits(x, h, DTYPE) | (_kept_bits(y, h, DTYPE) << 16)
     else:
         # Rounds both sizes at once and sets both signs at once: five instructions instead of eleven.
-        CONVERT: tl.constexpr = "cvt.rn.bf16x2.f32" if DTYPE == tl.bfloat16 else "cvt.rn.f16x2.f32"
+        CONVERT: tl.constexpr = "cvt.rn.bf16x2.f32" if DTYPE == tl.bfloat16 else "cvt.rn.f16x2.f32"  # noqa: SIM300
         return tl.inline_asm_elementwise(
             "{ .reg .f32 a, b; .reg .b32 s, v; abs.f32 a, $1; abs.f32 b, $2; max.NaN.f32 a, a, $3; max.NaN.f32 b, b, $3; "
             + CONVERT
@@ -75,7 +77,9 @@ def _at_least(x, y):
     if INTERPRETED:
         return tl.where(x >= y, 0xFFFFFFFF, 0).to(tl.uint32)
     else:
-        return tl.inline_asm_elementwise("set.ge.u32.f32 $0, $1, $2;", "=r,f,f", [x, y], dtype=tl.uint32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "set.ge.u32.f32 $0, $1, $2;", "=r,f,f", [x, y], dtype=tl.uint32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
@@ -84,7 +88,9 @@ def _positive(x):
     if INTERPRETED:
         return tl.where(x > 0, 0xFFFFFFFF, 0).to(tl.uint32)
     else:
-        return tl.inline_asm_elementwise("set.gt.u32.f32 $0, $1, 0f00000000;", "=r,f", [x], dtype=tl.uint32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "set.gt.u32.f32 $0, $1, 0f00000000;", "=r,f", [x], dtype=tl.uint32, is_pure=True, pack=1
+        )
 
 
 @triton.jit

@@ -26,7 +26,15 @@ def _(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor,
 
 @custom_op("s24::glu_backward_pack", mutates_args=())
 def glu_backward_pack(
-    dh: Tensor, z: Tensor, act: str, gate: str, seed: Tensor, dtype: torch.dtype, format: str, sums: bool, recompute: bool
+    dh: Tensor,
+    z: Tensor,
+    act: str,
+    gate: str,
+    seed: Tensor,
+    dtype: torch.dtype,
+    format: str,
+    sums: bool,
+    recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dz, values, metadata, sums, h): `glu_backward`, then `mvue_pack` of dz as [T, 2F]; the last two on request."""
     return providers.run("glu_backward_pack", dh, z, act, gate, seed, dtype, format, sums, recompute)
@@ -34,7 +42,15 @@ def glu_backward_pack(
 
 @glu_backward_pack.register_fake
 def _(
-    dh: Tensor, z: Tensor, act: str, gate: str, seed: Tensor, dtype: torch.dtype, format: str, sums: bool, recompute: bool
+    dh: Tensor,
+    z: Tensor,
+    act: str,
+    gate: str,
+    seed: Tensor,
+    dtype: torch.dtype,
+    format: str,
+    sums: bool,
+    recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     wide = z.shape[-1]
     tokens = z.shape[:-1].numel()

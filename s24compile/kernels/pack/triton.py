@@ -55,8 +55,7 @@ def pattern_table(device: torch.device) -> Tensor:
     words = []
     for patterns in (TRANSPOSABLE, TRANSPOSABLE_COLUMNS):
         words.append([sum(PAIR_CODES[pair] << 4 * line for line, pair in enumerate(p)) for p in patterns])
-        for first in (0, 2):
-            words.append([_selector(p[first]) | _selector(p[first + 1]) << 16 for p in patterns])
+        words += [[_selector(p[i]) | _selector(p[i + 1]) << 16 for p in patterns] for i in (0, 2)]
     flat = [word - (1 << 32) if word >> 31 else word for row in words for word in row + row[:1] * (128 - len(row))]
     return code_table(device, tuple(flat), torch.int32)
 
@@ -86,7 +85,11 @@ def _supports_weight(
     unaligned = unaligned_operand(values) or (values_t is not None and unaligned_operand(values_t))
     if unaligned:
         return unaligned
-    if scale is not None and scale.numel() > 1 and not whole_atoms([w if weight_layout == "out_in" else w.t() for w in weights]):
+    if (
+        scale is not None
+        and scale.numel() > 1
+        and not whole_atoms([w if weight_layout == "out_in" else w.t() for w in weights])
+    ):
         return "takes one scale only for weights that share an atom of 64 rows"
     reasons = (supports_operand(w, values.dtype, format) for w in weights)
     return next((reason for reason in reasons if reason), None)
@@ -125,7 +128,7 @@ def whole_atoms(logical: Sequence[Tensor]) -> bool:
 def regions(
     logical: Sequence[Tensor], values: Tensor, metadata: Tensor, values_t: Tensor | None, metadata_t: Tensor | None
 ) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]]:
-    """The parts of an operand's buffers, and of its transpose's, that belong to each of the stacked weights [n_i, k]."""
+    """The parts of an operand's buffers, and of its transpose's, that belong to each stacked weight [n_i, k]."""
     found, row = [], 0
     for w in logical:
         stop = row + w.shape[0]
@@ -159,7 +162,12 @@ def _pack_parts(
 
 
 def pack_transposable(
-    w: Tensor, patterns: Tensor, operand: tuple[Tensor, Tensor] | None, transposed: tuple[Tensor, Tensor] | None, *, search: bool
+    w: Tensor,
+    patterns: Tensor,
+    operand: tuple[Tensor, Tensor] | None,
+    transposed: tuple[Tensor, Tensor] | None,
+    *,
+    search: bool,
 ) -> None:
     """Packs w [n, k] and w^T by transposable patterns [n/4, k/4], which it finds and stores first if `search`."""
     flipped = abs(w.stride(0)) < abs(w.stride(1))

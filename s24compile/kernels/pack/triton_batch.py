@@ -15,7 +15,9 @@ _KEPT = 64
 
 
 @functools.lru_cache(maxsize=_KEPT)
-def table(device: torch.device, entries: tuple[tuple[int, ...], ...], tiles: tuple[int, ...]) -> tuple[Tensor, Tensor, int]:
+def table(
+    device: torch.device, entries: tuple[tuple[int, ...], ...], tiles: tuple[int, ...]
+) -> tuple[Tensor, Tensor, int]:
     """(entries, owners, programs) on `device`.
 
     Args:

@@ -56,13 +56,21 @@ def pack_tile(
         D0, D1, D2, D3 = magnitude(d0), magnitude(d1), magnitude(d2), magnitude(d3)
         if FLIPPED:
             number = best_pattern(
-                pair_sums(A0, B0, C0, D0), pair_sums(A1, B1, C1, D1), pair_sums(A2, B2, C2, D2), pair_sums(A3, B3, C3, D3)
+                pair_sums(A0, B0, C0, D0),
+                pair_sums(A1, B1, C1, D1),
+                pair_sums(A2, B2, C2, D2),
+                pair_sums(A3, B3, C3, D3),
             )
         else:
             number = best_pattern(
-                pair_sums(A0, A1, A2, A3), pair_sums(B0, B1, B2, B3), pair_sums(C0, C1, C2, C3), pair_sums(D0, D1, D2, D3)
+                pair_sums(A0, A1, A2, A3),
+                pair_sums(B0, B1, B2, B3),
+                pair_sums(C0, C1, C2, C3),
+                pair_sums(D0, D1, D2, D3),
             )
-        tl.store(patterns + block_row[:, None] * p_row + block_column[None, :] * p_column, number.to(tl.uint8), mask=real)
+        tl.store(
+            patterns + block_row[:, None] * p_row + block_column[None, :] * p_column, number.to(tl.uint8), mask=real
+        )
     else:
         if not EVEN:  # clamped, not masked: `lookup` has no mask
             block_row = tl.minimum(block_row, R // 4 - 1)
@@ -82,7 +90,15 @@ def pack_tile(
         x2, x3 = pick(c0, c1, c2, c3, s23), pick(d0, d1, d2, d3, s23 >> 16)
         store_pairs(along, along_pitch // 2, R, (C + 15) // 16 * 4, row * BLOCK_R, column * Q, x0, x1, x2, x3, True)
         store_metadata(
-            along_metadata, along_stride, (C + 63) // 64, (R + 63) // 64, column * (Q // 16), row * (P // 16), low, high, True
+            along_metadata,
+            along_stride,
+            (C + 63) // 64,
+            (R + 63) // 64,
+            column * (Q // 16),
+            row * (P // 16),
+            low,
+            high,
+            True,
         )
     if ACROSS:
         s01, s23, low, high = lines(table, number, real, not FLIPPED, EVEN)
@@ -90,7 +106,15 @@ def pack_tile(
         x2, x3 = pick(a2, b2, c2, d2, s23), pick(a3, b3, c3, d3, s23 >> 16)
         store_pairs(across, across_pitch // 2, C, (R + 15) // 16 * 4, column * BLOCK_C, row * P, x0, x1, x2, x3, False)
         store_metadata(
-            across_metadata, across_stride, (R + 63) // 64, (C + 63) // 64, row * (P // 16), column * (Q // 16), low, high, False
+            across_metadata,
+            across_stride,
+            (R + 63) // 64,
+            (C + 63) // 64,
+            row * (P // 16),
+            column * (Q // 16),
+            low,
+            high,
+            False,
         )
 
 
@@ -136,7 +160,7 @@ def pack_many(
     SEARCH: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Many weights: program i works on tile i - first of entry owners[i]; pack/triton_many.py lists an entry's words."""
+    """Many weights: program i works on tile i - first of entry owners[i], whose words triton_many.py lists."""
     entry = entries + tl.load(owners + tl.program_id(0)) * 16
     # What triton_many promises of them makes the accesses vectors; a loaded number carries no such knowledge.
     w = tl.multiple_of(tl.load(entry).to(tl.pointer_type(WEIGHT)), 16)

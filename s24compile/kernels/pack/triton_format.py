@@ -58,14 +58,16 @@ def stack(a, b, c, d):
 @triton.jit
 def narrow(x, DTYPE: tl.constexpr):
     """x rounded to DTYPE, to nearest even."""
-    if INTERPRETED and DTYPE == tl.bfloat16 and x.dtype == tl.float32:
+    if INTERPRETED and DTYPE == tl.bfloat16 and x.dtype == tl.float32:  # noqa: SIM300
         # The interpreter rounds ties and carries wrongly (seen in Triton 3.9).
         word = x.to(tl.uint32, bitcast=True)
         rounded = tl.where(x == x, (word + 0x7FFF + ((word >> 16) & 1)) >> 16, 0x7FC0)
         return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    elif DTYPE == tl.bfloat16 and x.dtype == tl.float32:
+    elif DTYPE == tl.bfloat16 and x.dtype == tl.float32:  # noqa: SIM300
         # Two at once: LLVM converts one by one, in the slow unit (16 a clock) instead of the fast one.
-        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2)
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
     else:
         return x.to(DTYPE)
 
@@ -116,7 +118,9 @@ def lookup(at):
         return tl.load(at).to(tl.uint32)
     else:
         # tl.load would choose a layout made for long contiguous rows and convert everything computed from it.
-        LOAD: tl.constexpr = "ld.global.nc.u8 $0, [$1];" if at.dtype.element_ty == tl.uint8 else "ld.global.nc.b32 $0, [$1];"
+        LOAD: tl.constexpr = (
+            "ld.global.nc.u8 $0, [$1];" if at.dtype.element_ty == tl.uint8 else "ld.global.nc.b32 $0, [$1];"
+        )
         return tl.inline_asm_elementwise(LOAD, "=r,l", [at.to(tl.uint64)], dtype=tl.uint32, is_pure=True, pack=1)
 
 

@@ -43,11 +43,15 @@ def supports_weights(
     """As `pack_weight_`, for each operand."""
     if select != "transposable" and not all(p.is_contiguous() for p in patterns):
         return "takes contiguous pair numbers only"
-    reasons = [supports_operand(w, values[0].dtype, format) for w in weights] + [unaligned_operand(v) for v in (*values, *values_t)]
+    reasons = [supports_operand(w, values[0].dtype, format) for w in weights] + [
+        unaligned_operand(v) for v in (*values, *values_t)
+    ]
     return next((reason for reason in reasons if reason), None)
 
 
-def _entry(w: Tensor, patterns: Tensor, operand: Packed, transposed: Packed | None) -> tuple[tuple[object, ...], tuple[int, ...]] | None:
+def _entry(
+    w: Tensor, patterns: Tensor, operand: Packed, transposed: Packed | None
+) -> tuple[tuple[object, ...], tuple[int, ...]] | None:
     """(what a launch shares, the words of one weight [n, k]), or None where `pack_many` does not take it."""
     flipped = abs(w.stride(0)) < abs(w.stride(1))
     view, numbers = (w.t(), patterns.t()) if flipped else (w, patterns)
@@ -109,9 +113,10 @@ def _launch(shared: tuple[object, ...], entries: list[tuple[int, ...]], search: 
     across_tiles = [-(-words[3] // tile.columns) for words in entries]
     programs = tuple(-(-words[2] // tile.rows) * count for words, count in zip(entries, across_tiles, strict=True))
     words = tuple((*entry, count) for entry, count in zip(entries, across_tiles, strict=True))
+    even = all(words[2] % tile.rows == words[3] % tile.columns == 0 for words in entries)
     address, owners, total = table(device, words, programs)
     launch(
         pack_many, total, tile, device, address, owners, pattern_table(device),
         WEIGHT=TRITON_DTYPES[weight], DTYPE=TRITON_DTYPES[dtype], SEARCH=search, FLIPPED=flipped,
-        ALONG=along, ACROSS=across, EVEN=all(e[2] % tile.rows == e[3] % tile.columns == 0 for e in entries), BLOCK_R=tile.rows, BLOCK_C=tile.columns,
+        ALONG=along, ACROSS=across, EVEN=even, BLOCK_R=tile.rows, BLOCK_C=tile.columns,
     )  # fmt: skip

@@ -54,7 +54,9 @@ def two_of(a, b, c, d, pair):
 def _shrink(x, threshold):
     """sign(x) (|x| - threshold), the sign kept also where that is 0."""
     size = tl.abs(x) - threshold
-    return ((size.to(tl.uint32, bitcast=True)) | (x.to(tl.uint32, bitcast=True) & 0x80000000)).to(tl.float32, bitcast=True)
+    return ((size.to(tl.uint32, bitcast=True)) | (x.to(tl.uint32, bitcast=True) & 0x80000000)).to(
+        tl.float32, bitcast=True
+    )
 
 
 @triton.jit
@@ -181,7 +183,9 @@ def pack_rows(
     if RULE == "magnitude" or RULE == "soft_threshold":
         place = tl.arange(0, 4)[None, None, :]
         at = pattern_at[:, :, None] + place
-        tl.store(at, stack(n0, n1, n2, n3).to(tl.uint8), mask=near[:, :, None] & ((4 * chunk)[:, :, None] + place < K // 4))
+        tl.store(
+            at, stack(n0, n1, n2, n3).to(tl.uint8), mask=near[:, :, None] & ((4 * chunk)[:, :, None] + place < K // 4)
+        )
     codes = e0 | (e1 << 4) | (e2 << 8) | (e3 << 12)
     store_operand(values, pitch, metadata, k_stride, K, M, m0, k0, p0, p1, p2, p3, codes, ALONG)
 

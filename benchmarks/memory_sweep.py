@@ -1,0 +1,111 @@
+"""Sweeps the tiles that kernels/pack/triton_tiles.py fixes: `python benchmarks/memory_sweep.py FILE [i n]`.
+
+Writes the best of each to FILE (JSON), which memory_kernels.py takes as --tiles. With `i n` it only compiles every
+n-th variant from the i-th on, into Triton's cache: run n of these side by side first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import memory_cases as cases
+import torch
+from memory_timing import medians_us
+
+from s24compile.kernels.pack import triton_tiles as tiles
+from s24compile.kernels.pack.triton_tiles import Tile
+
+SWEEP: dict[str, tuple[cases.Case, list[Tile]]] = {
+    "BLOCKS_SEARCH": (
+        cases.pack(8192, 8192, torch.bfloat16, "transposable", True),
+        [
+            Tile(64, 64, 4),
+            Tile(64, 64, 4, 96),
+            Tile(64, 64, 4, 80),
+            Tile(64, 64, 2),
+            Tile(64, 64, 2, 128),
+            Tile(64, 64, 8),
+        ],
+    ),
+    "BLOCKS_GIVEN": (
+        cases.pack(8192, 8192, torch.bfloat16, "transposable", False),
+        [Tile(64, 64, 4), Tile(128, 64, 8)],
+    ),
+    "ROWS": (
+        cases.mvue_pack(16384, 8192, False),
+        [
+            Tile(64, 64, 4),
+            Tile(64, 128, 8),
+            Tile(64, 64, 2),
+            Tile(64, 64, 2, 96),
+            Tile(64, 128, 4, 96),
+            Tile(128, 64, 4, 96),
+        ],
+    ),
+    "ROWS_ALONG": (
+        cases.mvue_pack(16384, 8192, True),
+        [Tile(64, 64, 4), Tile(64, 64, 2), Tile(64, 128, 4), Tile(64, 128, 8), Tile(64, 256, 8)],
+    ),
+    "GLU_TURNED": (
+        cases.glu(16384, 11008, True),
+        [Tile(64, 64, 8), Tile(128, 32, 4), Tile(64, 32, 4), Tile(128, 64, 8), Tile(128, 64, 16), Tile(64, 128, 8)],
+    ),
+    "GLU_GRADIENT_TURNED": (
+        cases.glu_backward(16384, 11008, True),
+        [Tile(64, 32, 4), Tile(64, 64, 8), Tile(64, 64, 16), Tile(128, 32, 8), Tile(128, 64, 16)],
+    ),
+    "GLU_PACK": (
+        cases.glu_backward_pack(16384, 11008),
+        [
+            *(Tile(64, 64, 4), Tile(64, 64, 4, 96), Tile(64, 128, 8), Tile(64, 128, 8, 80)),
+            *(Tile(64, 64, 2), Tile(64, 64, 2, 128), Tile(64, 128, 4, 168), Tile(128, 64, 8, 128)),
+        ],
+    ),
+}
+
+
+def variants() -> Iterator[tuple[str, Tile]]:
+    for slot, (_, choices) in SWEEP.items():
+        for tile in choices:
+            yield slot, tile
+
+
+def with_tile(slot: str, tile: Tile, call: Callable[[], object]) -> Callable[[], object]:
+    """The call, made under another tile."""
+
+    def configured() -> object:
+        setattr(tiles, slot, tile)
+        return call()
+
+    return configured
+
+
+def compile_only(index: int, count: int) -> None:
+    for slot, tile in list(variants())[index::count]:
+        with_tile(slot, tile, SWEEP[slot][0].make())()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    if len(sys.argv) == 4:
+        compile_only(int(sys.argv[2]), int(sys.argv[3]))
+        return
+    best: dict[str, dict[str, object]] = {}
+    for slot, (case, choices) in SWEEP.items():
+        call = case.make()
+        times = medians_us({str(i): [with_tile(slot, tile, call)] * 2 for i, tile in enumerate(choices)}, 7)
+        order = sorted(times.items(), key=lambda item: item[1])
+        best[slot] = dataclasses.asdict(choices[int(order[0][0])])
+        shown = " ".join(f"{dataclasses.astuple(choices[int(i)])}:{us:.1f}" for i, us in order)
+        print(f"{slot:20} {case.name}: {shown}".replace("None", "-"), flush=True)
+        torch.cuda.empty_cache()
+    Path(sys.argv[1]).write_text(json.dumps(best, indent=1))
+
+
+if __name__ == "__main__":
+    main()
