@@ -1,7 +1,7 @@
 """GPU times of competing functions: interleaved, back to back on the GPU, medians.
 
 A sleep kernel holds the stream while the CPU queues a burst, so no launch gap and no plan building on the CPU is
-counted: what is compared is kernels. Bursts of a few milliseconds take turns, so that all competitors see the same
+counted: what is compared is kernels. Bursts of ten milliseconds (long enough for the power limit to act) take turns, so that all competitors see the same
 clock and power state (all of these GEMMs run at the power limit).
 """
 
@@ -36,9 +36,9 @@ def burst_us(run: Run, calls: int) -> float:
     return float(begin.elapsed_time(end)) * 1e3 / calls
 
 
-def compare_us(runs: Mapping[str, Run], burst_ms: float = 4.0, rounds: int = 7) -> dict[str, float]:
+def compare_us(runs: Mapping[str, Run], burst_ms: float = 10.0, rounds: int = 5) -> dict[str, float]:
     """Median GPU microseconds per call of each competitor."""
-    calls = {name: max(2, min(50, int(burst_ms * 1e3 / burst_us(run, 2)))) for name, run in runs.items()}
+    calls = {name: max(2, min(120, int(burst_ms * 1e3 / burst_us(run, 2)))) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():

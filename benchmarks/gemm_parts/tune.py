@@ -22,8 +22,8 @@ from s24compile.kernels.gemm.cutlass.tuned import Choice
 SCHEDULES = tuple(
     Schedule.parse(name)
     for name in (
-        "128x256_2x1_coop", "128x256_2x1_coop_sk", "128x192_2x1_coop", "128x192_2x1_coop_sk", "128x192_2x1_ping",
-        "64x256_2x1_ping", "128x256_1x1_coop", "128x128_2x1_ping", "128x128_2x1_coop_sk", "256x128_2x1_coop",
+        "128x256_2x1_coop", "128x256_2x1_coop_deep", "128x256_2x1_coop_sk", "128x256_2x1_coop_sk_deep",
+        "128x192_2x1_coop_deep", "128x192_2x1_coop_sk_deep", "128x192_2x1_ping", "128x256_1x1_coop_deep",
     )
 )  # fmt: skip
 LARGE = 2e12
@@ -49,7 +49,7 @@ def tune(shape: Shape, schedules: Sequence[Schedule], out: torch.dtype = torch.b
     bs = activations(shape, torch.bfloat16, 2)
     name = "fp32" if out == torch.float32 else "bf16"
     if shape.flops > LARGE:
-        schedules = [how for how in schedules if how.tile == (128, 256)]
+        schedules = [how for how in schedules if how.tile == (128, 256) and not how.stream_k]
     built = [how for how in schedules if build.object_path(Kernel(signature(shape, name), how)) is not None]
 
     def runs(choices: Sequence[Choice]) -> dict[str, Any]:

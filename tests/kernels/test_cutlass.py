@@ -123,7 +123,7 @@ def test_build_anew_when_a_template_changes(toolchain, monkeypatch, tmp_path):
     before = build.source_hash(FORWARD)
     changed = tmp_path / "templates"
     changed.mkdir()
-    for name in ("sparse_gemm.cuh", "activations.cuh"):
+    for name in ("sparse_gemm.cuh", "activations.cuh", "deep_mainloop.cuh"):
         (changed / name).write_text((build.HERE / name).read_text() + "// changed\n" * (name == "activations.cuh"))
     monkeypatch.setattr(build, "HERE", changed)
     build._included.cache_clear()
@@ -155,7 +155,10 @@ def test_build_the_rest_when_one_kernel_fails(toolchain, monkeypatch):
     assert [build.object_path(kernel) is not None for kernel in kernels] == [False, True, True]
 
 
-@pytest.mark.parametrize("name", ["128x256_2x1_coop", "64x256_1x2_ping", "128x192_2x1_coop_sk"])
+@pytest.mark.parametrize(
+    "name",
+    ["128x256_2x1_coop", "64x256_1x2_ping", "128x192_2x1_coop_sk", "128x256_2x1_coop_sk_deep", "128x192_2x1_ping_deep"],
+)
 def test_spell_a_schedule_both_ways(name):
     assert Schedule.parse(name).name == name
     assert tuned.Choice.parse(f"{name}/m/4/-1").name == f"{name}/m/4/-1"

@@ -70,20 +70,22 @@ class Schedule:
     """cooperative: both warpgroups work on one tile. pingpong: one computes while the other stores its tile."""
     stream_k: bool = False
     """Splits the K loops of the last wave over all multiprocessors; needs a workspace."""
+    deep: bool = False
+    """Keeps one k tile's wgmma in flight while the next one is issued (deep_mainloop.cuh)."""
 
     @property
     def name(self) -> str:
         """Part of the object's file name, and the spelling in the tuned table."""
         warps = {"cooperative": "coop", "pingpong": "ping"}[self.warps]
-        return f"{_x(self.tile)}_{_x(self.cluster)}_{warps}" + ("_sk" if self.stream_k else "")
+        flags = ("_sk" if self.stream_k else "") + ("_deep" if self.deep else "")
+        return f"{_x(self.tile)}_{_x(self.cluster)}_{warps}{flags}"
 
     @classmethod
     def parse(cls, name: str) -> Schedule:
         """The inverse of `name`."""
         tile, cluster, warps, *rest = name.split("_")
-        return cls(
-            _pair(tile), _pair(cluster), "pingpong" if warps == "ping" else "cooperative", stream_k=rest == ["sk"]
-        )
+        roles: Literal["cooperative", "pingpong"] = "pingpong" if warps == "ping" else "cooperative"
+        return cls(_pair(tile), _pair(cluster), roles, stream_k="sk" in rest, deep="deep" in rest)
 
 
 DEFAULT = Schedule()
@@ -121,6 +123,7 @@ class Kernel:
             tile=f"_{how.tile[0]}, _{how.tile[1]}, _64",
             cluster=f"_{how.cluster[0]}, _{how.cluster[1]}, _1",
             mainloop_schedule=f"cutlass::gemm::KernelTmaWarpSpecialized{mainloop}",
+            mainloop="s24::DeepMainloop" if how.deep else "s24::AsBuilt",
             epilogue_schedule=f"cutlass::epilogue::{epilogue}",
             scheduler=f"cutlass::gemm::{scheduler}",
         )
@@ -135,8 +138,8 @@ _TEMPLATE = """\
 
 using namespace cute;
 using Gemm = s24::Gemm<{element}, {layout_a}, {layout_b}, {element_d}, {layout_d}, {epilogue},
-                       Shape<{tile}>, Shape<{cluster}>, {mainloop_schedule}, {epilogue_schedule},
-                       cutlass::epilogue::collective::EpilogueTileAuto, {scheduler}>;
+                       Shape<{tile}>, Shape<{cluster}>, {mainloop_schedule}, {mainloop}, {epilogue_schedule},
+                       {scheduler}>;
 
 S24_EXPORT(Gemm)
 """

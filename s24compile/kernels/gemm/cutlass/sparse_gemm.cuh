@@ -23,6 +23,7 @@
 #include "cutlass/gemm/kernel/tile_scheduler.hpp"
 
 #include "activations.cuh"
+#include "deep_mainloop.cuh"
 
 namespace s24 {
 
@@ -140,21 +141,24 @@ Stride pitched(int64_t pitch) {  // fills the one dynamic stride of a 2-D operan
 }
 
 template <class Element, class LayoutA, class LayoutB, class ElementD, class LayoutD, class Epilogue, class Tile,
-          class Cluster, class MainloopSchedule, class EpilogueSchedule, class EpilogueTile, class Scheduler>
+          class Cluster, class MainloopSchedule, template <class> class MainloopOf, class EpilogueSchedule,
+          class Scheduler>
 struct Gemm {
   static constexpr int kAlign = 8;  // 16-bit elements in TMA's 16 bytes
   static constexpr int kAlignD = 16 / sizeof(ElementD);
 
   using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster, EpilogueTile, float, float,
+      cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster,
+      cutlass::epilogue::collective::EpilogueTileAuto, float, float,
       typename Epilogue::Source, LayoutD, kAlignD, ElementD, LayoutD, kAlignD, EpilogueSchedule,
       typename Epilogue::Fusion>::CollectiveOp;
-  using CollectiveMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+  using BuiltMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlign, Element, LayoutB, kAlign,
       float, Tile, Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
           sizeof(typename CollectiveEpilogue::SharedStorage))>,
       MainloopSchedule>::CollectiveOp;
+  using CollectiveMainloop = MainloopOf<BuiltMainloop>;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, CollectiveMainloop,
                                                       CollectiveEpilogue, Scheduler>;
   using Adapter = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
@@ -251,10 +255,12 @@ struct Gemm {
     if (!aligned(p)) {
       return kMisaligned;
     }
-    // This library has its own static CUDA runtime, whose idea of the current device may lag behind torch's.
+    // This library has its own static CUDA runtime, whose idea of the current device may lag behind torch's. Set it
+    // also where it is the same: on a thread that has not used CUDA yet only this makes the context current, without
+    // which no TMA descriptor can be encoded.
     int before = p.device;
     cudaError_t error = cudaGetDevice(&before);
-    if (error == cudaSuccess && before != p.device) {
+    if (error == cudaSuccess) {
       error = cudaSetDevice(p.device);
     }
     if (error == cudaSuccess) {
