@@ -1,8 +1,8 @@
 """GPU times of competing functions: interleaved, back to back on the GPU, medians.
 
 A sleep kernel holds the stream while the CPU queues a burst, so no launch gap and no plan building on the CPU is
-counted: what is compared is kernels. Bursts of ten milliseconds (long enough for the power limit to act) take turns, so that all competitors see the same
-clock and power state (all of these GEMMs run at the power limit).
+counted: what is compared is kernels. Bursts of ten milliseconds, long enough for the power limit to act, take turns,
+so that all competitors see the same clock and power state (all of these GEMMs run at the power limit).
 """
 
 from __future__ import annotations
