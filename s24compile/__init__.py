@@ -21,6 +21,7 @@ import s24compile.tensor.saved  # noqa: F401 (lets torch.load(weights_only=True)
 
 if TYPE_CHECKING:
     from s24compile import errors, export, ops
+    from s24compile.accelerate_backend import register_with_accelerate
     from s24compile.config import Config
     from s24compile.decorator import sparse_ffn
     from s24compile.explanation import explain
@@ -51,6 +52,7 @@ __all__ = [
     "log_flip_rates",
     "ops",
     "refresh",
+    "register_with_accelerate",
     "set_phase",
     "sparse_ffn",
     "sparse_weights",
@@ -72,6 +74,7 @@ _HOMES = {
     "load_state_dict": "state",
     "log_flip_rates": "training.monitor",
     "refresh": "state",
+    "register_with_accelerate": "accelerate_backend",
     "set_phase": "state",
     "sparse_ffn": "decorator",
     "sparse_weights": "state",

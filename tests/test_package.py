@@ -26,6 +26,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "config": ("errors",),
     "report": (),
     "tracing": (),
+    "accelerate_backend": ("errors",),
     "operand_request": ("config",),
     "marks": ("config",),
     "parameter_map": (),
