@@ -1,6 +1,8 @@
 """After training: baked weights, torch's own sparse tensors, compressed safetensors, inference with packed weights."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -286,3 +288,59 @@ def test_serve_inference_with_weights_that_are_packed_once(recipe, device):
         assert not operand.transposed, "no W^T is packed where no backward will come"
     with torch.no_grad():
         torch.testing.assert_close(torch.func.functional_call(net, export.baked_weights(net), (tokens,)), first)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor:UserWarning")
+def test_run_the_page_about_export(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(block, "docs/export.md", "exec"), names)
+    assert sorted(path.name for path in Path("checkpoint").iterdir()) == [
+        "config.json",
+        "dense.pt",
+        "model.safetensors",
+    ]
+    assert isinstance(names["fresh"][0].weight, Sparse24)
+
+
+class GPT2MLP(nn.Module):
+    """Hugging Face's Conv1D spelling: weights [in, out]."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = Conv1D(64, 128), Conv1D(128, 64)
+
+    def forward(self, x):
+        return self.down(F.gelu(self.up(x)))
+
+
+class Conv1D(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) * 0.1)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
+
+
+def test_compress_weights_stored_in_out_only_where_they_are_2_of_4_that_way(tmp_path):
+    for recipe in ("fst", "ste"):
+        net = GPT2MLP()
+        x = torch.randn(16, 64)
+        with torch.no_grad():
+            expected = torch.compile(net, backend="s24", options={**COMPILE, "recipe": recipe})(x)
+        if recipe == "fst":
+            assert export.save_compressed(net, tmp_path) == ["up.weight", "down.weight"]
+        else:
+            with pytest.raises(ModelError, match=r"up\.weight.*\[in, out\]"):
+                export.save_compressed(net, tmp_path)
+            assert export.save_compressed(net, tmp_path, names=[]) == []
+        with torch.no_grad():
+            torch.testing.assert_close(
+                torch.func.functional_call(net, export.load_compressed(tmp_path), (x,)), expected
+            )
+        with pytest.raises(ModelError, match=r"no nn\.Linear"):
+            export.to_torch_sparse_(net, dtype=torch.float16)
