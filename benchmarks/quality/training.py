@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from benchmarks.quality.sizes import Size
 from benchmarks.quality.variants import Variant
 from benchmarks.record import circumstances
 from s24compile.demo.model import GPT
-from s24compile.errors import CheckpointError
+from s24compile.errors import CheckpointError, ModelError
 from s24compile.training.flip_rate import global_flip_rate
 
 
@@ -84,6 +85,14 @@ class Run:
         else:
             self.compiled = torch.compile(self.model, backend="s24", options={"inner": plan.inner, **options})
         self.optimizer = self._optimizer()
+        left_out = [re.compile(pattern) for pattern in (options or {}).get("exclude", ())]
+        self.expected = {
+            name
+            for name, parameter in self.model.named_parameters()
+            if options is not None and ".mlp." in name and parameter.dim() == 2
+            if not any(pattern.search(name.removesuffix(".weight")) for pattern in left_out)
+        }
+        """Names of the weights that this variant trains 2:4."""
         self.head = round(plan.length * plan.variant.head) if options is not None else 0
         if self.head:
             s24compile.set_phase(self.model, "dense")
@@ -214,7 +223,14 @@ class Run:
             loss = self._loss("train", places) / size.micro_batches
             loss.backward()
             total += loss.detach()
-        self.sparse = any(weight.phase == "sparse" for weight in s24compile.sparse_weights(self.model).values())
+        weights = s24compile.sparse_weights(self.model)
+        self.sparse = any(weight.phase == "sparse" for weight in weights.values())
+        if weights.keys() != self.expected:
+            raise ModelError(
+                what=self.plan.variant.name,
+                found=f"{len(weights)} weights are sparse, not {len(self.expected)}",
+                accepted="a layer was refused: TORCH_LOGS=+s24compile says which, and why",
+            )
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

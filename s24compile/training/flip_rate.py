@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import weakref
 from collections.abc import Sequence
 
@@ -69,19 +70,22 @@ def global_flip_rate(weights: Sequence[SparseWeight]) -> float | None:
     return sum(rate * count for rate, count in pairs) / total if total else None
 
 
-def is_exploding(rates: Sequence[float]) -> bool:
+def is_exploding(rates: Sequence[float], interval: int = 40) -> bool:
     """Whether a history of flip rates, oldest first, is that of an explosion.
 
     It is when, after CALM_LOOKS looks of start-up and twice CALM_LOOKS more, the mean of the last CALM_LOOKS looks is
-    both above 0.25 and higher than the mean of the CALM_LOOKS before them: large, and growing when it should be
-    falling. Masks drawn anew at random differ in 0.5 of their elements, so at 0.25 half of the memory is gone.
+    both large and higher than the mean of the CALM_LOOKS before them: large, and growing when it should be falling.
+
+    Large means above 0.25 for masks searched every 40 steps: masks drawn anew at random differ in 0.5 of their
+    elements, so half of the memory is gone. With fewer steps between searches less can change; by the square root,
+    as in a random walk: 0.04 for masks searched at every step, where healthy runs peak at 0.01.
     """
     judged = rates[CALM_LOOKS:]
     if len(judged) < 2 * CALM_LOOKS:
         return False
     before = sum(judged[-2 * CALM_LOOKS : -CALM_LOOKS]) / CALM_LOOKS
     last = sum(judged[-CALM_LOOKS:]) / CALM_LOOKS
-    return last > 0.25 and last > before
+    return last > 0.25 * math.sqrt(min(interval, 40) / 40) and last > before
 
 
 def watch_flips(weights: Sequence[SparseWeight]) -> None:
@@ -95,16 +99,27 @@ def watch_flips(weights: Sequence[SparseWeight]) -> None:
         if rate is None:
             continue
         history.rates = [*history.rates[-3 * CALM_LOOKS :], rate]
-        if not history.warned and is_exploding(history.rates):
+        if not history.warned and is_exploding(history.rates, _interval(weight)):
             history.warned = True
             exploding.append(f"{weight.name} {history.rates[-1]:.3f}")
     if exploding:
         log.warning(
             "flip-rate explosion: the masks of %d weight(s) keep changing, and more so than before (share of the mask "
-            "changed by the last search: %s). The model is unlikely to settle; raise decay (now %g; `s24 tune-decay` "
-            "searches for it), lower the learning rate, or search less often (mask_interval=%d).",
+            "changed by the last search: %s). The model is unlikely to settle; %s.",
             len(exploding),
             ", ".join(exploding[:8]) + (", ..." if len(exploding) > 8 else ""),
-            looked[0].decay,
-            looked[0].config.mask_interval,
+            _advice(looked[0]),
         )
+
+
+def _interval(weight: SparseWeight) -> int:
+    return weight.config.mask_interval if weight.recipe.uses_interval else 1
+
+
+def _advice(weight: SparseWeight) -> str:
+    if weight.recipe.decay_on is None:
+        return f"lower the learning rate, or take a recipe with masked decay (recipe={weight.recipe.name!r} has none)"
+    searches = f", or search less often (mask_interval={weight.config.mask_interval})"
+    return f"raise decay (now {weight.decay:g}; `s24 tune-decay` searches for it), or lower the learning rate" + (
+        searches if weight.recipe.uses_interval else ""
+    )

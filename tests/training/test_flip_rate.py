@@ -48,6 +48,34 @@ def test_call_only_a_large_and_growing_rate_an_explosion(rates, exploding):
     assert is_exploding(rates) is exploding
 
 
+def test_expect_less_change_where_masks_are_searched_more_often():
+    rates = [0.05] * 10 + [0.06] * 5
+    assert [is_exploding(rates, interval) for interval in (1, 2, 40, 1000)] == [True, True, False, False]
+    assert not is_exploding([0.012] * 10 + [0.013] * 5, 1), "the peak of a healthy run"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (Config(recipe="sste"), "'sste' has none"),
+        (Config(recipe="srste"), "raise decay"),
+        (Config(mask_interval=2), "mask_interval=2"),
+    ],
+)
+def test_advise_what_the_recipe_has(config, said, caplog):
+    parameter = nn.Parameter(torch.randn(32, 32))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    found = operand_of(parameter, config=config, transpose=config.recipe == "fst")
+    with caplog.at_level(logging.WARNING, logger="s24compile"):
+        for i in range(40 * 18):
+            found.freshen(config.recipe == "fst")
+            # From calm to chaos: the share of the weights that is drawn anew grows.
+            parameter.grad = torch.where(torch.rand(32, 32) < i / 700, parameter.detach() - torch.randn(32, 32), 0.0)
+            optimizer.step()
+    assert len(caplog.records) == 1
+    assert said in caplog.records[0].getMessage()
+
+
 def test_warn_once_in_words(caplog):
     parameter = nn.Parameter(torch.randn(32, 32))
     optimizer = torch.optim.SGD([parameter], lr=1.0)

@@ -205,3 +205,34 @@ def test_take_a_tail_of_any_length_from_zero_to_all():
     assert Config(total_steps=10, dense_after=0).dense_from == 0
     assert Config(recipe="sste", total_steps=600).dense_from is None, "the tail belongs to fst"
     assert Config(recipe="sste", dense_after=7).dense_from == 7
+
+
+@pytest.mark.parametrize("forwards", [0, 1], ids=["before the first forward", "after it"])
+@pytest.mark.parametrize("change", ["recipe", "missing weight", "extra weight"])
+def test_refuse_to_resume_what_is_another_run(change, forwards):
+    model = ffn()
+    compiled = compiled_with(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step in range(3):
+        train_one(compiled, model, optimizer, step)
+    state = s24compile.state_dict(model)
+    other = ffn()
+    again = compiled_with(other, recipe="sste" if change == "recipe" else "fst")
+    for _ in range(forwards):
+        again(torch.randn(8, 16))
+    if change == "missing weight":
+        del state["0.weight"]
+    elif change == "extra weight":
+        state["4.weight"] = state["0.weight"]
+    before = {name: weight.mask for name, weight in s24compile.sparse_weights(other).items()}
+
+    def resume():
+        s24compile.load_state_dict(other, state)
+        again(torch.randn(8, 16))  # the recipe of weights that never ran is known only here
+
+    with pytest.raises(errors.CheckpointError) as caught:
+        resume()
+    assert {"recipe": "'fst'", "missing weight": "weight", "extra weight": "4.weight"}[change] in str(caught.value)
+    after = s24compile.sparse_weights(other)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name].mask, mask) and after[name].steps == 0 for name, mask in before.items())
