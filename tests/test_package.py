@@ -40,8 +40,6 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "lowering": ("lowering", "kernels", *LEAVES),
     "ops": ("kernels", "errors"),
     "tensor": ("tensor", "ops", "kernels", "errors"),
-    "export": ("export", "tensor", "ops", "kernels", *STATE, *LEAVES),
-    "tensor": ("tensor", "ops", "kernels", "errors"),
     "tensor.saved": ("tensor",),
     "export": ("export", "tensor", "ops", "kernels", *STATE, *LEAVES),
     **dict.fromkeys(STATE, (*STATE, "kernels", *LEAVES)),
