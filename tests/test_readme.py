@@ -1,0 +1,76 @@
+"""What the README tells people to type is what works: each command and each block of Python is run here or in CI."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s24compile.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+COMMANDS = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
+MAKE = [command for command in COMMANDS if command.startswith("make ")]
+S24 = [command for command in COMMANDS if command.startswith("s24 ")]
+
+
+def test_know_every_command() -> None:
+    assert sorted(MAKE + S24) == sorted(COMMANDS)
+    assert {"make demo", "make test"} <= set(MAKE)
+
+
+@pytest.mark.parametrize("index", range(len(blocks("python"))))
+def test_run_each_block_of_python(index: int, tmp_path: Path) -> None:
+    script = tmp_path / "readme.py"
+    script.write_text(blocks("python")[index])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, str(script)], cwd=tmp_path, check=True, env=environment)
+
+
+@pytest.mark.parametrize("command", S24)
+def test_run_each_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command)[1:]
+    if words[0] in ("train", "tune-decay") and "--help" not in words:
+        # The same command, smaller: what is on the line is parsed, then fewer and smaller steps win.
+        words += ["--max_iters=3", "--n_layer=1", "--n_embd=32", "--inner=aot_eager"]
+        words += ["--steps=4"] if words[0] == "tune-decay" else []
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_what_ci_or_a_test_runs(command: str) -> None:
+    words = command.split()[1:]
+    plan = subprocess.run(
+        ["make", "-n", *words, f"PYTHON={sys.executable}"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    runs = {"demo": "-m s24compile demo", "test": "-m pytest", "lint": "-m ruff check", "bench": "-m s24compile bench"}
+    assert runs[words[0]] in plan
+    # `make demo` is run by test_demo.py; benchmarks are measurements, and their checks are tests of their own.
+    assert words[0] in ("demo", "bench") or command in (ROOT / ".ci/run").read_text()
+
+
+def test_show_files_that_exist() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("https://") or (ROOT / link).exists(), f"{link} is not there"
+
+
+def test_print_the_numbers_that_were_measured() -> None:
+    outcomes = json.loads((ROOT / "assets/demo.json").read_text())["outcomes"]
+    compile_time = json.loads((ROOT / "benchmarks/results/compile_time.json").read_text())
+    assert f"{outcomes['inductor']['validation_loss']:.3f} dense" in README
+    assert f"{outcomes['s24']['validation_loss']:.3f} with 2:4" in README
+    assert f"{compile_time['ratio']:.2f} times for a GPT of {compile_time['layers']} layers" in README
