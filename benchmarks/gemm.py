@@ -111,23 +111,27 @@ def check_all() -> bool:
 
 def tune_all(chosen: list[Shape], table: Path, sweep: Path, deadline: float) -> None:
     """Sweeps every shape and writes the table after each, so that a cut run leaves what it has."""
-    results: list[tuple[Shape, str, dict[str, float]]] = []
-    seen: set[tuple[int, int, int]] = set()
-    log = []
+    results: list[tune.Tuned] = []
+    done: set[tuple[int, int, int, str]] = set()
     for shape in chosen:
-        if (shape.m, shape.n, shape.k) in seen or time.monotonic() > deadline:
-            continue
-        seen.add((shape.m, shape.n, shape.k))
-        times = tune.tune(shape, tune.SCHEDULES)
-        results.append((shape, "bf16", times))
-        best = next(iter(times))
-        print(f"tuned {shape.role:4} {shape.m}x{shape.n}x{shape.k}: {best} {times[best]:.1f} us", flush=True)
-        log.append({"role": shape.role, "shape": [shape.m, shape.n, shape.k], "us": times})
-        sweep.write_text(json.dumps(log) + "\n")
-        tune.write_table(table, results, machine())
-        tuned.table.cache_clear()
-        tuned._nearest.cache_clear()
-        torch.cuda.empty_cache()
+        fused: tuple[tune.Epilogue, ...] = ("act", "dact") if shape.role == "fw1" else ()
+        for epilogue in ("plain", *fused):
+            key = (shape.m, shape.n, shape.k, epilogue)
+            if key in done or time.monotonic() > deadline:
+                continue
+            done.add(key)
+            results.append(tune.tune(shape, epilogue=epilogue))
+            entry = results[-1].entry
+            tflops = shape.flops / entry["us"] / 1e6
+            print(
+                f"{shape.role:4} {epilogue:5} {key[:3]} {entry['choice']} {entry['us']:.1f} us {tflops:.0f} TF",
+                flush=True,
+            )
+            sweep.write_text(json.dumps([result.entry | {"all_us": result.times} for result in results]) + "\n")
+            tune.write_table(table, results, machine())
+            torch.cuda.empty_cache()
+    tuned.table.cache_clear()
+    tuned._nearest.cache_clear()
 
 
 def time_all(chosen: list[Shape], deadline: float) -> dict[str, Any]:
@@ -174,7 +178,7 @@ def time_shape(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> dict[str, A
     dense = torch.randn_like(weight)
     competitors = peers.cublas(dense, bs, shape)
     sparselt = peers.cusparselt(weight, bs)
-    choice = tuned.choose(tune.signature(shape, "bf16"), shape.m, shape.n, shape.k)
+    choice = tuned.choose(tune.signature(shape), shape.m, shape.n, shape.k)
     times = compare_us({"s24": run, **competitors, **sparselt})
     best = min(times[name] for name in competitors)
     peer = best / min(times[name] for name in sparselt) if sparselt else None

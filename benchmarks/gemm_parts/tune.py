@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,8 @@ import torch
 from benchmarks.gemm_parts.operands import random_sparse
 from benchmarks.gemm_parts.ours import activations, sparse_mm
 from benchmarks.gemm_parts.shapes import Shape
-from benchmarks.gemm_parts.timing import burst_us, compare_us
-from s24compile.kernels.gemm.cutlass import build
+from benchmarks.gemm_parts.timing import Run, burst_us, compare_us
+from s24compile.kernels.gemm.cutlass import build, launch
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Schedule, Signature
 from s24compile.kernels.gemm.cutlass.tuned import Choice
 
@@ -29,58 +30,76 @@ SCHEDULES = tuple(
 LARGE = 2e12
 """Operations above which only the largest tile is tried: there are many waves of it, and smaller ones read more."""
 RASTERS: tuple[Literal["m", "n"], ...] = ("m", "n")
+Epilogue = Literal["plain", "act", "dact"]
 
 
-def signature(shape: Shape, out: str) -> Signature:
-    """The kernel that training runs for `shape`."""
-    wide: Any = out
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What the sweep of one shape found: {choice name: microseconds}, the finalists first, fastest first."""
+
+    shape: Shape
+    times: dict[str, float]
+    epilogue: Epilogue = "plain"
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The line of the committed table."""
+        best = next(iter(self.times))
+        dims = [self.shape.m, self.shape.n, self.shape.k]
+        return {
+            "epilogue": self.epilogue, "shape": dims, "fp32": False, "choice": best, "us": round(self.times[best], 2)
+        }  # fmt: skip
+
+
+def signature(shape: Shape, epilogue: Epilogue = "plain") -> Signature:
+    """The kernel that training runs for `shape`, in bf16 (other types and layouts cost the same within 3%)."""
     if shape.gradient:
-        return Signature("bf16", "k", "n", "row", wide)
-    return Signature("bf16", "k", "k", "col", wide)
+        return Signature("bf16", "k", "n", "row", "bf16")
+    if epilogue == "plain":
+        return Signature("bf16", "k", "k", "col", "bf16")
+    return Signature("bf16", "k", "k", "col", "bf16", epilogue, "gelu", "bf16" if epilogue == "act" else "")
 
 
-def tune(shape: Shape, schedules: Sequence[Schedule], out: torch.dtype = torch.bfloat16) -> dict[str, float]:
-    """{choice name: microseconds} of the finalists, fastest first.
+def runner(shape: Shape, epilogue: Epilogue) -> Callable[[Choice], Run]:
+    """choice -> a run of `shape` on fresh operands under that choice."""
+    dtype, (m, n, k) = torch.bfloat16, (shape.m, shape.n, shape.k)
+    s = random_sparse(m, k, dtype, "cuda")
+    bs = activations(shape, dtype, 2)
+    if epilogue == "plain":
+        return lambda choice: sparse_mm(s, bs, shape, dtype, choice)
+    packed = (s.values, s.metadata, m, k)
+    if epilogue == "act":
+        bias = torch.randn(m, device="cuda", dtype=dtype)
+        return lambda choice: lambda i: launch.mm_act(*packed, bs[i % 2], bias, "gelu", "col", choice)
+    z = torch.randn(n, m, device="cuda", dtype=dtype).t()
+    return lambda choice: lambda i: launch.mm_dact(*packed, bs[i % 2], z, "gelu", "col", choice)
 
-    Two rounds: every schedule with every raster order and two swizzles in short bursts, then the ten fastest (and the
-    other swizzles of the fastest) interleaved with medians.
+
+def tune(shape: Shape, schedules: Sequence[Schedule] = SCHEDULES, epilogue: Epilogue = "plain") -> Tuned:
+    """Two rounds: every built schedule with every raster order and two swizzles in short bursts; then the five fastest,
+    and the fastest one's other swizzles, interleaved, by medians.
     """
-    s = random_sparse(shape.m, shape.k, torch.bfloat16, "cuda")
-    bs = activations(shape, torch.bfloat16, 2)
-    name = "fp32" if out == torch.float32 else "bf16"
+    run = runner(shape, epilogue)
     if shape.flops > LARGE:
         schedules = [how for how in schedules if how.tile == (128, 256) and not how.stream_k]
-    built = [how for how in schedules if build.object_path(Kernel(signature(shape, name), how)) is not None]
-
-    def runs(choices: Sequence[Choice]) -> dict[str, Any]:
-        return {choice.name: sparse_mm(s, bs, shape, out, choice) for choice in choices}
-
+    kernels = [Kernel(signature(shape, epilogue), how) for how in schedules]
+    built = [kernel.schedule for kernel in kernels if build.object_path(kernel) is not None]
     first = [Choice(how, raster, swizzle) for how, raster, swizzle in itertools.product(built, RASTERS, (1, 4))]
     first += [Choice(how, "n", 1, splits) for how in built if how.stream_k for splits in (-1, 2, 4)]
-    trial = runs(first)
+    trial = {choice.name: run(choice) for choice in first}
     calls = max(2, min(20, int(1500 / max(1.0, burst_us(next(iter(trial.values())), 2)))))
-    quick = {key: min(burst_us(run, calls) for _ in range(2)) for key, run in trial.items()}
-    best = sorted(quick, key=quick.__getitem__)
-    finalists = [Choice.parse(key) for key in best[:5]]
+    quick = {name: min(burst_us(each, calls) for _ in range(2)) for name, each in trial.items()}
+    order = sorted(quick, key=quick.__getitem__)
+    finalists = [Choice.parse(name) for name in order[:5]]
     leader = finalists[0]
     finalists += [Choice(leader.schedule, raster, swizzle, leader.splits) for raster in RASTERS for swizzle in (2, 8)]
-    timed = compare_us(runs(list(dict.fromkeys(finalists))), burst_ms=3.0, rounds=3)
-    everything = {key: quick[key] for key in best[5:]}
-    return dict(sorted(timed.items(), key=lambda item: item[1])) | everything
+    timed = compare_us({choice.name: run(choice) for choice in finalists}, burst_ms=3.0, rounds=3)
+    rest = {name: quick[name] for name in order[5:] if name not in timed}
+    return Tuned(shape, dict(sorted(timed.items(), key=lambda item: item[1])) | rest, epilogue)
 
 
-def write_table(path: Path, results: Sequence[tuple[Shape, str, dict[str, float]]], machine: dict[str, Any]) -> None:
+def write_table(path: Path, results: Sequence[Tuned], machine: dict[str, Any]) -> None:
     """Writes the committed table: for each shape the fastest choice and its time."""
-    entries = [
-        {
-            "epilogue": "plain",
-            "shape": [shape.m, shape.n, shape.k],
-            "fp32": out == "fp32",
-            "choice": next(iter(times)),
-            "us": round(next(iter(times.values())), 2),
-        }
-        for shape, out, times in results
-    ]
-    lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
+    lines = ",\n".join("  " + json.dumps(result.entry) for result in results)
     head = json.dumps({"machine": machine, "date": dt.date.today().isoformat()})
     path.write_text(f'{head[:-1]}, "entries": [\n{lines}\n]}}\n')
