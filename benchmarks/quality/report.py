@@ -136,16 +136,18 @@ def draw(group: tuple[str, ...], members: Sequence[Result], path: Path) -> None:
 
     figure = Figure(figsize=(15, 5), layout="constrained")
     by_step, by_time, flips = figure.subplots(1, 3)
-    for result in members:
+    for number, result in enumerate(members):
         looked = [i for i, line in enumerate(result.lines) if "validation_loss" in line]
         steps = [result.lines[i]["step"] for i in looked]
         losses = [result.lines[i]["validation_loss"] for i in looked]
         clock = result.clock()
-        by_step.plot(steps, losses, linewidth=1.1, label=f"{result.name} {result.loss:.4f}")
-        by_time.plot([clock[i] for i in looked], losses, linewidth=1.1)
-        known = [line for line in result.lines if "flip_rate" in line]
-        colour = by_step.lines[-1].get_color()
-        flips.plot([li["step"] for li in known], [li["flip_rate"] for li in known], color=colour, linewidth=1.1)
+        # Ten colours, and more variants than that.
+        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "linewidth": 1.1}
+        by_step.plot(steps, losses, marker=".", label=f"{result.name} {result.loss:.4f}", **style)
+        by_time.plot([clock[i] for i in looked], losses, marker=".", **style)
+        known = [line for line in result.lines if line.get("step_flip_rate")]
+        flips.plot([line["step"] for line in known], [line["step_flip_rate"] for line in known], **style)
+    flips.set_yscale("log")
     # The end is where the question lies; the first tenth would flatten it.
     tail = [
         line["validation_loss"] for r in members for line in r.lines[len(r.lines) // 4 :] if "validation_loss" in line
@@ -155,7 +157,7 @@ def draw(group: tuple[str, ...], members: Sequence[Result], path: Path) -> None:
         axes.set_xlabel(label)
         axes.set_ylabel("validation loss, nats per token")
     flips.set_xlabel("optimizer step")
-    flips.set_ylabel("share of the masks that the last search changed")
+    flips.set_ylabel("flip rate per step, of masks of the weights")
     by_step.legend(frameon=False, fontsize=7)
     figure.suptitle(f"{group[0]}, {group[1]} steps, {group[3]}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)

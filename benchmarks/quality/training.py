@@ -9,6 +9,8 @@ The first line of the file says what is trained, on what and where. Each further
     sparse            whether the window's steps were 2:4
     validation_loss   at validation steps: through the compiled model, so a sparse model is judged with packed weights
     flip_rate         share of the masks that the last search changed, over all weights
+    step_flip_rate    share of the transposable masks of the feed-forward weights that the window's last step changed,
+                      computed from the weights and used by nobody: the same quantity in all runs, dense ones too
 """
 
 from __future__ import annotations
@@ -132,6 +134,7 @@ class Run:
             self._wait()
             started, first = time.perf_counter(), self.step
             while self.step < end:
+                masks = self._masks() if self.step == end - 1 else []
                 loss += self._train_step()
                 phases.append(self.sparse)
             self._wait()
@@ -142,6 +145,7 @@ class Run:
                 "step_ms": 1e3 * seconds / (end - first),
                 "warm": set(phases) == {compiled_for},
                 "sparse": phases[-1],
+                "step_flip_rate": _share_that_differs(masks, self._masks()),
                 **self._flips(),
             }
             compiled_for = phases[-1]
@@ -245,6 +249,11 @@ class Run:
             loss: Tensor = self.compiled(text[:, :-1].contiguous(), text[:, 1:].contiguous())[1]
         return loss
 
+    @torch.no_grad()
+    def _masks(self) -> list[Tensor]:
+        weights = [p for name, p in self.model.named_parameters() if ".mlp." in name and p.dim() == 2]
+        return [s24compile.ops.transposable_mask(weight) for weight in weights]
+
     def _flips(self) -> dict[str, float]:
         rate = global_flip_rate(list(s24compile.sparse_weights(self.model).values()))
         return {} if rate is None else {"flip_rate": rate}
@@ -252,3 +261,8 @@ class Run:
     def _wait(self) -> None:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
+
+
+def _share_that_differs(before: list[Tensor], after: list[Tensor]) -> float:
+    changed = torch.stack([(a != b).sum() for a, b in zip(before, after, strict=True)]).sum()
+    return changed.item() / sum(mask.numel() for mask in after)

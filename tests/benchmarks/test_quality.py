@@ -106,6 +106,7 @@ def test_train_each_kind_of_variant(name, corpus, tmp_path, device):
     lines = list(run.windows())
     assert [line["step"] for line in lines] == list(range(4, 25, 4))
     assert all(set(line) >= {"train_loss", "step_ms", "warm", "sparse"} for line in lines)
+    assert all(0 < line["step_flip_rate"] < 0.5 for line in lines), "in dense runs too"
     assert [line["step"] for line in lines if "validation_loss" in line] == [8, 16, 24]
     assert lines[-1]["validation_loss"] < 5.6, "uniform bytes cost 5.55"
     expected = {
@@ -154,7 +155,7 @@ def test_go_on_bitwise_where_the_budget_ended(name, corpus, tmp_path, device):
     assert resumed.step == 12
     list(resumed.windows())
     read = [json.loads(line) for line in resumed.file.read_text().splitlines()[1:]]
-    for field in ("step", "train_loss", "sparse", "validation_loss", "flip_rate"):
+    for field in ("step", "train_loss", "sparse", "validation_loss", "flip_rate", "step_flip_rate"):
         assert [line.get(field) for line in read] == [line.get(field) for line in lines], field
     for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, two)
