@@ -22,14 +22,14 @@ class Tile:
     registers: int | None = None
 
 
-BLOCKS_SEARCH = Tile(64, 64, 4)
+BLOCKS_SEARCH = Tile(64, 64, 2, 128)
 BLOCKS_GIVEN = Tile(64, 64, 4)
-ROWS = Tile(64, 128, 8)
-ROWS_ALONG = Tile(64, 64, 2)
+ROWS = Tile(64, 64, 2, 96)
+ROWS_ALONG = Tile(64, 128, 4)
 GLU = Tile(2, 1024, 4)
 GLU_GRADIENT = Tile(2, 1024, 4)
-GLU_TURNED = Tile(64, 64, 8)
-GLU_GRADIENT_TURNED = Tile(64, 32, 4)
+GLU_TURNED = Tile(128, 64, 16)
+GLU_GRADIENT_TURNED = Tile(128, 64, 16)
 GLU_PACK = Tile(64, 64, 4)
 DECAY = Tile(2, 1024, 4)
 
