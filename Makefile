@@ -18,12 +18,13 @@ PY := .venv/bin/python
 READY := .venv/installed
 endif
 
-.PHONY: help demo test lint format bench adopt clean
+.PHONY: help demo test lint format bench docs adopt clean
 help:
 	@echo "make demo    train a small GPT dense and 2:4-sparse, print a table, draw both loss curves"
 	@echo "make test    run the test suite"
 	@echo "make lint    ruff and mypy over everything"
 	@echo "make bench   run the benchmarks that this machine can run"
+	@echo "make docs    build the documentation into site/ (first: make docs EXTRAS=test,lint,docs)"
 
 demo: $(READY)
 	@$(PY) -m s24compile demo $(DEMO_ARGS)
@@ -43,6 +44,10 @@ format: $(READY)
 
 bench: $(READY)
 	@$(PY) -m s24compile bench $(BENCH_ARGS)
+
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 .venv/installed: pyproject.toml constraints.txt
 	@command -v c++ g++ clang++ >/dev/null || { echo "no C++ compiler found: TorchInductor needs one on CPU (install g++)"; exit 1; }

@@ -18,8 +18,9 @@ NEEDS = {
     "test": ("torch", "typer", "rich", "matplotlib", "pytest", "xdist", "expecttest", "hypothesis"),
     "lint": ("ruff", "mypy"),
     "format": ("ruff",),
+    "docs": ("torch", "pytest", "material", "mkdocstrings"),
 }
-INSTALLED_AS = {"xdist": "pytest-xdist"}
+INSTALLED_AS = {"xdist": "pytest-xdist", "material": "mkdocs-material"}
 
 
 def main(goals: list[str]) -> int:

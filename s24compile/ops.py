@@ -58,7 +58,7 @@ def transposable_mask(w: Tensor) -> Tensor:
         first in descending order of its bits; a block with a NaN takes the first of all (1100/1100/0011/0011).
 
     Raises:
-        ShapeError, DtypeError
+        ShapeError, DtypeError: an argument that the op does not take.
     """
     check_matrix("w", w)
     check_multiple("w", w, (0, 1))
@@ -71,7 +71,7 @@ def magnitude_mask(w: Tensor) -> Tensor:
     Ties keep the lower index; NaN counts as larger than Inf; always exactly two.
 
     Raises:
-        ShapeError, DtypeError
+        ShapeError, DtypeError: an argument that the op does not take.
     """
     check_floating("w", w)
     check_multiple("w", w, (-1,))
@@ -84,7 +84,7 @@ def soft_threshold(w: Tensor) -> Tensor:
     Continuous in w. The gradient passes through unchanged (straight-through).
 
     Raises:
-        ShapeError, DtypeError
+        ShapeError, DtypeError: an argument that the op does not take.
     """
     check_floating("w", w)
     check_multiple("w", w, (-1,))
@@ -95,7 +95,7 @@ def soft_threshold_scale(w: Tensor) -> Tensor:
     """beta = <w, S(w)> / <S(w), S(w)> [S-STE 5]: 0-d fp32; 1 where S(w) is zero.
 
     Raises:
-        ShapeError, DtypeError
+        ShapeError, DtypeError: an argument that the op does not take.
     """
     check_floating("w", w)
     check_multiple("w", w, (-1,))
@@ -115,7 +115,7 @@ def mvue(g: Tensor, *, dim: int = -1, seed: int | Tensor | None = None) -> Tenso
         Contiguous, of g's shape and dtype. A group with Inf or NaN keeps two NaNs.
 
     Raises:
-        ShapeError, DtypeError, OptionError
+        ShapeError, DtypeError, OptionError: an argument that the op does not take.
     """
     check_floating("g", g)
     if g.dtype.itemsize == 1:
@@ -134,7 +134,7 @@ def pack(w: Tensor, mask: Tensor | None = None, *, dtype: torch.dtype | None = N
 
     Raises:
         MaskError: more than two ones in a group. On CUDA a given mask is not checked (a host sync); two are kept.
-        ShapeError, DtypeError
+        ShapeError, DtypeError: an argument that the op does not take.
     """
     check_matrix("w", w)
     check_multiple("w", w, (1,))
@@ -158,7 +158,7 @@ def pack_both(w: Tensor, mask: Tensor, *, dtype: torch.dtype | None = None) -> t
 
     Raises:
         MaskError: more than two ones in a group of a row or a column (not checked on CUDA).
-        ShapeError, DtypeError
+        ShapeError, DtypeError: an argument that the op does not take.
     """
     check_matrix("w", w)
     check_multiple("w", w, (0, 1))
@@ -180,7 +180,7 @@ def mvue_pack(g: Tensor, *, seed: int | Tensor | None = None, dtype: torch.dtype
         dtype: of the kept values; None for g's.
 
     Raises:
-        ShapeError, DtypeError, OptionError
+        ShapeError, DtypeError, OptionError: an argument that the op does not take.
     """
     check_matrix("g", g)
     check_packable(dtype)
@@ -206,7 +206,7 @@ def mm(
         out_dtype: None for p's dtype; for 8-bit values that is the accumulator's, fp32.
 
     Raises:
-        ShapeError, DtypeError, OptionError
+        ShapeError, DtypeError, OptionError: an argument that the op does not take.
     """
     (m, k), narrow = p.shape, p.dtype.itemsize == 1
     check_choice("out_layout", out_layout, ("row", "col"))
@@ -224,7 +224,7 @@ def linear(x: Tensor, p: Packed24, bias: Tensor | None = None) -> Tensor:
     """x[..., k] @ p[m, k].T + bias[m]: [..., m]. Differentiable in x and bias.
 
     Raises:
-        ShapeError, DtypeError
+        ShapeError, DtypeError: an argument that the op does not take.
     """
     m, k = p.shape
     if x.dim() == 0 or x.shape[-1] != k:
@@ -243,7 +243,7 @@ def glu(z: Tensor, *, act: str = "gelu", gate: Literal["first", "second"] = "fir
         gate: the half that the activation sees; "first" in the paper, "second" in its toolkit.
 
     Raises:
-        ShapeError, DtypeError, OptionError
+        ShapeError, DtypeError, OptionError: an argument that the op does not take.
     """
     check_choice("act", act, ("gelu", "gelu_tanh", "silu", "relu"))
     check_choice("gate", gate, ("first", "second"))
@@ -257,7 +257,7 @@ def masked_decay_(grad: Tensor, w: Tensor, mask: Tensor, alpha: float) -> None:
     """grad += alpha * w where `mask` is False, in place. [FST 4.2]
 
     Raises:
-        ShapeError, DtypeError
+        ShapeError, DtypeError: an argument that the op does not take.
     """
     check_floating("grad", grad)
     check_floating("w", w)
@@ -271,7 +271,7 @@ def flip_rate(mask_before: Tensor, mask_after: Tensor) -> float:
     """|M_t - M_{t-1}|_1 / D [FST 4.1]: the share of entries where two masks of one shape differ.
 
     Raises:
-        ShapeError
+        ShapeError: an argument that the op does not take.
     """
     check_same_shape("mask_after", mask_after, "mask_before", mask_before)
     return float(_ops.flip_rate(mask_before, mask_after))

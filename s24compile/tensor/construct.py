@@ -39,7 +39,7 @@ def to_sparse_semi_structured(
 
     Raises:
         MaskError: more than two ones in a group (on CUDA two of them are kept: asking would be a host sync).
-        ShapeError, DtypeError
+        ShapeError, DtypeError: a tensor that no 2:4 format takes.
         OptionError: both a mask and mvue.
     """
     check_packable(dtype)
