@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from s24compile.errors import ModelError, OptionError
 from s24compile.sparse_weight import SparseWeight
-from s24compile.state import set_phase, sparse_weights
+from s24compile.state import set_phase, sparse_weights, state_dict
 from s24compile.training.snapshot import Snapshot, Stateful
 from s24compile.weights import WEIGHTS, told_about
 
@@ -154,7 +154,8 @@ def _run(
     on_step: Callable[[float | None, int], None] | None,
 ) -> tuple[list[Tensor], list[Any]]:
     """Flip rates (0-d tensors, unread: no host sync) and losses of one run."""
-    counted = {name: weight.steps for name, weight in sparse_weights(model).items()}
+    # Also of weights that a checkpoint was loaded for, and that have not been in a forward yet.
+    counted = {name: entry["steps"] for name, entry in state_dict(model).items()}
     weights: dict[str, SparseWeight] = {}
     before: list[Tensor] = []
     rates: list[Tensor] = []

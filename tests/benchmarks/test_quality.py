@@ -204,10 +204,9 @@ def test_train_in_slices_and_report(folder, tmp_path, capsys, monkeypatch):
 
 def test_deal_runs_out_to_processes(folder, tmp_path):
     words = ["--size", "toy", "--steps", "20", "--corpus", str(folder), "--out", str(tmp_path), "--inner", "eager"]
-    assert runner.main([*words, "--variants", "dense,half", "--seeds", "2", "--gpus", "2", "--budget-s", "300"]) == 0
-    assert len(report.read(tmp_path)) == 4
+    assert runner.main([*words, "--variants", "dense", "--seeds", "2", "--gpus", "2", "--budget-s", "300"]) == 0
     names = [result.name for members in report.tables(report.read(tmp_path)).values() for result in members]
-    assert sorted(names) == ["dense", "dense (seed 2)", "half", "half (seed 2)"]
+    assert sorted(names) == ["dense", "dense (seed 2)"]
 
 
 def line_of(step, step_ms, *, sparse, warm=True, **more):

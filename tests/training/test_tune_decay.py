@@ -102,6 +102,33 @@ def test_leave_the_run_bitwise_as_it_was(steps):
     assert same(everything(model, optimizer, scheduler), everything(*twin[:3]))
 
 
+def test_tune_a_resumed_run_before_its_first_forward():
+    def resumed():
+        model, optimizer, scheduler, _ = prepared(steps=7)
+        again, again_optimizer, again_scheduler, step = prepared()
+        step_buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        again.register_buffer("late", torch.zeros(3))
+        again.load_state_dict(model.state_dict())
+        again.calls.copy_(step_buffers["calls"])
+        again_optimizer.load_state_dict(optimizer.state_dict())
+        again_scheduler.load_state_dict(scheduler.state_dict())
+        s24compile.load_state_dict(again, state_dict(model))
+        torch.manual_seed(1)
+        random.seed(1)
+        return again, again_optimizer, again_scheduler, step
+
+    model, optimizer, scheduler, train_step = resumed()
+    before = everything(model, optimizer, scheduler)
+    tune_decay(model, optimizer, train_step, candidates=(1e-4, 1e-2), steps=6, also=[scheduler])
+    after = everything(model, optimizer, scheduler)
+    for part in before:
+        assert same(before[part], after[part]), part
+    losses = [train_step(i) for i in range(7, 12)]
+    twin = resumed()
+    assert same(losses, [twin[3](i) for i in range(7, 12)])
+    assert same(everything(model, optimizer, scheduler), everything(*twin[:3]))
+
+
 @pytest.mark.parametrize("where", ["dense run", "second candidate"])
 @pytest.mark.parametrize("kind", ["Ctrl-C", "exception"])
 def test_restore_when_it_is_interrupted(kind, where):
