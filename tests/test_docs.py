@@ -78,7 +78,7 @@ def test_run_every_block(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    if page == "trainers.md":
+    if page in ("trainers.md", "zoo.md"):
         need("transformers", "accelerate")
     names = names_for(page)
     # What a page sets for good is put back afterwards.

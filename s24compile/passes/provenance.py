@@ -23,6 +23,7 @@ _LIBRARY = (
     os.path.dirname(torch.__file__) + os.sep,
     os.path.join(os.path.dirname(os.path.dirname(__file__)), "decorator.py"),
 )
+_INSTALLED = os.path.dirname(os.path.dirname(torch.__file__)) + os.sep
 _HELPERS = re.compile(r"transformers[/\\](pytorch_utils\.py|activations\.py|integrations[/\\])")
 """Library files that hold layers' parts, not models."""
 
@@ -70,11 +71,15 @@ def common_path(paths: Sequence[str]) -> str:
 
 
 def user_line(node: fx.Node) -> str:
-    """The innermost frame outside torch and this package, as "file.py:12", relative to the working directory."""
+    """The innermost frame outside torch and this package, as "file.py:12".
+
+    Relative to the working directory, or for libraries to where they are installed: "transformers/models/...".
+    """
     frames = [(m["file"], m["line"]) for m in _FRAME.finditer(str(node.meta.get("stack_trace") or ""))]
     own = [frame for frame in frames if not frame[0].startswith(_LIBRARY) and not _HELPERS.search(frame[0])]
     if not own:
         return ""
     file, line = own[-1]
     here = os.getcwd() + os.sep
-    return f"{file.removeprefix(here)}:{line}"
+    # A virtual environment may lie inside the working directory, so the library folder goes first.
+    return f"{file.removeprefix(_INSTALLED).removeprefix(here)}:{line}"

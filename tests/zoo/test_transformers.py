@@ -17,6 +17,7 @@ def test_find_the_layers_that_a_reader_lists(name: str, device: str) -> None:
     report = explain_case(MODELS[name], device)
     assert_listed_by_hand(MODELS[name], report)
     assert_in_the_docs(name, "transformers", report)
+    assert all(site.source.startswith("transformers/models/") for site in report.sites), "not a line of the model"
 
 
 @pytest.mark.parametrize("name", MODELS)
