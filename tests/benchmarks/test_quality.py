@@ -139,7 +139,8 @@ def test_see_the_same_batches_whatever_the_variant_draws(corpus, tmp_path, devic
 
 
 @pytest.mark.parametrize("name", ["fst", "ste-mvue-dx", "step"])
-def test_go_on_bitwise_where_the_budget_ended(name, corpus, tmp_path, device):
+def test_go_on_bitwise_where_the_budget_ended(name, corpus, tmp_path):
+    device = "cpu"  # on a GPU the embedding's gradient adds up in any order
     whole = Run(plan_of(name), corpus, tmp_path / "whole", device)
     whole.start()
     lines = list(whole.windows())
