@@ -35,6 +35,7 @@ class Case:
 
 
 def seed() -> Tensor:
+    """A fixed MVUE seed."""
     return torch.tensor([5], device="cuda")
 
 
@@ -45,6 +46,7 @@ def normal(*shape: int, dtype: torch.dtype = BF16, turned: bool = False) -> Tens
 
 
 def packed(m: int, k: int) -> tuple[Tensor, Tensor]:
+    """Buffers of a packed operand [m, k]."""
     return FORMATS["sm90"].empty(m, k, BF16, torch.device("cuda"))
 
 

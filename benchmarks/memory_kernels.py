@@ -32,6 +32,7 @@ WIDTHS = (3072, 11008)
 
 
 def all_cases() -> Iterator[cases.Case]:
+    """The rows of the table."""
     for n, k in WEIGHTS:
         for dtype in (BF16, FP32):
             yield cases.pack(n, k, dtype, "transposable", True)
@@ -94,7 +95,7 @@ def _reference(op: str, *args: Any) -> Any:
 
 
 def gpt2_weights() -> dict[str, Any]:
-    """All FFN weights of GPT-2 124M (12 of 3072x768, 12 of 768x3072, fp32) packed by one op: graph, and eager wall time."""
+    """All FFN weights of GPT-2 124M (12 of 3072x768, 12 of 768x3072, fp32) packed by one op."""
     shapes = [(3072, 768), (768, 3072)] * 12
     weights = [cases.normal(*shape, dtype=FP32) for shape in shapes]
     patterns = [torch.zeros(n // 4, k // 4, dtype=torch.uint8, device="cuda") for n, k in shapes]
@@ -180,6 +181,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--tiles", type=Path, help="JSON of memory_sweep.py: tiles to use instead of the committed ones"

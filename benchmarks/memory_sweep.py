@@ -69,6 +69,7 @@ SWEEP: dict[str, tuple[cases.Case, list[Tile]]] = {
 
 
 def variants() -> Iterator[tuple[str, Tile]]:
+    """Every (slot, tile) to try."""
     for slot, (_, choices) in SWEEP.items():
         for tile in choices:
             yield slot, tile
@@ -85,6 +86,7 @@ def with_tile(slot: str, tile: Tile, call: Callable[[], object]) -> Callable[[],
 
 
 def compile_only(index: int, count: int) -> None:
+    """Fills Triton's cache with a share of the variants."""
     for slot, tile in list(variants())[index::count]:
         with_tile(slot, tile, SWEEP[slot][0].make())()
         torch.cuda.synchronize()
@@ -92,6 +94,7 @@ def compile_only(index: int, count: int) -> None:
 
 
 def main() -> None:
+    """Command line."""
     if len(sys.argv) == 4:
         compile_only(int(sys.argv[2]), int(sys.argv[3]))
         return

@@ -166,8 +166,11 @@ def test_glu_takes_every_combination_of_layouts(into, out, device):
 @pytest.mark.parametrize("act", ["gelu", "gelu_tanh", "silu", "relu"])
 def test_activations_hold_over_the_whole_range(act, device):
     a = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30])]).to(device)
-    z = torch.stack([a, torch.ones_like(a)], dim=-1).to(BF16)
-    for op, args in (("glu", (z, act, "first")), ("glu_backward", (torch.ones_like(z[:, :1]), z, act, "first"))):
+    z = torch.cat([a, torch.ones_like(a)])[None].to(BF16)
+    for op, args in (
+        ("glu", (z, act, "first")),
+        ("glu_backward", (torch.ones_like(z[:, : a.numel()]), z, act, "first")),
+    ):
         with providers.only("triton"):
             found = getattr(ops, op)(*args).double()
         with providers.only("reference"):

@@ -12,21 +12,29 @@ import triton.language as tl
 from s24compile.kernels.glu.triton_math import activate_with_slope
 from s24compile.kernels.mvue.triton_sample import draws, sample, uniform
 from s24compile.kernels.pack.triton_format import anchored, narrow, widen
-from s24compile.kernels.pack.triton_rows import load_row, store_operand
+from s24compile.kernels.pack.triton_rows import fetch, store_operand
 
 
 @triton.jit
-def _row(
-    dh, z, dz, h, token, T, inside, other, dz_other, ACT: tl.constexpr, RECOMPUTE: tl.constexpr, EVEN: tl.constexpr
-):  # fmt: skip
+def _fetch_group(at, step, first, i: tl.constexpr, T, inside, EVEN: tl.constexpr):
+    """Rows 4i..4i+3 of each chunk, as stored."""
+    at += 4 * i * step
+    first += 4 * i
+    return (
+        fetch(at, first, T, inside, EVEN),
+        fetch(at + step, first + 1, T, inside, EVEN),
+        fetch(at + 2 * step, first + 2, T, inside, EVEN),
+        fetch(at + 3 * step, first + 3, T, inside, EVEN),
+    )
+
+
+@triton.jit
+def _row(gated, linear, gradient, dz, h, here, dz_other, ACT: tl.constexpr, RECOMPUTE: tl.constexpr):
     """One row of each chunk: stores dZ (and H), returns both halves of dZ as rounded, in fp32."""
-    gated = load_row(z, token, T, inside, EVEN)
-    linear = load_row(z + other, token, T, inside, EVEN)
-    gradient = load_row(dh, token, T, inside, EVEN)
+    gated, linear, gradient = widen(gated), widen(linear), widen(gradient)
     activated, slope = activate_with_slope(gated, ACT, dz.dtype.element_ty != tl.float32)
     d_gated = narrow(gradient * linear * slope, dz.dtype.element_ty)
     d_linear = narrow(gradient * activated, dz.dtype.element_ty)
-    here = None if EVEN else inside & (token < T)
     tl.store(dz, d_gated, mask=here)
     tl.store(dz + dz_other, d_linear, mask=here)
     if RECOMPUTE:
@@ -36,70 +44,21 @@ def _row(
 
 @triton.jit
 def _group(
-    dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, i: tl.constexpr, T, inside, other, dz_other, word, other_word,
+    gated, linear, gradient, dz, dz_t, h, h_t, first, i: tl.constexpr, T, inside, dz_other, word, other_word,
     ACT: tl.constexpr, RECOMPUTE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Group i of each chunk: kept pair, code and sum of the gated half, then of the other."""
-    r: tl.constexpr = 4 * i
-    x0, y0 = _row(
-        dh + r * dh_t,
-        z + r * z_t,
-        dz + r * dz_t,
-        h + r * h_t,
-        first + r,
-        T,
-        inside,
-        other,
-        dz_other,
-        ACT,
-        RECOMPUTE,
-        EVEN,
-    )
-    r1: tl.constexpr = r + 1
-    x1, y1 = _row(
-        dh + r1 * dh_t,
-        z + r1 * z_t,
-        dz + r1 * dz_t,
-        h + r1 * h_t,
-        first + r1,
-        T,
-        inside,
-        other,
-        dz_other,
-        ACT,
-        RECOMPUTE,
-        EVEN,
-    )
-    r2: tl.constexpr = r + 2
-    x2, y2 = _row(
-        dh + r2 * dh_t,
-        z + r2 * z_t,
-        dz + r2 * dz_t,
-        h + r2 * h_t,
-        first + r2,
-        T,
-        inside,
-        other,
-        dz_other,
-        ACT,
-        RECOMPUTE,
-        EVEN,
-    )
-    r3: tl.constexpr = r + 3
-    x3, y3 = _row(
-        dh + r3 * dh_t,
-        z + r3 * z_t,
-        dz + r3 * dz_t,
-        h + r3 * h_t,
-        first + r3,
-        T,
-        inside,
-        other,
-        dz_other,
-        ACT,
-        RECOMPUTE,
-        EVEN,
-    )
+    """Group i of each chunk, from its four rows: kept pair, code and sum of the gated half, then of the other."""
+    dz += 4 * i * dz_t
+    h += 4 * i * h_t
+    first += 4 * i
+    here0 = None if EVEN else inside & (first < T)
+    here1 = None if EVEN else inside & (first + 1 < T)
+    here2 = None if EVEN else inside & (first + 2 < T)
+    here3 = None if EVEN else inside & (first + 3 < T)
+    x0, y0 = _row(gated[0], linear[0], gradient[0], dz, h, here0, dz_other, ACT, RECOMPUTE)
+    x1, y1 = _row(gated[1], linear[1], gradient[1], dz + dz_t, h + h_t, here1, dz_other, ACT, RECOMPUTE)
+    x2, y2 = _row(gated[2], linear[2], gradient[2], dz + 2 * dz_t, h + 2 * h_t, here2, dz_other, ACT, RECOMPUTE)
+    x3, y3 = _row(gated[3], linear[3], gradient[3], dz + 3 * dz_t, h + 3 * h_t, here3, dz_other, ACT, RECOMPUTE)
     p, e = sample(x0, x1, x2, x3, uniform(word), DTYPE)
     q, f = sample(y0, y1, y2, y3, uniform(other_word), DTYPE)
     return p, e, (x0 + x1) + (x2 + x3), q, f, (y0 + y1) + (y2 + y3)
@@ -133,23 +92,34 @@ def glu_gradient_pack(
     z += first * z_t + column
     dz += first * dz_t + column
     h += first * h_t + column
+    # All loads come before the first store: no load may pass a store that could be to the same place, and sixteen
+    # rows one after the other are sixteen times the latency of memory.
+    a0, b0 = _fetch_group(z, z_t, first, 0, T, inside, EVEN), _fetch_group(z + other, z_t, first, 0, T, inside, EVEN)
+    g0 = _fetch_group(dh, dh_t, first, 0, T, inside, EVEN)
+    a1, b1 = _fetch_group(z, z_t, first, 1, T, inside, EVEN), _fetch_group(z + other, z_t, first, 1, T, inside, EVEN)
+    g1 = _fetch_group(dh, dh_t, first, 1, T, inside, EVEN)
+    a2, b2 = _fetch_group(z, z_t, first, 2, T, inside, EVEN), _fetch_group(z + other, z_t, first, 2, T, inside, EVEN)
+    g2 = _fetch_group(dh, dh_t, first, 2, T, inside, EVEN)
+    a3, b3 = _fetch_group(z, z_t, first, 3, T, inside, EVEN), _fetch_group(z + other, z_t, first, 3, T, inside, EVEN)
+    g3 = _fetch_group(dh, dh_t, first, 3, T, inside, EVEN)
+
     seed = tl.load(seed_at)
-    anchor = load_row(z, first, T, inside, EVEN)
+    anchor = widen(a0[0])
     row = anchored(tl.broadcast_to(column, (CHUNKS, BLOCK_F)).to(tl.int32), anchor)
     chunk = anchored(tl.broadcast_to(first // 16, (CHUNKS, BLOCK_F)).to(tl.int32), anchor)
     w0, w1, w2, w3 = draws(seed, chunk, row + gated_row)
     v0, v1, v2, v3 = draws(seed, chunk, row + other_row)
     p0, e0, s0, q0, f0, r0 = _group(
-        dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 0, T, inside, other, dz_other, w0, v0, ACT, RECOMPUTE, EVEN, DTYPE
+        a0, b0, g0, dz, dz_t, h, h_t, first, 0, T, inside, dz_other, w0, v0, ACT, RECOMPUTE, EVEN, DTYPE
     )
     p1, e1, s1, q1, f1, r1 = _group(
-        dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 1, T, inside, other, dz_other, w1, v1, ACT, RECOMPUTE, EVEN, DTYPE
+        a1, b1, g1, dz, dz_t, h, h_t, first, 1, T, inside, dz_other, w1, v1, ACT, RECOMPUTE, EVEN, DTYPE
     )
     p2, e2, s2, q2, f2, r2 = _group(
-        dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 2, T, inside, other, dz_other, w2, v2, ACT, RECOMPUTE, EVEN, DTYPE
+        a2, b2, g2, dz, dz_t, h, h_t, first, 2, T, inside, dz_other, w2, v2, ACT, RECOMPUTE, EVEN, DTYPE
     )
     p3, e3, s3, q3, f3, r3 = _group(
-        dh, dh_t, z, z_t, dz, dz_t, h, h_t, first, 3, T, inside, other, dz_other, w3, v3, ACT, RECOMPUTE, EVEN, DTYPE
+        a3, b3, g3, dz, dz_t, h, h_t, first, 3, T, inside, dz_other, w3, v3, ACT, RECOMPUTE, EVEN, DTYPE
     )
     if SUMS:
         at = sums + tile_t * (2 * F) + features
@@ -157,14 +127,14 @@ def glu_gradient_pack(
         tl.store(at + other_row, tl.sum((r0 + r1) + (r2 + r3), 0), mask=features < F)
     e0 = e0 | (e1 << 4) | (e2 << 8) | (e3 << 12)
     f0 = f0 | (f1 << 4) | (f2 << 8) | (f3 << 12)
-    store_half(values, pitch, metadata, k_stride, T, F, gated_row, feature, token, p0, p1, p2, p3, e0)
-    store_half(values, pitch, metadata, k_stride, T, F, other_row, feature, token, q0, q1, q2, q3, f0)
+    _store_half(values, pitch, metadata, k_stride, T, F, gated_row, feature, token, p0, p1, p2, p3, e0)
+    _store_half(values, pitch, metadata, k_stride, T, F, other_row, feature, token, q0, q1, q2, q3, f0)
 
 
 @triton.jit
-def store_half(values, pitch, metadata, k_stride, T, F, start, feature, token, p0, p1, p2, p3, codes):
+def _store_half(values, pitch, metadata, k_stride, T, F, start, feature, token, p0, p1, p2, p3, codes):
     """Stores a tile of rows [start, start + F) of the operand. start: a multiple of 64, in a region of its own."""
-    store_operand(
-        values + start.to(tl.int64) * pitch, pitch, metadata + start.to(tl.int64) * 4, k_stride, T, F, feature, token,
-        p0, p1, p2, p3, codes, False,
-    )  # fmt: skip
+    start = start.to(tl.int64)
+    values += start * pitch
+    metadata += start * 4
+    store_operand(values, pitch, metadata, k_stride, T, F, feature, token, p0, p1, p2, p3, codes, False)

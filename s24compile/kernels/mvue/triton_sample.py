@@ -12,7 +12,7 @@ from s24compile.kernels.pack.triton_format import INTERPRETED, bits
 def draws(seed, chunk, row):
     """The four random words of each chunk of sixteen, one per group: Philox4x32-10 as in kernels/philox.py.
 
-    seed: int64; chunk, row: their low 32 bits (there are no more), of one shape. tl.philox takes the two halves of each product from two
+    seed: int64; chunk, row: int32 of one shape. tl.philox takes the two halves of each product from two
     multiplications; here both come from one.
     """
     c0, c1 = chunk.to(tl.uint32), row.to(tl.uint32)
@@ -60,7 +60,8 @@ def _kept_pair(x, y, h, DTYPE: tl.constexpr):
         # Rounds both sizes at once and sets both signs at once: five instructions instead of eleven.
         CONVERT: tl.constexpr = "cvt.rn.bf16x2.f32" if DTYPE == tl.bfloat16 else "cvt.rn.f16x2.f32"  # noqa: SIM300
         return tl.inline_asm_elementwise(
-            "{ .reg .f32 a, b; .reg .b32 s, v; abs.f32 a, $1; abs.f32 b, $2; max.NaN.f32 a, a, $3; max.NaN.f32 b, b, $3; "
+            "{ .reg .f32 a, b; .reg .b32 s, v; "
+            "abs.f32 a, $1; abs.f32 b, $2; max.NaN.f32 a, a, $3; max.NaN.f32 b, b, $3; "
             + CONVERT
             + " v, b, a; prmt.b32 s, $1, $2, 0x7632; lop3.b32 $0, s, 0x80008000, v, 0xEA; }",
             "=r,r,r,r",
@@ -73,7 +74,7 @@ def _kept_pair(x, y, h, DTYPE: tl.constexpr):
 
 @triton.jit
 def _at_least(x, y):
-    """All ones where x >= y, else 0 (uint32). As conditions these would need more predicate registers than there are."""
+    """All ones where x >= y, else 0 (uint32). Conditions would need more predicate registers than there are."""
     if INTERPRETED:
         return tl.where(x >= y, 0xFFFFFFFF, 0).to(tl.uint32)
     else:

@@ -32,12 +32,17 @@ def supported(target: Target) -> str | None:
 
 def supports_operand(source: Tensor, dtype: torch.dtype, format: str) -> str | None:
     """Whether these kernels read `source` and write operands of `dtype` in `format`."""
+    return supports_dtypes(source.dtype, dtype, format)
+
+
+def supports_dtypes(source: torch.dtype, dtype: torch.dtype, format: str) -> str | None:
+    """`supports_operand` of a tensor of dtype `source`."""
     if format != "sm90":
         return f"writes the sm90 format only, not {format}"
     if dtype not in _PACKED:
         return f"packs bf16 and fp16 only, not {dtype}"
-    if source.dtype not in _LOADED:
-        return f"reads fp32, bf16 and fp16 only, not {source.dtype}"
+    if source not in _LOADED:
+        return f"reads fp32, bf16 and fp16 only, not {source}"
     return None
 
 
@@ -174,7 +179,7 @@ def pack_transposable(
     view, view_patterns = (w.t(), patterns.t()) if flipped else (w, patterns)
     along, across = (transposed, operand) if flipped else (operand, transposed)
     rows, columns = view.shape
-    tile = tiles.BLOCKS_SEARCH if search else tiles.BLOCKS_GIVEN
+    tile = (tiles.BLOCKS_SEARCH_WIDE if w.dtype.itemsize > 2 else tiles.BLOCKS_SEARCH) if search else tiles.BLOCKS_GIVEN
     outputs: list[Tensor | int] = []
     for packed in (along, across):
         given = packed or along or across or (view, patterns)
@@ -218,7 +223,7 @@ def pack_along(
     """Packs g [k, m] along k into an operand [m, k]; returns fp32 sums of g over k, [m], if `sums`."""
     k, m = g.shape
     along = abs(g.stride(0)) < abs(g.stride(1))
-    tile = tiles.ROWS_ALONG if along else tiles.ROWS
+    tile = tiles.ROWS_ALONG if along else tiles.ROWS_SUMS if sums else tiles.ROWS
     block_k, block_m = (tile.columns, tile.rows) if along else (tile.rows, tile.columns)
     steps = -(-k // block_k)
     partial = torch.empty((steps, m), dtype=torch.float32, device=g.device) if sums else None

@@ -16,10 +16,16 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 @triton.jit
 def quarters(x, P: tl.constexpr, Q: tl.constexpr):
     """Splits x [P, 4Q] into its four columns modulo 4, each [P, Q]."""
-    even, odd = tl.split(tl.reshape(x, (P, Q, 2, 2)))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
+    return fourths(tl.reshape(x, (P, Q, 4)))
+
+
+@triton.jit
+def fourths(x):
+    """Splits x [A, B, 4] into four [A, B]."""
+    even, odd = tl.split(tl.reshape(x, (x.shape[0], x.shape[1], 2, 2)))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
 
 
 @triton.jit

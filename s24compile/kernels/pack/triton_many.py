@@ -5,6 +5,7 @@ GPT-2 124M has 24 FFN weights of 2.4 million elements; launched one by one, the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -12,17 +13,16 @@ from torch import Tensor
 
 from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton import (
-    pack_transposable,
     pack_weight_,
     pattern_table,
     regions,
-    supports_operand,
+    supports_dtypes,
     unaligned_operand,
     whole_atoms,
 )
 from s24compile.kernels.pack.triton_batch import table
 from s24compile.kernels.pack.triton_blocks import pack_many
-from s24compile.kernels.pack.triton_tiles import TRITON_DTYPES, launch
+from s24compile.kernels.pack.triton_tiles import TRITON_DTYPES, Tile, launch
 
 Packed = tuple[Tensor, Tensor]
 
@@ -43,15 +43,27 @@ def supports_weights(
     """As `pack_weight_`, for each operand."""
     if select != "transposable" and not all(p.is_contiguous() for p in patterns):
         return "takes contiguous pair numbers only"
-    reasons = [supports_operand(w, values[0].dtype, format) for w in weights] + [
-        unaligned_operand(v) for v in (*values, *values_t)
-    ]
+    # By kinds, not by weights: this runs at every call.
+    kinds = {(w.dtype, v.dtype) for w in weights for v in values[:1]}
+    reasons = [supports_dtypes(w, v, format) for w, v in kinds] + [unaligned_operand(v) for v in (*values, *values_t)]
     return next((reason for reason in reasons if reason), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What the weights of one launch have in common."""
+
+    device: torch.device
+    weight: torch.dtype
+    packed: torch.dtype
+    flipped: bool
+    along: bool
+    across: bool
 
 
 def _entry(
     w: Tensor, patterns: Tensor, operand: Packed, transposed: Packed | None
-) -> tuple[tuple[object, ...], tuple[int, ...]] | None:
+) -> tuple[_Shared, tuple[int, ...]] | None:
     """(what a launch shares, the words of one weight [n, k]), or None where `pack_many` does not take it."""
     flipped = abs(w.stride(0)) < abs(w.stride(1))
     view, numbers = (w.t(), patterns.t()) if flipped else (w, patterns)
@@ -67,7 +79,8 @@ def _entry(
         words += [values.data_ptr(), values.stride(0), metadata.data_ptr(), metadata.stride(0)]
     if view.data_ptr() % 16:
         return None
-    return (w.device, w.dtype, operand[0].dtype, flipped, along is not None, across is not None), tuple(words)
+    shared = _Shared(w.device, w.dtype, operand[0].dtype, flipped, along is not None, across is not None)
+    return shared, tuple(words)
 
 
 def pack_weights_(
@@ -83,40 +96,88 @@ def pack_weights_(
     format: str,
     weight_layout: str,
 ) -> None:
-    """See fused/reference.py. Row-wise rules, and weights with odd storage, take a launch each."""
-    launches: dict[tuple[object, ...], list[tuple[int, ...]]] = {}
+    """See fused/reference.py. Row-wise rules, and weights with odd storage, take a launch each.
+
+    How to launch is worked out once for each set of addresses and shapes: slicing a hundred buffers takes the CPU
+    several times as long as packing all weights of GPT-2 124M takes the GPU.
+    """
+    buffers = patterns, values, metadata, values_t, metadata_t
+    addresses = tuple([x.data_ptr() for tensors in (weights, *buffers) for x in tensors])
+    shapes = tuple([(x.shape, x.stride(), x.dtype) for x in (*weights, *values)])
+    key = addresses, shapes, tuple(counts), select, search, weight_layout
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = _plan(weights, counts, *buffers, select, search, format, weight_layout)
+        while len(_PLANS) >= _PLANS_KEPT:
+            del _PLANS[next(iter(_PLANS))]
+        _PLANS[key] = plan
+    for launch_one in plan.launches:
+        _launch(*launch_one)
+    for i in plan.alone:
+        start = sum(counts[:i])
+        stop = start + counts[i]
+        transposed = (values_t[i], metadata_t[i]) if values_t else (None, None)
+        operand = weights[start:stop], patterns[start:stop], values[i], metadata[i], *transposed
+        pack_weight_(*operand, None, select, search, format, weight_layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Launches that pack many weights, and the operands that need launches of their own. Holds addresses only."""
+
+    launches: tuple[tuple[_Shared, Tensor, Tensor, int, bool, bool, Tile], ...]
+    alone: tuple[int, ...]
+
+
+_PLANS: dict[tuple[object, ...], _Plan] = {}
+_PLANS_KEPT = 16
+
+
+def _plan(
+    weights: Sequence[Tensor],
+    counts: Sequence[int],
+    patterns: Sequence[Tensor],
+    values: Sequence[Tensor],
+    metadata: Sequence[Tensor],
+    values_t: Sequence[Tensor],
+    metadata_t: Sequence[Tensor],
+    select: str,
+    search: bool,
+    format: str,
+    weight_layout: str,
+) -> _Plan:
+    kinds: dict[_Shared, list[tuple[int, ...]]] = {}
+    alone: list[int] = []
     start = 0
     for i, count in enumerate(counts):
         stop = start + count
-        buffers = values[i], metadata[i], values_t[i] if values_t else None, metadata_t[i] if metadata_t else None
+        transposed = (values_t[i], metadata_t[i]) if values_t else (None, None)
         logical = [w.detach() if weight_layout == "out_in" else w.detach().t() for w in weights[start:stop]]
-        numbers = patterns[start:stop]
+        found: list[tuple[_Shared, tuple[int, ...]] | None] = [None]
+        if select == "transposable" and whole_atoms(logical):
+            parts = regions(logical, values[i], metadata[i], *transposed)
+            found = [_entry(w, p, *part) for w, p, part in zip(logical, patterns[start:stop], parts, strict=True)]
+        if any(entry is None for entry in found):
+            alone.append(i)
+        for shared, words in (entry for entry in found if entry is not None and i not in alone):
+            kinds.setdefault(shared, []).append(words)
         start = stop
-        if select != "transposable" or not whole_atoms(logical):
-            stacked = [w if weight_layout == "out_in" else w.t() for w in logical]
-            pack_weight_(stacked, numbers, *buffers, None, select, search, format, weight_layout)
-            continue
-        for w, pattern, (operand, transposed) in zip(logical, numbers, regions(logical, *buffers), strict=True):
-            found = _entry(w, pattern, operand, transposed)
-            if found is None:
-                pack_transposable(w, pattern, operand, transposed, search=search)
-            else:
-                launches.setdefault(found[0], []).append(found[1])
-    for shared, entries in launches.items():
-        _launch(shared, entries, search)
+    tile = tiles.MANY_SEARCH if search else tiles.BLOCKS_GIVEN
+    launches = []
+    for shared, entries in kinds.items():
+        across = [-(-words[3] // tile.columns) for words in entries]
+        programs = tuple(-(-words[2] // tile.rows) * count for words, count in zip(entries, across, strict=True))
+        words = tuple((*entry, count) for entry, count in zip(entries, across, strict=True))
+        even = all(entry[2] % tile.rows == entry[3] % tile.columns == 0 for entry in entries)
+        launches.append((shared, *table(shared.device, words, programs), even, search, tile))
+    return _Plan(tuple(launches), tuple(alone))
 
 
-def _launch(shared: tuple[object, ...], entries: list[tuple[int, ...]], search: bool) -> None:
-    device, weight, dtype, flipped, along, across = shared
-    assert isinstance(device, torch.device)
-    tile = tiles.BLOCKS_SEARCH if search else tiles.BLOCKS_GIVEN
-    across_tiles = [-(-words[3] // tile.columns) for words in entries]
-    programs = tuple(-(-words[2] // tile.rows) * count for words, count in zip(entries, across_tiles, strict=True))
-    words = tuple((*entry, count) for entry, count in zip(entries, across_tiles, strict=True))
-    even = all(words[2] % tile.rows == words[3] % tile.columns == 0 for words in entries)
-    address, owners, total = table(device, words, programs)
+def _launch(
+    shared: _Shared, address: Tensor, owners: Tensor, programs: int, even: bool, search: bool, tile: Tile
+) -> None:
     launch(
-        pack_many, total, tile, device, address, owners, pattern_table(device),
-        WEIGHT=TRITON_DTYPES[weight], DTYPE=TRITON_DTYPES[dtype], SEARCH=search, FLIPPED=flipped,
-        ALONG=along, ACROSS=across, EVEN=even, BLOCK_R=tile.rows, BLOCK_C=tile.columns,
+        pack_many, programs, tile, shared.device, address, owners, pattern_table(shared.device),
+        WEIGHT=TRITON_DTYPES[shared.weight], DTYPE=TRITON_DTYPES[shared.packed], SEARCH=search, FLIPPED=shared.flipped,
+        ALONG=shared.along, ACROSS=shared.across, EVEN=even, BLOCK_R=tile.rows, BLOCK_C=tile.columns,
     )  # fmt: skip

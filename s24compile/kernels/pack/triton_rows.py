@@ -17,6 +17,7 @@ from s24compile.kernels.pack.triton_format import (
     anchored,
     bits,
     eighths,
+    fourths,
     narrow,
     stack,
     store_chunk_codes,
@@ -83,12 +84,12 @@ def select(x0, x1, x2, x3, word, scale, RULE: tl.constexpr, WEIGHT: tl.constexpr
 
 
 @triton.jit
-def load_row(at, row, rows, inside, EVEN: tl.constexpr):
-    """fp32 of what `at` [A, B] points at where `row` < rows and `inside`, else 0; EVEN: that holds everywhere."""
+def fetch(at, row, rows, inside, EVEN: tl.constexpr):
+    """What `at` [A, B] points at where `row` < rows and `inside`, else 0; EVEN: that holds everywhere."""
     if EVEN:
-        return widen(tl.load(at))
+        return tl.load(at)
     else:
-        return widen(tl.load(at, mask=inside & (row < rows), other=0.0))
+        return tl.load(at, mask=inside & (row < rows), other=0.0)
 
 
 @triton.jit
@@ -97,23 +98,33 @@ def load_group(at, step, first, i: tl.constexpr, rows, inside, EVEN: tl.constexp
     at += 4 * i * step
     first += 4 * i
     return (
-        load_row(at, first, rows, inside, EVEN),
-        load_row(at + step, first + 1, rows, inside, EVEN),
-        load_row(at + 2 * step, first + 2, rows, inside, EVEN),
-        load_row(at + 3 * step, first + 3, rows, inside, EVEN),
+        widen(fetch(at, first, rows, inside, EVEN)),
+        widen(fetch(at + step, first + 1, rows, inside, EVEN)),
+        widen(fetch(at + 2 * step, first + 2, rows, inside, EVEN)),
+        widen(fetch(at + 3 * step, first + 3, rows, inside, EVEN)),
     )
 
 
 @triton.jit
-def load_eight(at, rows, ks, M, K, EVEN: tl.constexpr):
-    """Eight neighbours along K, from each of ks, of each row: eight [rows, ks], fp32. at: pointers [rows, ks, 8]."""
-    if EVEN:
-        x = tl.load(at)
+def load_eight(at, step, rows, ks, M, K, EVEN: tl.constexpr):
+    """Eight neighbours along K, from each of ks, of each row: eight [rows, ks], fp32. at: pointers [rows, ks].
+
+    Loads are 16 bytes, what a thread takes at once: it then holds all it splits, and nothing moves between threads.
+    """
+    if at.dtype.element_ty == tl.float32:
+        x0, x1, x2, x3 = fourths(_fetch_run(at, step, rows, ks, M, K, 4, EVEN))
+        x4, x5, x6, x7 = fourths(_fetch_run(at + 4 * step, step, rows, ks + 4, M, K, 4, EVEN))
     else:
-        place = ks[None, :, None] + tl.arange(0, 8)[None, None, :]
-        x = tl.load(at, mask=(rows < M)[:, None, None] & (place < K), other=0.0)
-    x0, x1, x2, x3, x4, x5, x6, x7 = eighths(x)
+        x0, x1, x2, x3, x4, x5, x6, x7 = eighths(_fetch_run(at, step, rows, ks, M, K, 8, EVEN))
     return widen(x0), widen(x1), widen(x2), widen(x3), widen(x4), widen(x5), widen(x6), widen(x7)
+
+
+@triton.jit
+def _fetch_run(at, step, rows, ks, M, K, COUNT: tl.constexpr, EVEN: tl.constexpr):
+    """[rows, ks, COUNT] neighbours along K."""
+    place = ks[None, :, None] + tl.arange(0, COUNT)[None, None, :]
+    at = at[:, :, None] + tl.arange(0, COUNT)[None, None, :] * step
+    return fetch(at, place, K, (rows < M)[:, None, None], EVEN)
 
 
 @triton.jit
@@ -146,9 +157,9 @@ def pack_rows(
     if ALONG:
         # Two halves of eight: a thread then holds whole chunks, as loaded.
         chunks = k0 + 16 * tl.arange(0, CHUNKS)
-        at = g + rows[:, None, None] * g_m + (chunks[None, :, None] + tl.arange(0, 8)[None, None, :]) * g_k
-        a0, a1, a2, a3, b0, b1, b2, b3 = load_eight(at, rows, chunks, M, K, EVEN)
-        c0, c1, c2, c3, d0, d1, d2, d3 = load_eight(at + 8 * g_k, rows, chunks + 8, M, K, EVEN)
+        at = g + rows[:, None] * g_m + chunks[None, :] * g_k
+        a0, a1, a2, a3, b0, b1, b2, b3 = load_eight(at, g_k, rows, chunks, M, K, EVEN)
+        c0, c1, c2, c3, d0, d1, d2, d3 = load_eight(at + 8 * g_k, g_k, rows, chunks + 8, M, K, EVEN)
         if SUMS:
             total = ((a0 + a1) + (a2 + a3)) + ((b0 + b1) + (b2 + b3))
             total += ((c0 + c1) + (c2 + c3)) + ((d0 + d1) + (d2 + d3))
