@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from s24compile.cli import main
-from tests.test_examples import EXAMPLES, need
+from tests.test_examples import EXAMPLES, RUNS, need
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {"export.md": "test_export.py", "toolkit.md": "test_toolkit.py"}
@@ -113,7 +113,8 @@ def run_command(line: str) -> None:
         return
     if words[0] == "python" and words[1].split("/")[1] in {name for name, *_ in EXAMPLES}:
         # test_examples.py runs just this.
-        assert words[2:] == ["--steps", "8", "--layers", "1"]
+        assert words[2:6] == ["--steps", "8", "--layers", "1"]
+        assert tuple(words[6:]) in {flags for *_, flags in RUNS}
         return
     command = re.sub(r"(^|\s)s24 ", rf"\1{sys.executable} -m s24compile ", line)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

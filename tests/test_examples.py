@@ -28,10 +28,15 @@ def need(*modules: str) -> None:
             pytest.skip(f'{module} is not installed: pip install -e ".[examples]"')
 
 
-@pytest.mark.parametrize(("name", "modules", "weights"), EXAMPLES, ids=[name for name, *_ in EXAMPLES])
-def test_train_sparse_and_lower_the_loss(name: str, modules: tuple[str, ...], weights: int, tmp_path: Path) -> None:
+RUNS = [(*example, ()) for example in EXAMPLES] + [("hf_llama", ("transformers", "accelerate"), 3, ("--in-place",))]
+
+
+@pytest.mark.parametrize(("name", "modules", "weights", "flags"), RUNS, ids=[f"{r[0]}{''.join(r[3])}" for r in RUNS])
+def test_train_sparse_and_lower_the_loss(
+    name: str, modules: tuple[str, ...], weights: int, flags: tuple[str, ...], tmp_path: Path
+) -> None:
     need(*modules)
-    command = [sys.executable, str(ROOT / f"examples/{name}/train.py"), "--steps", "8", "--layers", "1"]
+    command = [sys.executable, str(ROOT / f"examples/{name}/train.py"), "--steps", "8", "--layers", "1", *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     told = re.fullmatch(r"loss ([\d.]+) -> ([\d.]+), (\d+) sparse weights", done.stdout.splitlines()[-1])

@@ -2,6 +2,7 @@
 
     python examples/hf_llama/train.py --steps 30
     python examples/hf_llama/train.py --steps 30 --backend inductor      # the same run, dense
+    python examples/hf_llama/train.py --steps 30 --in-place              # compiled before, with options
 
 The Trainer's argument `torch_compile_backend="s24"` is all. accelerate, on which it stands, has a closed list of
 backend names; `register_with_accelerate` adds ours. Gradients are accumulated over two batches and activations are
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--backend", default="s24")
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--in-place", action="store_true", help="model.compile() instead of the Trainer's argument")
     flags = parser.parse_args()
 
     set_seed(1337)
@@ -47,12 +49,15 @@ def main() -> None:
         max_position_embeddings=64, use_cache=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    s24compile.register_with_accelerate()
+    if flags.in_place:
+        model.compile(backend=flags.backend, options={"decay": 1e-4})
+    else:
+        s24compile.register_with_accelerate()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            torch_compile=True,
-            torch_compile_backend=flags.backend,
+            torch_compile=not flags.in_place,
+            torch_compile_backend=None if flags.in_place else flags.backend,
             max_steps=flags.steps,
             per_device_train_batch_size=8,
             gradient_accumulation_steps=2,

@@ -7,7 +7,14 @@ import torch
 
 pytest.importorskip("transformers", reason='transformers is not installed: pip install -e ".[zoo]"')
 
-from tests.zoo.checks import assert_listed_by_hand, assert_trains_like_masked, explain_case
+import s24compile
+from tests.zoo.checks import (
+    assert_listed_by_hand,
+    assert_trains_like_masked,
+    count_graphs_of_eager,
+    explain_case,
+    placed,
+)
 from tests.zoo.hugging_face import MODELS
 from tests.zoo.table import assert_in_the_docs
 
@@ -23,6 +30,17 @@ def test_find_the_layers_that_a_reader_lists(name: str, device: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_train_like_masked_arithmetic(name: str, device: str) -> None:
     assert_trains_like_masked(MODELS[name], device)
+
+
+def test_break_no_graph_that_eager_keeps_whole(device: str) -> None:
+    """With labels GPT-2 logs a warning once, where Dynamo breaks the graph; the layers are all before it."""
+    model, inputs = placed(MODELS["GPT-2"], device, dropout=True)
+    inputs["labels"] = inputs["input_ids"]
+    graphs = count_graphs_of_eager(model, inputs)
+    torch._dynamo.reset()
+    report = s24compile.explain(model, **inputs)
+    assert report.graphs == graphs
+    assert_listed_by_hand(MODELS["GPT-2"], report)
 
 
 # transformers wraps whole layers, each in the same way: one model of each spelling is enough.
