@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from s24compile.kernels.gemm.cutlass.instantiations import DEFAULT, Schedule, Signature
+from s24compile.kernels.gemm.cutlass.raster import choose_raster
 
 TABLE = Path(__file__).with_name("tuned.json")
 CLASSES = {"plain": "plain", "bias": "plain", "add": "plain", "act": "act", "dact": "dact"}
@@ -46,7 +47,10 @@ class Choice:
 
 
 def choose(signature: Signature, m: int, n: int, k: int) -> Choice:
-    """The choice of the nearest tuned shape: least sum of squared log-ratios of M, N and K."""
+    """The choice of the nearest tuned shape: least sum of squared log-ratios of M, N and K.
+
+    Where nothing was tuned, the default schedule with the raster that the model of raster.py prefers.
+    """
     return _nearest(CLASSES[signature.epilogue], signature.out == "fp32", m, n, k)
 
 
@@ -58,7 +62,8 @@ def _nearest(epilogue: str, wide: bool, m: int, n: int, k: int) -> Choice:
 
     entries = [entry for entry in table()["entries"] if entry["epilogue"] == epilogue]
     if not entries:
-        return Choice()
+        raster, swizzle = choose_raster(m, n, k, DEFAULT)
+        return Choice(DEFAULT, raster, swizzle)
     return Choice.parse(min(entries, key=distance)["choice"])
 
 
