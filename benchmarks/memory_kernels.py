@@ -191,7 +191,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.tiles:
         for slot, tile in json.loads(options.tiles.read_text()).items():
-            setattr(tiles, slot, tiles.Tile(**tile))
+            setattr(tiles, slot, None if tile is None else tiles.Tile(*tile))
     todo = list(all_cases())
     if options.warm:
         for case in [case for case in todo if case.bytes < 3e9][options.warm[0] :: options.warm[1]]:
@@ -218,7 +218,8 @@ def main() -> None:
             }
         )
         print(
-            f"{case.name:42} {case.shape:12} {case.bytes / 1e6:8.1f} MB {us:9.1f} us {speed:6.0f} GB/s {speed / best:.3f}",
+            f"{case.name:42} {case.shape:12} {case.bytes / 1e6:8.1f} MB {us:9.1f} us {speed:6.0f} GB/s "
+            f"{speed / best:.3f}",
             flush=True,
         )
         torch.cuda.empty_cache()

@@ -19,7 +19,7 @@ from memory_timing import medians_us
 from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton_tiles import Tile
 
-SWEEP: dict[str, tuple[cases.Case, list[Tile]]] = {
+SWEEP: dict[str, tuple[cases.Case, list[Tile | None]]] = {
     "BLOCKS_SEARCH": (
         cases.pack(8192, 8192, torch.bfloat16, "transposable", True),
         [
@@ -46,6 +46,14 @@ SWEEP: dict[str, tuple[cases.Case, list[Tile]]] = {
             Tile(128, 64, 4, 96),
         ],
     ),
+    "ROWS_SUMS": (
+        cases.mvue_pack(16384, 8192, False, sums=True),
+        [Tile(64, 64, 4), Tile(64, 64, 2), Tile(64, 64, 2, 128), Tile(64, 128, 8), Tile(64, 128, 8, 64)],
+    ),
+    "BLOCKS_SEARCH_WIDE": (
+        cases.pack(8192, 8192, torch.float32, "transposable", True),
+        [Tile(64, 64, 4), Tile(64, 64, 4, 128), Tile(64, 64, 2), Tile(64, 64, 8)],
+    ),
     "ROWS_ALONG": (
         cases.mvue_pack(16384, 8192, True),
         [Tile(64, 64, 4), Tile(64, 64, 2), Tile(64, 128, 4), Tile(64, 128, 8), Tile(64, 256, 8)],
@@ -61,21 +69,21 @@ SWEEP: dict[str, tuple[cases.Case, list[Tile]]] = {
     "GLU_PACK": (
         cases.glu_backward_pack(16384, 11008),
         [
-            *(Tile(64, 64, 4), Tile(64, 64, 4, 96), Tile(64, 128, 8), Tile(64, 128, 8, 80)),
-            *(Tile(64, 64, 2), Tile(64, 64, 2, 128), Tile(64, 128, 4, 168), Tile(128, 64, 8, 128)),
+            *(None, Tile(64, 64, 4), Tile(64, 64, 4, 128), Tile(64, 128, 8), Tile(64, 128, 8, 128)),
+            *(Tile(64, 64, 2, 168), Tile(64, 64, 8)),
         ],
     ),
 }
 
 
-def variants() -> Iterator[tuple[str, Tile]]:
+def variants() -> Iterator[tuple[str, Tile | None]]:
     """Every (slot, tile) to try."""
     for slot, (_, choices) in SWEEP.items():
         for tile in choices:
             yield slot, tile
 
 
-def with_tile(slot: str, tile: Tile, call: Callable[[], object]) -> Callable[[], object]:
+def with_tile(slot: str, tile: Tile | None, call: Callable[[], object]) -> Callable[[], object]:
     """The call, made under another tile."""
 
     def configured() -> object:
@@ -93,18 +101,22 @@ def compile_only(index: int, count: int) -> None:
         torch.cuda.empty_cache()
 
 
+def _numbers(tile: Tile | None) -> list[int | None] | None:
+    return None if tile is None else list(dataclasses.astuple(tile))
+
+
 def main() -> None:
     """Command line."""
     if len(sys.argv) == 4:
         compile_only(int(sys.argv[2]), int(sys.argv[3]))
         return
-    best: dict[str, dict[str, object]] = {}
+    best: dict[str, list[int | None] | None] = {}
     for slot, (case, choices) in SWEEP.items():
         call = case.make()
         times = medians_us({str(i): [with_tile(slot, tile, call)] * 2 for i, tile in enumerate(choices)}, 7)
         order = sorted(times.items(), key=lambda item: item[1])
-        best[slot] = dataclasses.asdict(choices[int(order[0][0])])
-        shown = " ".join(f"{dataclasses.astuple(choices[int(i)])}:{us:.1f}" for i, us in order)
+        best[slot] = _numbers(choices[int(order[0][0])])
+        shown = " ".join(f"{_numbers(choices[int(i)])}:{us:.1f}" for i, us in order)
         print(f"{slot:20} {case.name}: {shown}".replace("None", "-"), flush=True)
         torch.cuda.empty_cache()
     Path(sys.argv[1]).write_text(json.dumps(best, indent=1))

@@ -207,7 +207,8 @@ def _masked_decay_patterns(make: Maker) -> Iterator[Sample]:
 
 def _glu_backward_pack(make: Maker) -> Iterator[Sample]:
     for format in FORMATS:
-        for gate, hidden, sums, recompute in (("first", 64, True, False), ("second", 128, False, True), ("first", 20, True, True)):
+        cases = ("first", 64, True, False), ("second", 128, False, True), ("first", 20, True, True)
+        for gate, hidden, sums, recompute in cases:
             dh, z = make.normal(2, 35, hidden), make.normal(2, 35, 2 * hidden)
             options = (make.seed(), make.dtype, format, sums, recompute)
             yield Sample(f"{format}, {gate}, F = {hidden}", (dh, z, "gelu", gate, *options))

@@ -11,6 +11,7 @@ from s24compile.kernels import ops, providers
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.glu.triton import glu_backward_into, glu_into
 from s24compile.kernels.masks import reference as masks
+from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.samples import samples
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -70,6 +71,22 @@ def test_mvue_pack_takes_any_layout_and_token_count(shape, column_major, dtype, 
         return g, torch.tensor([2**40 + 17], device=device), dtype, "sm90"
 
     agree(*both("mvue_pack", make), exact=True)
+
+
+@pytest.mark.parametrize("sums", [True, False])
+@pytest.mark.parametrize(("tokens", "hidden"), [(64, 64), (70, 128), (0, 64)])
+def test_glu_backward_pack_in_one_pass_is_the_same(tokens, hidden, sums, device, monkeypatch):
+    monkeypatch.setattr(tiles, "GLU_PACK", tiles.Tile(64, 64, 4))
+
+    def make():
+        torch.manual_seed(6)
+        dh, z = (
+            torch.randn(tokens, hidden, device=device).to(BF16),
+            torch.randn(tokens, 2 * hidden, device=device).to(BF16),
+        )
+        return dh, z, "silu", "second", torch.tensor([9], device=device), BF16, "sm90", sums, not sums
+
+    agree(*both("glu_backward_pack", make), exact=False)
 
 
 @pytest.mark.parametrize("view", ["expanded row", "expanded column", "odd offset", "every other"])

@@ -92,6 +92,8 @@ def masked_decay_many_(
             launches.setdefault(found[0], []).append(found[1])
     for (device, grad_dtype, w_dtype, flipped), entries in launches.items():
         assert isinstance(device, torch.device)
+        assert isinstance(grad_dtype, torch.dtype)
+        assert isinstance(w_dtype, torch.dtype)
         counts = tuple(-(-words[6] // tiles.DECAY.rows) * words[8] for words in entries)
         address, owners, programs = table(device, tuple(entries), counts)
         launch(

@@ -77,9 +77,9 @@ def pack_weights_(
     start = 0
     for i, count in enumerate(counts):
         stop = start + count
-        transposed = (values_t[i], metadata_t[i]) if values_t else (None, None)
-        stacked = list(weights[start:stop]), list(patterns[start:stop])
-        pack_weight_(*stacked, values[i], metadata[i], *transposed, None, select, search, format, weight_layout)
+        parts, numbers = list(weights[start:stop]), list(patterns[start:stop])
+        v_t, m_t = (values_t[i], metadata_t[i]) if values_t else (None, None)
+        pack_weight_(parts, numbers, values[i], metadata[i], v_t, m_t, None, select, search, format, weight_layout)
         start = stop
 
 

@@ -53,23 +53,20 @@ def glu_backward_pack(
     sums: bool,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See fused/reference.py. One pass where both are row-major and F is a multiple of 64; two otherwise."""
+    """See fused/reference.py. One pass where it pays and both are row-major with F a multiple of 64; two otherwise."""
     (flat_dh, dh_t, dh_f), (flat_z, z_t, z_f) = plane(dh), plane(z)
     tokens, wide = flat_z.shape
     hidden = wide // 2
-    if dh_f != 1 or z_f != 1 or hidden % 64:
+    values, metadata = FORMATS[format].empty(wide, tokens, dtype, z.device)
+    seed = seed.to(z.device)
+    tile = tiles.GLU_PACK
+    if tile is None or dh_f != 1 or z_f != 1 or hidden % 64:
         dz = glu_backward(dh, z, act, gate)
-        packed = mvue_pack_sum(dz.view(tokens, wide), seed, dtype, format)
-        return (
-            dz,
-            *packed[:2],
-            packed[2] if sums else packed[2][:0],
-            glu(z, act, gate) if recompute else z.new_empty((0,)),
-        )
+        total = pack_along(dz.view(tokens, wide), "mvue", values, metadata, seed=seed, sums=sums)
+        h = glu(z, act, gate) if recompute else z.new_empty((0,))
+        return dz, values, metadata, _no_sums(z) if total is None else total, h
     dz = z.new_empty(z.shape)
     h = z.new_empty((*z.shape[:-1], hidden) if recompute else (0,))
-    values, metadata = FORMATS[format].empty(wide, tokens, dtype, z.device)
-    tile = tiles.GLU_PACK
     steps = -(-tokens // tile.rows)
     partial = torch.empty((steps if sums else 0, wide), dtype=torch.float32, device=z.device)
     gated, other = halves(flat_z, gate)
@@ -77,12 +74,16 @@ def glu_backward_pack(
     rows = (0, hidden) if gate == "first" else (hidden, 0)
     launch(
         glu_gradient_pack, steps * -(-hidden // tile.columns), tile, z.device,
-        flat_dh, dh_t, gated, z_t, other, d_gated, wide, other, h, hidden, tokens, hidden, seed.to(z.device),
+        flat_dh, dh_t, gated, z_t, other, d_gated, wide, other, h, hidden, tokens, hidden, seed,
         *rows, values, values.stride(0), metadata, metadata.stride(0), partial,
         ACT=act, SUMS=sums, RECOMPUTE=recompute, EVEN=tokens % tile.rows == 0 and hidden % tile.columns == 0,
         BLOCK_T=tile.rows, BLOCK_F=tile.columns,
     )  # fmt: skip
-    return dz, values, metadata, partial.sum(0) if sums else partial.flatten(), h
+    return dz, values, metadata, partial.sum(0) if sums else _no_sums(z), h
+
+
+def _no_sums(z: Tensor) -> Tensor:
+    return z.new_empty((0,), dtype=torch.float32)
 
 
 PROVIDERS = {

@@ -5,6 +5,8 @@ Legend: z [..., 2F] and h [..., F], their leading dims flattened to T.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -42,8 +44,8 @@ def _layout(*tensors: Tensor) -> str:
     return found.pop() if len(found) == 1 else "mixed"
 
 
-def _grid(tile: Tile, flat: tuple[int, int]) -> int:
-    return -(-flat[0] // tile.rows) * -(-flat[1] // tile.columns)
+def _grid(tile: Tile, sizes: Sequence[int]) -> int:
+    return -(-sizes[0] // tile.rows) * -(-sizes[1] // tile.columns)
 
 
 def glu_into(z: Tensor, h: Tensor, act: str, gate: str) -> None:

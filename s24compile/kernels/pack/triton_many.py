@@ -116,9 +116,9 @@ def pack_weights_(
     for i in plan.alone:
         start = sum(counts[:i])
         stop = start + counts[i]
-        transposed = (values_t[i], metadata_t[i]) if values_t else (None, None)
-        operand = weights[start:stop], patterns[start:stop], values[i], metadata[i], *transposed
-        pack_weight_(*operand, None, select, search, format, weight_layout)
+        parts, numbers = weights[start:stop], patterns[start:stop]
+        v_t, m_t = (values_t[i], metadata_t[i]) if values_t else (None, None)
+        pack_weight_(parts, numbers, values[i], metadata[i], v_t, m_t, None, select, search, format, weight_layout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,11 +165,11 @@ def _plan(
     tile = tiles.MANY_SEARCH if search else tiles.BLOCKS_GIVEN
     launches = []
     for shared, entries in kinds.items():
-        across = [-(-words[3] // tile.columns) for words in entries]
-        programs = tuple(-(-words[2] // tile.rows) * count for words, count in zip(entries, across, strict=True))
-        words = tuple((*entry, count) for entry, count in zip(entries, across, strict=True))
+        across = [-(-entry[3] // tile.columns) for entry in entries]
+        programs = tuple(-(-entry[2] // tile.rows) * count for entry, count in zip(entries, across, strict=True))
+        rows = tuple((*entry, count) for entry, count in zip(entries, across, strict=True))
         even = all(entry[2] % tile.rows == entry[3] % tile.columns == 0 for entry in entries)
-        launches.append((shared, *table(shared.device, words, programs), even, search, tile))
+        launches.append((shared, *table(shared.device, rows, programs), even, search, tile))
     return _Plan(tuple(launches), tuple(alone))
 
 
