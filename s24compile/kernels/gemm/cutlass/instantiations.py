@@ -158,7 +158,7 @@ def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEF
     """The kernels that training one model needs, which `s24 build` builds ahead of time.
 
     Forward and dX: packed weights K-major times row-major activations, column-major D (its transpose is row-major),
-    with and without bias. dW: packed gradients K-major or M-major times row-major X, row-major D (column-major for
+    with and without bias, and with GELU in the epilogue (forward and backward). dW: packed gradients K-major or M-major times row-major X, row-major D (column-major for
     Conv1D's transposed weights), in the operands' dtype and straight to fp32 master gradients.
     """
     forward = [
@@ -167,6 +167,9 @@ def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEF
         Signature(dtype, "k", "k", "col", dtype, "bias", bias="fp32"),
     ]
     outputs: tuple[Output, ...] = (dtype, "fp32")
+    for act in ("gelu", "gelu_tanh"):
+        forward += [Signature(dtype, "k", "k", "col", dtype, "act", act, bias) for bias in outputs]
+        forward.append(Signature(dtype, "k", "k", "col", dtype, "dact", act))
     majors: tuple[Literal["k", "m"], ...] = ("k", "m")
     layouts: tuple[Literal["row", "col"], ...] = ("row", "col")
     gradients = [Signature(dtype, a, "n", d, out) for a in majors for d in layouts for out in outputs]
