@@ -19,6 +19,7 @@ from s24compile import passes
 from s24compile.config import Config
 from s24compile.errors import DecoratorError, S24Error
 from s24compile.inner import Compiled, compile_graph
+from s24compile.operand import Operand, pack_all
 from s24compile.rewriting import Slot, rewrite_graph, target_of
 from s24compile.state import sparse_weights
 from s24compile.tracing import trace_graph
@@ -73,7 +74,7 @@ class SparseGraph:
         for site in self.sites:
             # A cut graph may hold no whole layer: the user asked for sparse training and would get none of it.
             log.log(logging.WARNING if site.reason == passes.DDP_SENTENCE else logging.INFO, "%s", site.sentence)
-        dense = frozenset(slot for slot in self.slots if slot.operand(example_inputs).dense)
+        dense, _ = self.split(example_inputs)
         if dense:
             rewrite = rewrite_graph(self.original, config, self.target, dense)
         trace_graph("captured", lambda: passes.format_graph(self.original, "captured"))
@@ -84,19 +85,27 @@ class SparseGraph:
         }
 
     def __call__(self, *args: Any) -> Any:
-        packed: list[torch.Tensor] = []
+        phases, operands = self.split(args)
+        stale = [(operand, transpose) for operand, transpose in operands if operand.stale(transpose)]
+        if stale:
+            pack_all(stale)
+        packed = [buffer for operand, transpose in operands for buffer in operand.buffers(transpose)]
+        variant = self.variants.get(phases)
+        if variant is None:
+            variant = self.variants[phases] = self.compile_later(phases)
+        return variant(*args, *packed)
+
+    def split(self, args: Sequence[Any]) -> tuple[frozenset[Slot], list[tuple[Operand, bool]]]:
+        """The slots that are dense in this call; of the others, in order, the operands, and whether W^T is needed."""
         dense: list[Slot] = []
+        operands: list[tuple[Operand, bool]] = []
         for slot in self.slots:
             operand = slot.operand(args)
             if operand.dense:
                 dense.append(slot)
             else:
-                packed.extend(operand.freshen(slot.request.needs_transpose))
-        phases = frozenset(dense)
-        variant = self.variants.get(phases)
-        if variant is None:
-            variant = self.variants[phases] = self.compile_later(phases)
-        return variant(*args, *packed)
+                operands.append((operand, slot.request.needs_transpose))
+        return frozenset(dense), operands
 
     def compile_later(self, dense: frozenset[Slot]) -> Compiled:
         """Compiles a variant outside Dynamo's first capture, by giving the rewritten graph to Dynamo once more.

@@ -14,22 +14,19 @@ only the third. `p.data.add_(x)` moves none: `Config.freshness="always"` or `s24
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 
 from s24compile.config import Config
-from s24compile.errors import ShapeError
 from s24compile.kernels.format import FORMATS
 from s24compile.operand_request import OperandRequest
-from s24compile.parameter_map import ParameterMap
 from s24compile.sparse_weight import CLOCK, Content, SparseWeight, writing_state
-from s24compile.training.hooks import watch_optimizers
-from s24compile.weights import is_dense, sparse_weight
 
 log = logging.getLogger("s24compile")
 
@@ -75,10 +72,17 @@ class Operand:
 
     def freshen(self, needs_transpose: bool) -> Buffers:
         """(values, metadata), or (values, metadata, values_t, metadata_t); packs if the weights have changed."""
-        if self._packed_at != self._state() or self.config.freshness == "always":
-            self._pack(needs_transpose or bool(self.transposed))
-        elif needs_transpose and not self.transposed:
-            self._pack(True)
+        if self.stale(needs_transpose):
+            pack_all([(self, needs_transpose)])
+        return self.buffers(needs_transpose)
+
+    def stale(self, needs_transpose: bool) -> bool:
+        """Whether the buffers asked for have to be packed before they are read."""
+        changed = self._packed_at != self._state() or self.config.freshness == "always"
+        return changed or (needs_transpose and not self.transposed)
+
+    def buffers(self, needs_transpose: bool) -> Buffers:
+        """The buffers as they are."""
         return self._both if needs_transpose else self.forward
 
     def forget(self) -> None:
@@ -101,48 +105,34 @@ class Operand:
             state.append(((parameter._version, parameter.data_ptr(), tick), weight.revision))
         return state
 
-    def _pack(self, needs_transpose: bool) -> None:
+    def begin(self, needs_transpose: bool) -> Pack:
+        """Allocates what a pack writes, and settles which masks it searches. Call inside `writing_state`."""
         parameters = self.parameters()
-        device, recipe = parameters[0].device, self.weights[0].recipe
-        self._warn_if_unheld(parameters)
         contents = [w.content(p) for w, p in zip(self.weights, parameters, strict=True)]
-        always = self.config.freshness == "always" and not recipe.uses_interval
-        with writing_state(device):
-            self._allocate(device, needs_transpose)
-            due = [always or w.search_due(content) for w, content in zip(self.weights, contents, strict=True)]
-            patterns = [w.prepare(p) for w, p in zip(self.weights, parameters, strict=True)]
-            # The packing op searches all of its weights or none.
-            together = all(due)
-            for weight, parameter, searching in zip(self.weights, parameters, due, strict=True):
-                if searching:
-                    weight.remember_patterns()
-                    if not together:
-                        weight.search(parameter)
-            torch.ops.s24.pack_weight_(
-                list(parameters),
-                patterns,
-                *self.forward,
-                *(self.transposed or (None, None)),
-                self._scale(),
-                recipe.select,
-                together,
-                self.request.format,
-                self.request.weight_layout,
-            )
-            for weight, content, searching in zip(self.weights, contents, due, strict=True):
-                weight.packed_at = CLOCK.tick
-                if searching:
-                    weight.searched(content)
-                else:
-                    weight.met(content)
+        always = self.config.freshness == "always" and not self.weights[0].recipe.uses_interval
+        self._allocate(parameters[0].device, needs_transpose or bool(self.transposed))
+        due = [always or w.search_due(content) for w, content in zip(self.weights, contents, strict=True)]
+        patterns = [w.prepare(p) for w, p in zip(self.weights, parameters, strict=True)]
+        # The packing op searches all of its weights or none.
+        together = all(due)
+        for weight, parameter, searching in zip(self.weights, parameters, due, strict=True):
+            if searching:
+                weight.remember_patterns()
+                if not together:
+                    weight.search(parameter)
+        return Pack(self, parameters, contents, patterns, due, together, self._scale())
+
+    def end(self) -> None:
+        """Notes that the buffers now are those of the weights."""
         self._packed_at = self._state()
 
-    def _warn_if_unheld(self, parameters: tuple[Parameter, ...]) -> None:
+    def warn_if_unheld(self) -> None:
+        """Says once that weights train which no optimizer seen so far holds."""
         if self._warned or not torch.is_grad_enabled():
             return
         unheld = [
             weight.name
-            for weight, parameter in zip(self.weights, parameters, strict=True)
+            for weight, parameter in zip(self.weights, self.parameters(), strict=True)
             if weight.steps_missed >= UNHELD_STEPS and parameter.requires_grad
         ]
         if unheld:
@@ -171,78 +161,76 @@ class Operand:
         self._both = (*self.forward, *self.transposed)
 
 
-class FakeOperand(Operand):
-    """Stands for an operand while a compiler calls the graph with FakeTensors (DDP's submodule compiler does).
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """One operand on its way through a packing op."""
 
-    Nothing is remembered: the real Parameters arrive later.
-    """
-
-    def __init__(self, parameters: tuple[FakeTensor, ...], request: OperandRequest, config: Config) -> None:
-        super().__init__((), request, config)
-        self._examples = parameters
+    operand: Operand
+    parameters: tuple[Parameter, ...]
+    contents: list[Content]
+    patterns: list[Tensor]
+    due: list[bool]
+    search: bool
+    scale: Tensor | None
 
     @property
-    def dense(self) -> bool:
-        """See `Operand.dense`."""
-        return is_dense(self._examples) or self.config.dense_from == 0
+    def kind(self) -> _Key:
+        """Packs of one kind go through one call of the multi-operand op; a scaled one goes alone."""
+        operand = self.operand
+        request = operand.request
+        shared = (operand.forward[0].device, request.dtype, request.format, request.weight_layout)
+        alone = id(self) if self.scale is not None else 0
+        return (*shared, operand.weights[0].recipe.select, self.search, bool(operand.transposed), alone)
 
-    def freshen(self, needs_transpose: bool) -> Buffers:
-        """Fake buffers of the shapes, strides and dtypes of the real ones."""
-        example = self._examples[0]
-        with example.fake_mode:
-            self._allocate(example.device, needs_transpose)
-        return self._both if needs_transpose else self.forward
-
-    def forget(self) -> None:
-        """Nothing to forget."""
-
-
-OPERANDS: ParameterMap[dict[_Key, Operand]] = ParameterMap()
-"""By first Parameter. An operand holds SparseWeights, which hold Parameters weakly: no cycle, freed at once."""
-
-
-def operand(parameters: tuple[Tensor, ...], request: OperandRequest, config: Config) -> Operand:
-    """The operand of these Parameters, made at the first request. Cheap when it exists; packs nothing.
-
-    Raises:
-        ConflictError: a parameter is sparse already with options that mean another training.
-        ShapeError: a parameter that does not have the rows and columns asked for.
-    """
-    found = OPERANDS.get(parameters[0])
-    partner = id(parameters[1]) if len(parameters) == 2 else None
-    key: _Key = (request.dtype, request.format, request.weight_layout, partner)
-    known = None if found is None else found.get(key)
-    if known is not None and known.packs(parameters):
-        if known.config is not config:
-            for parameter, name in zip(parameters, request.names, strict=True):
-                sparse_weight(cast(Parameter, parameter), config, name, request.weight_layout)
-            known.config = config
-        return known
-    return _make(parameters, request, config, key)
+    def note_searches(self) -> None:
+        """Tells the weights which of them have a new mask."""
+        for weight, content, searching in zip(self.operand.weights, self.contents, self.due, strict=True):
+            weight.packed_at = CLOCK.tick
+            if searching:
+                weight.searched(content)
+            else:
+                weight.met(content)
 
 
-def operands_of(parameter: Tensor) -> list[Operand]:
-    """All operands whose first weight is this Parameter."""
-    return list((OPERANDS.get(parameter) or {}).values())
+def pack_all(stale: Sequence[tuple[Operand, bool]]) -> None:
+    """Packs several operands, those of a kind in one call: a launch costs the CPU more than a small weight the GPU."""
+    wanted: dict[Operand, bool] = {}
+    for operand, needs_transpose in stale:
+        wanted[operand] = wanted.get(operand, False) or needs_transpose
+        operand.warn_if_unheld()
+    for device in dict.fromkeys(operand.parameters()[0].device for operand in wanted):
+        with writing_state(device):
+            packs = [op.begin(transpose) for op, transpose in wanted.items() if op.parameters()[0].device == device]
+            kinds: dict[_Key, list[Pack]] = {}
+            for pack in packs:
+                kinds.setdefault(pack.kind, []).append(pack)
+            for together in kinds.values():
+                _pack_kind(together)
+            for pack in packs:
+                pack.note_searches()
+            # Only now: a weight with two operands (two dtypes) changes its revision for both.
+            for pack in packs:
+                pack.operand.end()
 
 
-def _make(parameters: tuple[Tensor, ...], request: OperandRequest, config: Config, key: _Key) -> Operand:
-    fakes = tuple(p for p in parameters if isinstance(p, FakeTensor))
-    if fakes:
-        return FakeOperand(fakes, request, config)
-    for parameter, name, rows in zip(parameters, request.names, request.rows, strict=True):
-        expected = (rows, request.cols) if request.weight_layout == "out_in" else (request.cols, rows)
-        if tuple(parameter.shape) != expected:
-            raise ShapeError(what=f"weight {name!r}", shape=tuple(parameter.shape), accepted=f"expected {expected}")
-    watch_optimizers()
-    weights = tuple(
-        sparse_weight(cast(Parameter, p), config, name, request.weight_layout)
-        for p, name in zip(parameters, request.names, strict=True)
+def _pack_kind(packs: list[Pack]) -> None:
+    first = packs[0]
+    operand, request = first.operand, first.operand.request
+    options = (operand.weights[0].recipe.select, first.search, request.format, request.weight_layout)
+    if len(packs) == 1:
+        transposed = operand.transposed or (None, None)
+        buffers = (first.patterns, *operand.forward, *transposed)
+        torch.ops.s24.pack_weight_(list(first.parameters), *buffers, first.scale, *options)
+        return
+    values, metadata = zip(*(pack.operand.forward for pack in packs), strict=True)
+    values_t, metadata_t = zip(*(p.operand.transposed for p in packs), strict=True) if operand.transposed else ((), ())
+    torch.ops.s24.pack_weights_(
+        [parameter for pack in packs for parameter in pack.parameters],
+        [len(pack.parameters) for pack in packs],
+        [patterns for pack in packs for patterns in pack.patterns],
+        *(list(buffers) for buffers in (values, metadata, values_t, metadata_t)),
+        *options,
     )
-    made = Operand(weights, request, config)
-    kept = {k: o for k, o in (OPERANDS.get(parameters[0]) or {}).items() if not o.obsolete}
-    OPERANDS.set(parameters[0], {**kept, key: made})
-    return made
 
 
 def _kind(parameters: tuple[Parameter, ...]) -> list[tuple[torch.dtype, torch.device]]:

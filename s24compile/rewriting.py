@@ -17,7 +17,8 @@ from s24compile import passes
 from s24compile.config import Config
 from s24compile.kernels.target import Target
 from s24compile.marks import config_of, marks_in
-from s24compile.operand import Operand, operand
+from s24compile.operand import Operand
+from s24compile.operand_map import operand
 from s24compile.operand_request import OperandRequest
 from s24compile.report import Site
 from s24compile.training.recipe import RECIPES

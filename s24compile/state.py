@@ -15,7 +15,8 @@ from torch.nn import Parameter
 
 from s24compile.checkpoint import Entry, problem_of_entry
 from s24compile.errors import CheckpointError, ModelError, OptionError
-from s24compile.operand import operands_of
+from s24compile.operand import pack_all
+from s24compile.operand_map import operands_of
 from s24compile.sparse_weight import SparseWeight, writing_state
 from s24compile.training.schedule import PHASES, Phase
 from s24compile.weights import TOLD, WEIGHTS, told_about
@@ -110,11 +111,10 @@ def refresh(model: nn.Module, *, search: bool = False) -> None:
         weight = WEIGHTS.get(parameter)
         if weight is not None and search:
             weight.demand_search()
-    for _, parameter in _named_parameters(model):
-        for operand in operands_of(parameter):
-            operand.forget()
-            if not operand.dense and operand.forward:
-                operand.freshen(bool(operand.transposed))
+    operands = [operand for _, parameter in _named_parameters(model) for operand in operands_of(parameter)]
+    for operand in operands:
+        operand.forget()
+    pack_all([(op, bool(op.transposed)) for op in operands if op.forward and not op.dense])
 
 
 def bake_(model: nn.Module) -> None:

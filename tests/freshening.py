@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s24compile.config import Config
-from s24compile.operand import Operand, operand
+from s24compile.operand import Operand
+from s24compile.operand_map import operand
 from s24compile.operand_request import OperandRequest
 from s24compile.training.recipe import RECIPES
 

@@ -163,7 +163,21 @@ def test_pack_once_per_optimizer_step_under_accumulation(x: Tensor) -> None:
             optimizer.zero_grad()
     packs = [e for e in profile.events() if e.name.startswith("s24::") and "pack" in e.name and "mvue" not in e.name]
     packs = [e for e in packs if "unpack" not in e.name]
-    assert len(packs) == 3 * 2
+    assert len(packs) == 3 * 2  # two kinds of operand: the first layer's needs no W^T
+
+
+def test_pack_operands_of_a_kind_in_one_call(x: Tensor) -> None:
+    model = Residual(SwiGLU).to(x.device)
+    fast = compiled(model, "eager")
+    optimizer = torch.optim.AdamW(model.parameters())
+    ours = x.clone().requires_grad_()
+    with torch.profiler.profile() as profile:
+        for _ in range(2):
+            fast(ours).square().mean().backward()
+            optimizer.step()
+    names = [event.name for event in profile.events()]
+    assert names.count("s24::pack_weights_") == 2
+    assert "s24::pack_weight_" not in names
 
 
 def test_keep_masks_legal_and_lower_the_loss_over_steps(x: Tensor) -> None:

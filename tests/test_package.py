@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "s24compile"
 
 LEAVES = ("config", "errors", "report", "marks", "operand_request", "parameter_map", "tracing", "training.recipe")
-STATE = ("weights", "sparse_weight", "operand", "checkpoint", "state", "training")
+STATE = ("weights", "sparse_weight", "operand", "operand_map", "checkpoint", "state", "training")
 
 # A module may import what its longest matching row lists (a name stands for the modules below it too).
 ARROWS: dict[str, tuple[str, ...]] = {

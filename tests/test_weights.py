@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from s24compile import errors
 from s24compile.config import Config
-from s24compile.operand import OPERANDS, operand
+from s24compile.operand_map import OPERANDS, operand
 from s24compile.state import load_state_dict, refresh, sparse_weights, state_dict
 from s24compile.weights import TOLD, WEIGHTS
 from tests.freshening import MLP, dense_values, operand_of, recorded_ops, request_for, sparse_forward, train

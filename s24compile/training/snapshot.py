@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from s24compile.checkpoint import Entry
-from s24compile.operand import OPERANDS, operands_of
+from s24compile.operand_map import OPERANDS, operands_of
 from s24compile.sparse_weight import DRIVEN, SparseWeight
 from s24compile.training.flip_rate import History, history_of, set_history
 from s24compile.training.schedule import Phase

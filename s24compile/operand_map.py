@@ -1,0 +1,97 @@
+"""Which operand packs which Parameters: a weak map, looked up for each slot of a graph at each call."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import Parameter
+
+from s24compile.config import Config
+from s24compile.errors import ShapeError
+from s24compile.operand import Buffers, Operand
+from s24compile.operand_request import OperandRequest
+from s24compile.parameter_map import ParameterMap
+from s24compile.training.hooks import watch_optimizers
+from s24compile.weights import is_dense, sparse_weight
+
+_Key = tuple[object, ...]
+
+
+class FakeOperand(Operand):
+    """Stands for an operand while a compiler calls the graph with FakeTensors (DDP's submodule compiler does).
+
+    Nothing is remembered: the real Parameters arrive later.
+    """
+
+    def __init__(self, parameters: tuple[FakeTensor, ...], request: OperandRequest, config: Config) -> None:
+        super().__init__((), request, config)
+        self._examples = parameters
+
+    @property
+    def dense(self) -> bool:
+        """See `Operand.dense`."""
+        return is_dense(self._examples) or self.config.dense_from == 0
+
+    def stale(self, needs_transpose: bool) -> bool:
+        """Never: there is nothing to pack."""
+        return False
+
+    def buffers(self, needs_transpose: bool) -> Buffers:
+        """Fake buffers of the shapes, strides and dtypes of the real ones."""
+        example = self._examples[0]
+        with example.fake_mode:
+            self._allocate(example.device, needs_transpose)
+        return super().buffers(needs_transpose)
+
+    def forget(self) -> None:
+        """Nothing to forget."""
+
+
+OPERANDS: ParameterMap[dict[_Key, Operand]] = ParameterMap()
+"""By first Parameter. An operand holds SparseWeights, which hold Parameters weakly: no cycle, freed at once."""
+
+
+def operand(parameters: tuple[Tensor, ...], request: OperandRequest, config: Config) -> Operand:
+    """The operand of these Parameters, made at the first request. Cheap when it exists; packs nothing.
+
+    Raises:
+        ConflictError: a parameter is sparse already with options that mean another training.
+        ShapeError: a parameter that does not have the rows and columns asked for.
+    """
+    found = OPERANDS.get(parameters[0])
+    partner = id(parameters[1]) if len(parameters) == 2 else None
+    key: _Key = (request.dtype, request.format, request.weight_layout, partner)
+    known = None if found is None else found.get(key)
+    if known is not None and known.packs(parameters):
+        if known.config is not config:
+            for parameter, name in zip(parameters, request.names, strict=True):
+                sparse_weight(cast(Parameter, parameter), config, name, request.weight_layout)
+            known.config = config
+        return known
+    return _make(parameters, request, config, key)
+
+
+def operands_of(parameter: Tensor) -> list[Operand]:
+    """All operands whose first weight is this Parameter."""
+    return list((OPERANDS.get(parameter) or {}).values())
+
+
+def _make(parameters: tuple[Tensor, ...], request: OperandRequest, config: Config, key: _Key) -> Operand:
+    fakes = tuple(p for p in parameters if isinstance(p, FakeTensor))
+    if fakes:
+        return FakeOperand(fakes, request, config)
+    for parameter, name, rows in zip(parameters, request.names, request.rows, strict=True):
+        expected = (rows, request.cols) if request.weight_layout == "out_in" else (request.cols, rows)
+        if tuple(parameter.shape) != expected:
+            raise ShapeError(what=f"weight {name!r}", shape=tuple(parameter.shape), accepted=f"expected {expected}")
+    watch_optimizers()
+    weights = tuple(
+        sparse_weight(cast(Parameter, p), config, name, request.weight_layout)
+        for p, name in zip(parameters, request.names, strict=True)
+    )
+    made = Operand(weights, request, config)
+    kept = {k: o for k, o in (OPERANDS.get(parameters[0]) or {}).items() if not o.obsolete}
+    OPERANDS.set(parameters[0], {**kept, key: made})
+    return made
