@@ -1,6 +1,6 @@
 """What a graph is compiled for: the device, its compute capability, and the kernel families at hand. A leaf.
 
-A Target can be made by hand (`Target("cuda", (9, 0), ...)`), so lowering for Hopper is tested on a machine without a GPU.
+A Target can be made by hand (`Target("cuda", (9, 0), ...)`), so lowering for Hopper is tested on a machine without one.
 """
 
 from __future__ import annotations

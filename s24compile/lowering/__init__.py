@@ -15,7 +15,7 @@ from s24compile.kernels.target import Target
 from s24compile.lowering.activation import lower_activations
 from s24compile.lowering.epilogue import fuse_activation, fuse_activation_backward
 from s24compile.lowering.linear import lower_linear
-from s24compile.lowering.packing import fuse_bias_gradient, fuse_glu_backward
+from s24compile.lowering.packing import fuse_bias_gradient
 from s24compile.lowering.printing import print_graph
 from s24compile.lowering.seeds import take_seeds
 from s24compile.lowering.select import select
@@ -28,7 +28,6 @@ LOWERING: tuple[Callable[[fx.Graph, Target], int], ...] = (
     fuse_activation,
     fuse_activation_backward,
     fuse_bias_gradient,
-    fuse_glu_backward,
     lower_activations,
     take_seeds,
     select,

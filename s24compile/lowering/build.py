@@ -63,20 +63,3 @@ def s24_calls(graph: fx.Graph) -> list[fx.Node]:
 def op_name(node: fx.Node) -> str:
     """The op's name without namespace: "mm" of `torch.ops.s24.mm.default`."""
     return node.target._opname  # type: ignore[union-attr]
-
-
-def hoist(node: fx.Node, anchor: fx.Node) -> bool:
-    """Moves a node, and what it is computed from, in front of `anchor`; False if it depends on `anchor`."""
-    order = {n: i for i, n in enumerate(anchor.graph.nodes)}
-    late: list[fx.Node] = []
-    todo = [node]
-    while todo:
-        each = todo.pop()
-        if each is anchor:
-            return False
-        if order[each] > order[anchor]:
-            late.append(each)
-            todo.extend(each.all_input_nodes)
-    for each in sorted(set(late), key=order.__getitem__):
-        anchor.prepend(each)
-    return True

@@ -1,11 +1,9 @@
-"""Packing of gradients fused with what makes or sums them, where the target has such a kernel.
+"""Packing of gradients fused with what sums them, where the target has such a kernel.
 
-bias gradient   db = sum(dz, 0);  p = s24.mvue_pack(dz, seed)              ->  p, db = s24.mvue_pack_sum(dz, seed)
-GLU             dz = s24.glu_backward(dh, z) -> view;  p[, db] = s24.mvue_pack[_sum](dz, seed)
-            ->  dz, p, db = s24.glu_backward_pack(dh, z, seed)
+    db = sum(dz, 0);  p = s24.mvue_pack(dz, seed)   ->   p, db = s24.mvue_pack_sum(dz, seed)
 
-Each saves reading dz [T, F] once. The seed of a fused GLU is drawn earlier than before; the kernels take seeds as inputs,
-so only the order in which seeds are drawn changes.
+Saves reading dz [T, F] once. (`s24.glu_backward_pack`, which also saves writing and reading dz for gated layers, is not
+used: at 16384 x 11008 it takes 1.45 ms on an H100, its two parts 1.03 ms; benchmarks/results/memory_kernels.json.)
 """
 
 from __future__ import annotations
@@ -17,8 +15,7 @@ from torch import fx
 
 from s24compile.kernels import providers
 from s24compile.kernels.target import Target
-from s24compile.lowering.build import Builder, hoist, op_name, s24_calls, value_of
-from s24compile.lowering.views import is_view
+from s24compile.lowering.build import Builder, op_name, s24_calls, value_of
 
 aten, s24 = torch.ops.aten, torch.ops.s24
 
@@ -43,30 +40,6 @@ def fuse_bias_gradient(graph: fx.Graph, target: Target) -> int:
     return count
 
 
-def fuse_glu_backward(graph: fx.Graph, target: Target) -> int:
-    """`glu_backward` and the packing of its result -> `glu_backward_pack`. Returns how many."""
-    count = 0
-    for pack in [n for n in s24_calls(graph) if op_name(n) in ("mvue_pack", "mvue_pack_sum")]:
-        g, seed, dtype, fmt = pack.args
-        backward = _through_views(g)
-        if backward is None or backward.target is not s24.glu_backward.default or not isinstance(seed, fx.Node):
-            continue
-        sums = op_name(pack) == "mvue_pack_sum"
-        if not hoist(seed, backward):
-            continue
-        args = (*backward.args, seed, dtype, fmt, sums, False)
-        if not _has_kernel("glu_backward_pack", args, target):
-            continue
-        build = Builder(backward)
-        fused = build.call(s24.glu_backward_pack.default, *args)
-        backward.replace_all_uses_with(build.item(fused, 0))
-        _replace_items(pack, fused, (1, 2, 3) if sums else (1, 2))
-        graph.erase_node(pack)
-        graph.erase_node(backward)
-        count += 1
-    return count
-
-
 def _column_sum(g: Any) -> fx.Node | None:
     """The sum over tokens of `g`, in fp32: the bias gradient, if somebody asked for it."""
     candidates = [user for user in g.users if user.target is torch.ops.prims.convert_element_type.default]
@@ -76,12 +49,6 @@ def _column_sum(g: Any) -> fx.Node | None:
             if over_tokens and value_of(user).dtype == torch.float32:
                 return user
     return None
-
-
-def _through_views(node: Any) -> fx.Node | None:
-    while isinstance(node, fx.Node) and is_view(node):
-        node = node.args[0]
-    return node if isinstance(node, fx.Node) else None
 
 
 def _replace_items(old: fx.Node, new: fx.Node, places: tuple[int, ...]) -> None:

@@ -43,7 +43,7 @@ def _call(node: fx.Node, names: dict[fx.Node, str]) -> str:
 def _op_name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         namespace, name = target._schema.name.split("::")
-        return name if namespace != "s24" else f"s24.{name}"
+        return f"{namespace}.{name}" if namespace.startswith("s24") else name
     return getattr(target, "__name__", str(target))
 
 

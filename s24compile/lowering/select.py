@@ -1,6 +1,8 @@
 """One kernel family per s24 node, chosen from fake tensors and the target, recorded on the node.
 
-The eager implementation of an op asks the same `providers.choose` when it runs, so what is recorded here is what runs.
+    s24.mm(...)   ->   s24_cutlass.mm(...)        the same op with its kernel settled, see kernels/ops/direct.py
+
+What only the reference takes keeps its name; its eager implementation asks the same `providers.choose` as it runs.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from torch import fx
 
 from s24compile.errors import LoweringError, TargetError
 from s24compile.kernels import providers
+from s24compile.kernels.ops.direct import direct
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import op_name, s24_calls, value_of
 
@@ -42,5 +45,6 @@ def select(graph: fx.Graph, target: Target) -> int:
         except TargetError as error:
             raise LoweringError(node=node.name, found=str(error), accepted="choose another target") from error
         node.meta[PROVIDER] = choice.provider.name
+        node.target = direct(choice.provider.name, name) or node.target
         log.debug("%s: s24::%s by %s %s", node.name, name, choice.provider.name, dict(choice.refused) or "")
     return len(nodes)

@@ -133,7 +133,7 @@ def _warn_of_dense_forwards(held: Held) -> None:
         weight.warned = True
     log.warning(
         "%d sparse weight(s) (%s, ...) got a gradient in a step without a sparse forward: the model ran uncompiled, or "
-        "torch.compile gave up on it (see its own warnings; TORCH_LOGS=recompiles; torch._dynamo.config.recompile_limit)",
+        "torch.compile gave up on it (see its warnings; TORCH_LOGS=recompiles; torch._dynamo.config.recompile_limit)",
         len(dense),
         dense[0].name,
     )

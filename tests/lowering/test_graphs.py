@@ -284,13 +284,13 @@ return [%reshape3, %in6, %in7, %in10, %in11, %reshape1, %view0, %view1]""",
 %s24.mm1: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm1, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
-%randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.glu_backward0: f32[2, 8, 64] = s24.glu_backward(%view1, %in4, 'silu', 'first')  # reference
 %view2: f32[16, 64] = view(%s24.glu_backward0, [-1, 64])
 %t2: f32[64, 16] col = t(%view2)
 %s24.mm2: f32[16, 16] col = s24.mm(%in0, %in1, 16, 64, 'sm90', %t2, None, 'col', f32)  # reference
 %t3: f32[16, 16] = t(%s24.mm2)
 %view3: f32[2, 8, 16] = view(%t3, [2, 8, 16])
+%randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack1: (f32[64, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[64, 8] = getitem(%s24.mvue_pack1, 0)
 %getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)

@@ -19,6 +19,7 @@ Ops do not validate: `s24compile.ops` does, for people; graphs are checked when 
 from __future__ import annotations
 
 from s24compile.kernels.ops.activation import act, act_backward
+from s24compile.kernels.ops.direct import define_direct_ops
 from s24compile.kernels.ops.elementwise import glu, glu_backward, masked_decay_, masked_decay_patterns_
 from s24compile.kernels.ops.epilogues import mm_act, mm_dact
 from s24compile.kernels.ops.estimation import mvue, mvue_pack
@@ -67,6 +68,8 @@ OPS = (
     masked_decay_many_,
 )
 """Every op, as torch's CustomOpDef."""
+
+define_direct_ops()
 
 NAMES = tuple(op._name for op in OPS)
 

@@ -76,5 +76,3 @@ def _(
     out_layout: str,
 ) -> Tensor:
     return _empty(b, rows, out_layout)
-
-

@@ -1,0 +1,61 @@
+"""Ops whose kernel is settled: what lowering puts in place of `s24.mm` & co. once it has chosen a provider.
+
+`torch.ops.s24_cutlass.mm` is `torch.ops.s24.mm` on CUTLASS's kernel, with the same schema and fake kernel, but without
+the two layers that cost CPU time at every call: the choice of a provider, and autograd (a lowered graph has none).
+On an H100 machine a call of `s24.glu` took 124 us of CPU and its kernel launch 79 us of that (2026-11-21).
+
+They are defined for all providers at import, because a graph out of Inductor's cache names them without lowering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from s24compile.kernels import providers
+
+DIRECT: dict[str, tuple[str, ...]] = {
+    "cutlass": ("mm", "mm_act", "mm_dact"),
+    "triton": ("mvue_pack", "mvue_pack_sum", "glu", "glu_backward", "glu_backward_pack"),
+}
+"""Provider -> its ops that stand in lowered graphs."""
+
+_LIBRARIES: list[torch.library.Library] = []
+
+
+def direct(provider: str, op: str) -> OpOverload | None:
+    """The op that runs `op` on `provider` and nothing else, or None where there is none (the reference)."""
+    if op not in DIRECT.get(provider, ()):
+        return None
+    found: OpOverload = getattr(getattr(torch.ops, f"s24_{provider}"), op).default
+    return found
+
+
+def define_direct_ops() -> None:
+    """Registers them; called once, when the contracts they copy have been registered."""
+    for provider, names in DIRECT.items():
+        library = torch.library.Library(f"s24_{provider}", "DEF")
+        _LIBRARIES.append(library)  # a library that is collected takes its ops with it
+        for name in names:
+            contract: OpOverload = getattr(torch.ops.s24, name).default
+            library.define(str(contract._schema).removeprefix("s24::"))
+            library.impl(name, _kernel(provider, name), "CompositeExplicitAutograd")
+            torch.library.register_fake(f"s24_{provider}::{name}", contract, lib=library)
+
+
+def _kernel(provider: str, op: str) -> Callable[..., Any]:
+    """Calls the provider's function, which is imported at the first call."""
+    run: Callable[..., Any] | None = None
+
+    def kernel(*args: Any) -> Any:
+        nonlocal run
+        if run is None:
+            found = providers.find(op, provider)
+            assert found is not None, f"{provider} has no kernel for s24::{op}"
+            run = found.run
+        return run(*args)
+
+    return kernel
