@@ -31,8 +31,9 @@ MVUE = {"RULE": "mvue", **ROWS, "ALONG": False, "g_m": 1}
 GLU = {"ACT": "gelu", "z_f": 1}
 ONE_PASS = tiles.Tile(64, 64, 4)
 CASES = {
-    "search": (pack_blocks, tiles.BLOCKS_SEARCH, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "SEARCH": True}),
-    "given": (pack_blocks, tiles.BLOCKS_GIVEN, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "SEARCH": False}),
+    "search": (pack_blocks, tiles.BLOCKS_SEARCH, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "MASK": "search"}),
+    "given": (pack_blocks, tiles.BLOCKS_GIVEN, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "MASK": "numbers"}),
+    "bits": (pack_blocks, tiles.BLOCKS_GIVEN, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "MASK": "bits"}),
     "mvue": (pack_rows, tiles.ROWS, ("BLOCK_K", "BLOCK_M"), MVUE),
     "mvue, sums": (pack_rows, tiles.ROWS_SUMS, ("BLOCK_K", "BLOCK_M"), {**MVUE, "SUMS": True}),
     "mvue, column-major": (

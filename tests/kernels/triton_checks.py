@@ -15,7 +15,15 @@ from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.samples import samples
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-EXACT = ("transposable_patterns", "transposable_mask", "mvue_pack", "pack_weight_", "pack_weights_")
+EXACT = (
+    "transposable_patterns",
+    "transposable_mask",
+    "mvue_pack",
+    "pack_weight_",
+    "pack_weights_",
+    "pack",
+    "pack_both",
+)
 CLOSE = ("glu", "glu_backward", "masked_decay_patterns_", "masked_decay_many_", "mvue_pack_sum", "glu_backward_pack")
 
 

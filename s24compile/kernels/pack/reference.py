@@ -25,7 +25,7 @@ def _code_of_bits(bits: int) -> int:
     return PAIR_CODES[PAIRS.index((kept[0], kept[-1]))]
 
 
-_CODE_OF_BITS = tuple(_code_of_bits(bits) for bits in range(16))
+CODE_OF_BITS = tuple(_code_of_bits(bits) for bits in range(16))
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,7 +100,7 @@ def pack(w: Tensor, mask: Tensor | None, dtype: torch.dtype, format: str) -> tup
         else:
             _check_kept(most, "the mask", "at most two ones in each group of four along the last dim")
     bits = k0 | k1 << 1 | k2 << 2 | k3 << 3
-    codes = code_table(w.device, _CODE_OF_BITS)[bits.int()]
+    codes = code_table(w.device, CODE_OF_BITS)[bits.int()]
     return write(gather_kept(w, codes), codes, k, dtype, format)
 
 

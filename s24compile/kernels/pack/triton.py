@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from s24compile.kernels.format import code_table
+from s24compile.kernels.format import FORMATS, code_table
 from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton_blocks import pack_blocks
 from s24compile.kernels.pack.triton_rows import pack_rows
@@ -159,7 +159,7 @@ def _pack_parts(
     parts = regions(logical, values, metadata, values_t, metadata_t)
     for number, (w, pattern, (operand, transposed)) in enumerate(zip(logical, patterns, parts, strict=True)):
         if select == "transposable":
-            pack_transposable(w, pattern, operand, transposed, search=search)
+            pack_transposable(w, pattern, operand, transposed, "search" if search else "numbers")
         else:
             beta = None if scale is None else scale.expand(len(logical))[number]
             rule = select if search or select == "soft_threshold" else "given"
@@ -171,15 +171,21 @@ def pack_transposable(
     patterns: Tensor,
     operand: tuple[Tensor, Tensor] | None,
     transposed: tuple[Tensor, Tensor] | None,
-    *,
-    search: bool,
+    mask: str,
 ) -> None:
-    """Packs w [n, k] and w^T by transposable patterns [n/4, k/4], which it finds and stores first if `search`."""
+    """Packs w [n, k] and w^T by a transposable mask.
+
+    Args:
+        mask: what `patterns` are: "search", pattern numbers [n/4, k/4] to find and to store; "numbers", to read;
+            "bits", a mask [n, k] of one byte each, in which at most two of four are one.
+    """
     flipped = abs(w.stride(0)) < abs(w.stride(1))
     view, view_patterns = (w.t(), patterns.t()) if flipped else (w, patterns)
     along, across = (transposed, operand) if flipped else (operand, transposed)
     rows, columns = view.shape
-    tile = (tiles.BLOCKS_SEARCH_WIDE if w.dtype.itemsize > 2 else tiles.BLOCKS_SEARCH) if search else tiles.BLOCKS_GIVEN
+    tile = tiles.BLOCKS_GIVEN
+    if mask == "search":
+        tile = tiles.BLOCKS_SEARCH_WIDE if w.dtype.itemsize > 2 else tiles.BLOCKS_SEARCH
     outputs: list[Tensor | int] = []
     for packed in (along, across):
         given = packed or along or across or (view, patterns)
@@ -199,7 +205,7 @@ def pack_transposable(
         view_patterns.stride(1),
         pattern_table(w.device),
         *outputs,
-        SEARCH=search,
+        MASK=mask,
         FLIPPED=flipped,
         ALONG=along is not None,
         ACROSS=across is not None,
@@ -256,4 +262,32 @@ def pack_along(
     return None if partial is None else partial.sum(0)
 
 
-PROVIDERS = {"pack_weight_": Provider("triton", pack_weight_, supported, _supports_weight)}
+def _supports_mask(w: Tensor, mask: Tensor | None, dtype: torch.dtype, format: str) -> str | None:
+    if mask is None:
+        return "packs by a mask only: that a tensor is 2:4 as it is must be checked"
+    if w.shape[0] % 4 or w.shape[1] % 4:
+        return f"packs whole 4x4 blocks only, not {tuple(w.shape)}"
+    return supports_operand(w, dtype, format)
+
+
+def pack(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor]:
+    """See pack/reference.py; a mask with more than two ones in a group is cut down to its first and last, unchecked."""
+    operand = FORMATS[format].empty(w.shape[0], w.shape[1], dtype, w.device)
+    pack_transposable(w.detach(), mask.view(torch.uint8), operand, None, "bits")
+    return operand
+
+
+def pack_both(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See pack/reference.py; as `pack`, in one read."""
+    n, k = w.shape
+    operand = FORMATS[format].empty(n, k, dtype, w.device)
+    transposed = FORMATS[format].empty(k, n, dtype, w.device)
+    pack_transposable(w.detach(), mask.view(torch.uint8), operand, transposed, "bits")
+    return *operand, *transposed
+
+
+PROVIDERS = {
+    "pack_weight_": Provider("triton", pack_weight_, supported, _supports_weight),
+    "pack": Provider("triton", pack, supported, _supports_mask),
+    "pack_both": Provider("triton", pack_both, supported, _supports_mask),
+}

@@ -178,6 +178,7 @@ def _launch(
 ) -> None:
     launch(
         pack_many, programs, tile, shared.device, address, owners, pattern_table(shared.device),
-        WEIGHT=TRITON_DTYPES[shared.weight], DTYPE=TRITON_DTYPES[shared.packed], SEARCH=search, FLIPPED=shared.flipped,
+        WEIGHT=TRITON_DTYPES[shared.weight], DTYPE=TRITON_DTYPES[shared.packed],
+        MASK="search" if search else "numbers", FLIPPED=shared.flipped,
         ALONG=shared.along, ACROSS=shared.across, EVEN=even, BLOCK_R=tile.rows, BLOCK_C=tile.columns,
     )  # fmt: skip

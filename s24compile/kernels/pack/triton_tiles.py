@@ -48,6 +48,6 @@ def launch(kernel: Any, programs: int, tile: Tile, device: torch.device, *args: 
         constants["maxnreg"] = tile.registers
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[(programs,)](*args, num_warps=tile.warps, **constants)
+            kernel[(programs,)](*args, num_warps=tile.warps, enable_fp_fusion=True, **constants)
     else:
-        kernel[(programs,)](*args, num_warps=tile.warps, **constants)
+        kernel[(programs,)](*args, num_warps=tile.warps, enable_fp_fusion=True, **constants)
