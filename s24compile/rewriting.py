@@ -16,6 +16,7 @@ from torch import fx
 from s24compile import passes
 from s24compile.config import Config
 from s24compile.kernels.target import Target
+from s24compile.lowering.cost import refuse_slow
 from s24compile.marks import config_of, marks_in
 from s24compile.operand import Operand
 from s24compile.operand_map import operand
@@ -71,6 +72,7 @@ def rewrite_graph(
         gm,
         config,
         linear_options(config, target),
+        profitable=lambda layer: refuse_slow(layer, target, config.min_speedup),
         dense=dense_weights,
         decorated_options={label: linear_options(own, target) for label, own in by_mark.items()},
     )

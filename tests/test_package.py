@@ -17,13 +17,24 @@ import s24compile
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "s24compile"
 
-LEAVES = ("config", "errors", "report", "marks", "operand_request", "parameter_map", "tracing", "training.recipe")
+LEAVES = (
+    "config",
+    "errors",
+    "layer",
+    "report",
+    "marks",
+    "operand_request",
+    "parameter_map",
+    "tracing",
+    "training.recipe",
+)
 STATE = ("weights", "sparse_weight", "operand", "operand_map", "checkpoint", "state", "training")
 
 # A module may import what its longest matching row lists (a name stands for the modules below it too).
 ARROWS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "config": ("errors",),
+    "layer": (),
     "report": (),
     "tracing": (),
     "accelerate_backend": ("errors",),
@@ -44,7 +55,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "export": ("export", "tensor", "ops", "kernels", *STATE, *LEAVES),
     **dict.fromkeys(STATE, (*STATE, "kernels", *LEAVES)),
     "inner": ("lowering", "kernels", *LEAVES),
-    "rewriting": ("passes", *STATE, "kernels.target", *LEAVES),
+    "rewriting": ("passes", "lowering.cost", *STATE, "kernels.target", *LEAVES),
     "backend": ("inner", "rewriting", "passes", "lowering", "kernels", *STATE, *LEAVES),
     "decorator": ("backend", *STATE, *LEAVES),
     "explanation": ("backend", "inner", "rewriting", "kernels.target", *LEAVES),

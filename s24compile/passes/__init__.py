@@ -53,7 +53,7 @@ def run(
     config: Config,
     options: LinearOptions,
     *,
-    profitable: Profitable = lambda site: None,
+    profitable: Profitable = lambda layer: None,
     dense: frozenset[str] = frozenset(),
     decorated_options: Mapping[str, LinearOptions] | None = None,
     passes: tuple[Callable[[State], int], ...] = PASSES,
@@ -64,7 +64,7 @@ def run(
         gm: as Dynamo captured it; not touched.
         config: scope of the rewrite (targets, include, exclude).
         options: how the linears compute.
-        profitable: a sentence for a site that does not pay, None for one that does.
+        profitable: a sentence for a layer that does not pay, None for one that does.
         dense: placeholder names of weights in their dense phase.
         decorated_options: options by mark of a `sparse_ffn` module, instead of `options`.
         passes: another pipeline, for tests.

@@ -6,6 +6,7 @@ Of one linear, the rest of its layer being taken: path regexes, dims, dtype, pha
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
@@ -13,6 +14,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from s24compile.layer import Layer
 from s24compile.marks import mark_of
 from s24compile.passes.linears import CASTS, Linear
 from s24compile.passes.match import Match
@@ -38,7 +40,7 @@ def decide(state: State) -> int:
         if not match.refusal:
             match.stays = {linear: why for linear in match.linears if (why := _refuse_linear(linear, state))}
         if not match.refusal and len(match.stays) < len(match.linears):
-            match.refusal = state.profitable(_site(match, "rewritten")) or ""
+            match.refusal = _refuse_slow(match, state)
     _refuse_shared_weights(state)
     fuel = state.fuel
     claimed: set[fx.Node] = set()
@@ -64,6 +66,24 @@ def _refuse_site(match: Match, state: State, decorated: bool) -> str:
     if decorated and not any(mark_of(linear.node) is not None for linear in match.linears):
         return DECORATED_SENTENCE
     return ""
+
+
+def _refuse_slow(match: Match, state: State) -> str:
+    """What the cost model says; a decorated module is not asked about."""
+    first, last = match.linears[0], match.linears[-1]
+    value = fake(first.node)
+    if mark_of(first.node) is not None or value is None:
+        return ""
+    hidden = last.in_features if last is not first else first.out_features
+    tokens = [_hint(size) for size in value.shape[:-1]]
+    count = None if any(size is None for size in tokens) else math.prod(size for size in tokens if size is not None)
+    layer = Layer(first.in_features, hidden, match.gate is not None, count, value.dtype)
+    return state.profitable(layer) or ""
+
+
+def _hint(size: int | torch.SymInt) -> int | None:
+    """A size as a number without a guard on it."""
+    return size if isinstance(size, int) else size.node.hint
 
 
 def _refuse_linear(linear: Linear, state: State) -> str:

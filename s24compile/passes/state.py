@@ -14,13 +14,15 @@ from torch import fx
 
 from s24compile.config import Config
 from s24compile.operand_request import OperandRequest
+from s24compile.layer import Layer
 from s24compile.report import Site
 
 if TYPE_CHECKING:
     from s24compile.passes.match import Match
     from s24compile.passes.scope import Scope
 
-Profitable = Callable[[Site], str | None]
+Profitable = Callable[[Layer], str | None]
+"""A sentence for a layer that does not pay, None for one that does."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,12 +93,14 @@ def test_keep_the_user_s_own_spelling_where_nothing_is_taken():
 def test_ask_whether_a_site_pays():
     seen = []
 
-    def profitable(site):
-        seen.append(site.shape)
+    def profitable(layer):
+        seen.append((layer.width, layer.hidden, layer.gated, layer.dtype))
+        assert layer.tokens == input_of().shape[:-1].numel()
         return "too few tokens"
 
     (site,), _ = sites_of(Sized(32, 64, 32), profitable=profitable)
-    assert (site.status, site.reason, seen) == ("refused", "too few tokens", ["32 -> 64 -> 32"])
+    assert (site.status, site.reason) == ("refused", "too few tokens")
+    assert seen == [(32, 64, False, torch.float32)]
 
 
 def test_run_out_of_fuel(monkeypatch):
