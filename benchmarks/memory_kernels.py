@@ -7,20 +7,24 @@ CUDA graphs, and the paper's tables 2 and 3 as ratios. Writes results/memory_ker
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import memory_cases as cases
-import memory_peers as peers
-import record
 import torch
-from memory_timing import copy_gbs, medians_us
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import memory_cases as cases
+from benchmarks import memory_peers as peers
+from benchmarks import record
+from benchmarks.memory_timing import copy_gbs, medians_us
 from s24compile.kernels import ops, providers
 from s24compile.kernels.glu.triton import glu_into
 from s24compile.kernels.pack import triton_tiles as tiles
@@ -135,9 +139,9 @@ def tables() -> dict[str, Any]:
         w = cases.normal(n, k, dtype=FP32)
         times = medians_us(
             {
-                "ours": [lambda w=w: ops.transposable_patterns(w)],
-                "convolution": [lambda w=w: peers.search_by_convolution(w)],
-                "two_approximation": [lambda w=w: peers.search_by_two_approximation(w)],
+                "ours": [functools.partial(ops.transposable_patterns, w)],
+                "convolution": [functools.partial(peers.search_by_convolution, w)],
+                "two_approximation": [functools.partial(peers.search_by_two_approximation, w)],
             },
             3,
         )

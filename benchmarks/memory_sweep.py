@@ -12,10 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import memory_cases as cases
 import torch
-from memory_timing import medians_us
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import memory_cases as cases
+from benchmarks.memory_timing import medians_us
 from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton_tiles import Tile
 

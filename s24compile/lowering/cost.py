@@ -48,8 +48,9 @@ def refuse_slow(layer: Layer, target: Target, min_speedup: float) -> str | None:
     if nearest.speedup >= min_speedup:
         return None
     return (
-        f"2:4 ran at {nearest.speedup:.2f} times dense speed in the nearest layer measured on an H100 (D {nearest.width}, "
-        f"F {nearest.hidden}, {nearest.tokens} tokens), and min_speedup={min_speedup:g} is asked for; {force}"
+        f"2:4 ran at {nearest.speedup:.2f} times dense speed in the nearest layer measured on an H100 "
+        f"(D {nearest.width}, F {nearest.hidden}, {nearest.tokens} tokens); min_speedup={min_speedup:g} asks for more, "
+        f"and {force}"
     )
 
 

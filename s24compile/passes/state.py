@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from s24compile.config import Config
-from s24compile.operand_request import OperandRequest
 from s24compile.layer import Layer
+from s24compile.operand_request import OperandRequest
 from s24compile.report import Site
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from s24compile.errors import ModelError, OptionError
 from s24compile.sparse_weight import SparseWeight
+from s24compile.training.recipe import PatternKind
 
 
 def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeight]]) -> None:
@@ -28,6 +30,7 @@ def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeig
         OptionError: decay on the weights with an optimizer that has no learning rate.
     """
     factors: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
+    batches: dict[tuple[int, PatternKind], _Batch] = {}
     with torch.no_grad():
         for group, weight in held:
             on = weight.recipe.decay_on
@@ -49,13 +52,29 @@ def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeig
                 if key not in factors:
                     factors[key] = _factor(optimizer, *key, scaled=on == "gradient")
                 factor = factors[key]
-            torch.ops.s24.masked_decay_patterns_(
-                weight.logical(target),
-                weight.logical(parameter.detach()),
-                weight.patterns,
-                weight.recipe.pattern_kind,
-                factor,
-            )
+            kind = weight.recipe.pattern_kind
+            batch = batches.setdefault((id(factor), kind), _Batch(factor))
+            batch.add(weight, target, parameter)
+        # One call a factor, and only when every gradient has been found fit: nothing is half-changed.
+        for (_, kind), batch in batches.items():
+            torch.ops.s24.masked_decay_many_(batch.targets, batch.parameters, batch.patterns, kind, batch.factor)
+
+
+@dataclasses.dataclass
+class _Batch:
+    """Weights that are decayed by the same factor, each in logical orientation [N, K]."""
+
+    factor: Tensor
+    targets: list[Tensor] = dataclasses.field(default_factory=list)
+    parameters: list[Tensor] = dataclasses.field(default_factory=list)
+    patterns: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def add(self, weight: SparseWeight, target: Tensor, parameter: Tensor) -> None:
+        """`target` is the gradient, or the parameter itself."""
+        assert weight.patterns is not None
+        self.targets.append(weight.logical(target))
+        self.parameters.append(weight.logical(parameter.detach()))
+        self.patterns.append(weight.patterns)
 
 
 def _factor(optimizer: Optimizer, decay: float, device: torch.device, dtype: torch.dtype, *, scaled: bool) -> Tensor:

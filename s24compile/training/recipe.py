@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Literal
 
 Select = Literal["transposable", "magnitude", "soft_threshold"]
+PatternKind = Literal["transposable", "rows"]
 InputGradient = Literal["sparse", "dense", "mvue"]
 
 
@@ -43,7 +44,7 @@ class Recipe:
         return self.select == "soft_threshold"
 
     @property
-    def pattern_kind(self) -> Literal["transposable", "rows"]:
+    def pattern_kind(self) -> PatternKind:
         """How pattern bytes are drawn: one per 4x4 block (90 codes), or one per group of four (6 codes)."""
         return "transposable" if self.select == "transposable" else "rows"
 

