@@ -19,6 +19,7 @@ from s24compile import passes
 from s24compile.config import Config
 from s24compile.errors import DecoratorError, S24Error
 from s24compile.inner import Compiled, compile_graph
+from s24compile.lowering.cost import FORCE
 from s24compile.operand import Operand, pack_all
 from s24compile.rewriting import Slot, rewrite_graph, target_of
 from s24compile.state import sparse_weights
@@ -71,9 +72,7 @@ class SparseGraph:
         self.original = passes.copy_graph_module(gm)
         rewrite = rewrite_graph(self.original, config, self.target)
         self.slots, self.sites = rewrite.slots, rewrite.sites
-        for site in self.sites:
-            # A cut graph may hold no whole layer: the user asked for sparse training and would get none of it.
-            log.log(logging.WARNING if site.reason == passes.DDP_SENTENCE else logging.INFO, "%s", site.sentence)
+        self.report()
         dense, _ = self.split(example_inputs)
         if dense:
             rewrite = rewrite_graph(self.original, config, self.target, dense)
@@ -83,6 +82,16 @@ class SparseGraph:
         self.variants: dict[frozenset[Slot], Compiled] = {
             dense: compile_graph(rewrite.graph_module, inputs, config, self.target)
         }
+
+    def report(self) -> None:
+        """Logs each layer; as a warning where the user asked for sparse training and gets none of it in this graph."""
+        for site in self.sites:
+            log.log(logging.WARNING if site.reason == passes.DDP_SENTENCE else logging.INFO, "%s", site.sentence)
+        slow = [site for site in self.sites if site.reason.endswith(FORCE)]
+        if slow and not self.slots:
+            log.warning(
+                "no layer of this graph trains 2:4 (%d refused as slower than dense): %s", len(slow), slow[0].reason
+            )
 
     def __call__(self, *args: Any) -> Any:
         phases, operands = self.split(args)

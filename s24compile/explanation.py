@@ -14,6 +14,7 @@ from s24compile.backend import options_of
 from s24compile.config import Config
 from s24compile.errors import ModelError
 from s24compile.inner import Compiled
+from s24compile.kernels.providers import families
 from s24compile.kernels.target import Target
 from s24compile.report import Report, Site
 from s24compile.rewriting import rewrite_graph, target_of
@@ -81,6 +82,7 @@ class _Capture:
             sites=tuple(sorted(self.sites, key=_natural)),
             graphs=self.graphs,
             target=str(self.target),
+            providers=tuple(families(self.target, ("mm", "mvue_pack", "glu", "pack_weight_")).items()),
             unseen=tuple(name for name, weight in linears if id(weight) not in self.seen),
         )
 

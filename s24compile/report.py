@@ -83,7 +83,8 @@ class Report:
         ]
         lines = [*_table([head, *rows]), "", self._summary()]
         if self.providers:
-            lines.append("kernels: " + ", ".join(f"{op} by {family}" for op, family in self.providers))
+            names = [f"s24::{op} by {family}" for op, family in self.providers]
+            lines.append("kernels: " + ", ".join(names))
         if self.unseen:
             lines.append("in no captured graph, so dense: " + ", ".join(self.unseen))
         return "\n".join(lines)

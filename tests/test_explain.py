@@ -34,6 +34,7 @@ def test_list_every_layer_with_path_family_shape_and_source(gpt: GPT, tokens: Te
     assert "blocks.1.mlp" in table
     assert "2 of 2 layers" in table
     assert "cpu" in table
+    assert "s24::mm by reference" in table
     assert json.loads(report.to_json())["sites"][0]["path"] == "blocks.0.mlp"
 
 

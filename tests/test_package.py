@@ -58,7 +58,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "rewriting": ("passes", "lowering.cost", *STATE, "kernels.target", *LEAVES),
     "backend": ("inner", "rewriting", "passes", "lowering", "kernels", *STATE, *LEAVES),
     "decorator": ("backend", *STATE, *LEAVES),
-    "explanation": ("backend", "inner", "rewriting", "kernels.target", *LEAVES),
+    "explanation": ("backend", "inner", "rewriting", "kernels.providers", "kernels.target", *LEAVES),
     "": ("tensor.saved",),  # the root: see `test_export_from_the_root_only_what_is_public`
     "__main__": ("cli",),
     "cli": ("cli", "demo", "explanation", "kernels", "training.tune_decay", "config", "errors", ""),

@@ -36,12 +36,7 @@ def examine() -> list[Fact]:
 
 def providers() -> dict[str, str]:
     """Which kernel family each op would use here, for arguments that every family takes."""
-    target = Target.detect(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    chosen = {}
-    for op in registry.FAMILY_OF:
-        found = ((name, registry.find(op, name)) for name in target.families)
-        chosen[op] = next(name for name, provider in found if provider and provider.supported(target) is None)
-    return chosen
+    return registry.families(Target.detect(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def _python() -> Fact:

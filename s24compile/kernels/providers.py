@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -110,6 +110,11 @@ def find(op: str, name: str) -> Provider | None:
         return Provider(name, getattr(loaded, op))
     table: Mapping[str, Provider] = getattr(loaded, "PROVIDERS", {})
     return table.get(op)
+
+
+def families(target: Target, ops: Iterable[str] = tuple(FAMILY_OF)) -> dict[str, str]:
+    """Op to the provider that `target` would use, for arguments that every provider takes."""
+    return {op: _on_target(op, target)[0][0].name for op in ops}
 
 
 def choose(op: str, *args: Any, target: Target | None = None) -> Choice:

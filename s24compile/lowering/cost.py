@@ -34,23 +34,26 @@ HOPPER = (
 )
 
 
+FORCE = "min_speedup=0 forces it"
+"""Ends every sentence of `refuse_slow`."""
+
+
 def refuse_slow(layer: Layer, target: Target, min_speedup: float) -> str | None:
     """A sentence if `layer` is not known to reach `min_speedup` on `target`; None if it is, and always on a CPU."""
     if target.arch is None or min_speedup == 0:
         return None
-    force = "min_speedup=0 forces it"
     if target.arch != (9, 0):
-        return f"there is no 2:4 kernel for {target} yet, only the reference, which is slower than dense; {force}"
+        return f"there is no 2:4 kernel for {target} yet, only the reference, which is slower than dense; {FORCE}"
     if layer.dtype not in (torch.bfloat16, torch.float16):
         name = str(layer.dtype).removeprefix("torch.")
-        return f"it computes in {name}, and the 2:4 kernels are for bf16 and fp16 (use autocast); {force}"
+        return f"it computes in {name}, and the 2:4 kernels are for bf16 and fp16 (use autocast); {FORCE}"
     nearest = min(HOPPER, key=lambda row: _distance(row, layer))
     if nearest.speedup >= min_speedup:
         return None
     return (
         f"2:4 ran at {nearest.speedup:.2f} times dense speed in the nearest layer measured on an H100 "
         f"(D {nearest.width}, F {nearest.hidden}, {nearest.tokens} tokens); min_speedup={min_speedup:g} asks for more, "
-        f"and {force}"
+        f"and {FORCE}"
     )
 
 

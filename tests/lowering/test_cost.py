@@ -41,9 +41,19 @@ def test_refuse_what_has_no_kernel():
 
 def test_show_the_refusal_where_the_options_fake_a_hopper():
     layer = nn.Sequential(nn.Linear(768, 3072), nn.GELU(), nn.Linear(3072, 768))
-    layer.compile(backend="s24", options={"target": "sm_90", "inner": "eager"})
+    fast = torch.compile(layer, backend="s24", options={"target": "sm_90", "inner": "eager"})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        report = s24compile.explain(layer, torch.randn(4, 768))
+        report = s24compile.explain(fast, torch.randn(4, 768))
     (site,) = report.refused
     assert "times dense speed" in site.reason
     assert report.target == "sm_90"
+
+
+def test_warn_where_a_whole_graph_would_stay_dense(caplog):
+    layer = nn.Sequential(nn.Linear(768, 3072), nn.GELU(), nn.Linear(3072, 768))
+    fast = torch.compile(layer, backend="s24", options={"target": "sm_90", "inner": "eager"})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fast(torch.randn(4, 768))
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "s24compile" and r.levelname == "WARNING"]
+    assert "no layer of this graph trains 2:4" in message
+    assert "min_speedup=0" in message
