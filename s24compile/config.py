@@ -50,7 +50,8 @@ class Config:
     min_speedup: float = 1.0
     """Rewrite only where the cost model of the GPU promises this factor over dense; 0 forces. No effect on CPU."""
     memory: Literal["speed", "save"] = "speed"
-    """What the backward keeps: "speed" saves activations, "save" recomputes what is cheap."""
+    """What the backward keeps of a layer: "speed" its hidden state before and after the activation, "save" only the
+    former; the activation is computed again, which costs a pass over it and T F elements less memory."""
     inner: Literal["inductor", "aot_eager", "eager"] = "inductor"
     """The compiler that gets the rewritten graph."""
     mode: str | None = None
@@ -146,6 +147,12 @@ class Config:
                 value=self.input_gradient,
                 accepted="recipe='fst' has an exact 2:4 input gradient, its masks being transposable: leave it 'auto', "
                 "or take one of 'sste', 'step', 'srste', 'ste'",
+            )
+        if self.memory == "save" and self.inner == "eager":
+            raise OptionError(
+                name="memory",
+                value=self.memory,
+                accepted="what is saved is decided by AOTAutograd, which inner='eager' leaves out; use another inner",
             )
         inductor_only = self.mode is not None or self.inner_options is not None
         if inductor_only and self.inner != "inductor":

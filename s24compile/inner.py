@@ -19,6 +19,7 @@ from s24compile import lowering
 from s24compile.config import Config
 from s24compile.errors import OptionError
 from s24compile.kernels.target import Target
+from s24compile.lowering.memory import recompute_activations
 
 Compiled = Callable[..., Any]
 
@@ -39,6 +40,16 @@ class LoweringPass(CustomGraphPass):
 
     def uuid(self) -> str:
         return f"s24-{_sources_hash()}-{self.target!r}"
+
+
+class RecomputePass(CustomGraphPass):
+    """`recompute_activations` as Inductor calls it, on the joint graph."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        recompute_activations(graph)
+
+    def uuid(self) -> str:
+        return f"s24-recompute-{_sources_hash()}"
 
 
 def inductor_patches(config: Config) -> dict[str, Any]:
@@ -67,10 +78,12 @@ def _inductor(gm: fx.GraphModule, inputs: list[Any], config: Config, target: Tar
 
     patches = inductor_patches(config)
     patches["post_grad_custom_pre_pass"] = _chain(patches, "post_grad_custom_pre_pass", LoweringPass(target))
+    if config.memory == "save":
+        patches["joint_custom_pre_pass"] = _chain(patches, "joint_custom_pre_pass", RecomputePass())
     return cast(Compiled, compile_fx(gm, inputs, config_patches=patches))
 
 
-def _chain(patches: dict[str, Any], name: str, ours: LoweringPass) -> Any:
+def _chain(patches: dict[str, Any], name: str, ours: CustomGraphPass) -> Any:
     """Keeps a pass that the user has put at the same place; Inductor has one slot for both."""
     import torch._inductor.config as settings
 
@@ -79,7 +92,7 @@ def _chain(patches: dict[str, Any], name: str, ours: LoweringPass) -> Any:
 
 
 class _Chain(CustomGraphPass):
-    def __init__(self, first: Any, then: LoweringPass) -> None:
+    def __init__(self, first: Any, then: CustomGraphPass) -> None:
         self.first, self.then = first, then
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -102,9 +115,14 @@ def _aot_eager(gm: fx.GraphModule, inputs: list[Any], config: Config, target: Ta
         graph_module.recompile()
         return make_boxed_func(graph_module.forward)
 
+    def partition(joint: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        if config.memory == "save":
+            recompute_activations(joint.graph)
+        return min_cut_rematerialization_partition(joint, *args, **kwargs)
+
     compiler = aot_autograd(
         fw_compiler=lowered,
-        partition_fn=min_cut_rematerialization_partition,
+        partition_fn=partition,
         keep_inference_input_mutations=True,
     )
     return compiler(gm, inputs)

@@ -311,6 +311,7 @@ def test_name_the_nearest_option_of_an_unknown_one(x: Tensor) -> None:
         ({"inner": "nvfuser"}, "inner='nvfuser'"),
         ({"include": ("(",)}, "regular expression"),
         ({"inner": "eager", "mode": "max-autotune"}, "inner='eager'"),
+        ({"inner": "eager", "memory": "save"}, "memory='save'"),
         ({"mode": "fastest"}, "mode='fastest'"),
         ({"inner_options": {"max_atuotune": True}}, "max_atuotune"),
         ({"target": "tpu"}, "target='tpu'"),
