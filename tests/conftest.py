@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.torchvision_ops import define_missing_operators
+
+define_missing_operators()  # before any test imports transformers, timm or lightning
+
 
 @pytest.fixture
 def device() -> str:

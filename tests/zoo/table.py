@@ -34,12 +34,19 @@ def assert_in_the_docs(name: str, library: str, report: Report) -> None:
 
 
 def main() -> None:
-    from tests.zoo import hugging_face, plain
+    from tests.torchvision_ops import define_missing_operators
+
+    define_missing_operators()  # before these import timm
+    from tests.zoo import hugging_face, plain, timm_models
     from tests.zoo.checks import explain_case
 
     lines = [
         row(name, library, explain_case(case, "cpu"))
-        for library, cases in (("transformers", hugging_face.MODELS), *plain.LIBRARIES.items())
+        for library, cases in (
+            ("transformers", hugging_face.MODELS),
+            ("timm", timm_models.MODELS),
+            *plain.LIBRARIES.items(),
+        )
         for name, case in cases.items()
     ]
     PAGE.write_text(TABLE.sub(lambda _: HEAD + "".join(lines), PAGE.read_text()))

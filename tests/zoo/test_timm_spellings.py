@@ -1,4 +1,4 @@
-"""timm's feed-forward layers as its source spells them, for machines where timm itself cannot be imported.
+"""timm's feed-forward layers as its source spells them, for machines without timm.
 
 Dropouts stand in the middle and at the end, activations are modules with `inplace=False`, halves are cut by `chunk`.
 """
