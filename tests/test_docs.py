@@ -79,7 +79,7 @@ def test_run_every_block(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     if page in ("trainers.md", "zoo.md"):
-        need("transformers", "accelerate")
+        need("transformers", "accelerate", "lightning")
     names = names_for(page)
     # What a page sets for good is put back afterwards.
     with torch._dynamo.config.patch(optimize_ddp=torch._dynamo.config.optimize_ddp):
