@@ -86,7 +86,7 @@ class SparseGraph:
     def report(self) -> None:
         """Logs each layer; as a warning where the user asked for sparse training and gets none of it in this graph."""
         for site in self.sites:
-            log.log(logging.WARNING if site.reason == passes.DDP_SENTENCE else logging.INFO, "%s", site.sentence)
+            log.log(logging.WARNING if site.reason in passes.ALARMING else logging.INFO, "%s", site.sentence)
         slow = [site for site in self.sites if site.reason.endswith(FORCE)]
         if slow and not self.slots:
             log.warning(

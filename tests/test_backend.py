@@ -359,3 +359,19 @@ def test_warn_once_where_a_sparse_weight_trains_on_a_dense_forward(x: Tensor, ca
     said = [record.message for record in caplog.records if "without a sparse forward" in record.message]
     assert len(said) == 1
     assert "fc1.weight" in said[0]
+
+
+def test_warn_that_the_fused_inference_path_evaluates_dense(x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, device=x.device).eval()
+    fast = torch.compile(model, backend="s24", options={"inner": "eager", "min_speedup": 0.0})
+    with torch.no_grad():
+        fast(x)
+    assert "set_fastpath_enabled(False)" in caplog.text
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        torch._dynamo.reset()
+        with torch.no_grad():
+            fast(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    assert len(s24compile.sparse_weights(model)) == 2

@@ -24,7 +24,7 @@ from s24compile.config import Config
 from s24compile.errors import OptionError
 from s24compile.operand_request import OperandRequest
 from s24compile.passes.canonicalize import canonicalize
-from s24compile.passes.find import find
+from s24compile.passes.find import FASTPATH_SENTENCE, find
 from s24compile.passes.policy import DDP_SENTENCE, decide
 from s24compile.passes.printing import format_graph
 from s24compile.passes.rewrite import rewrite
@@ -33,7 +33,7 @@ from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
 from s24compile.passes.verify import verify
 
 __all__ = [
-    "DDP_SENTENCE",
+    "ALARMING",
     "PASSES",
     "LinearOptions",
     "OperandRequest",
@@ -44,6 +44,9 @@ __all__ = [
 ]
 
 log = logging.getLogger("s24compile.passes")
+
+ALARMING = frozenset({DDP_SENTENCE, FASTPATH_SENTENCE})
+"""Refusals of whole graphs that nobody who asked for sparse training expects; logged as warnings."""
 
 PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, verify)
 

@@ -19,6 +19,11 @@ from s24compile.passes.scope import Scope, fake, known_fake
 from s24compile.passes.spelling import general_name
 from s24compile.passes.state import State
 
+FASTPATH_SENTENCE = (
+    "nn.TransformerEncoderLayer took its fused inference path, one op for the whole layer, with dense weights; "
+    "torch.backends.mha.set_fastpath_enabled(False) keeps evaluation as sparse as training"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -101,5 +106,5 @@ def _unsupported(scope: Scope, nodes: Nodes, known: set[fx.Node]) -> list[Match]
 
 def _fast_path_row(scope: Scope, node: fx.Node) -> Match:
     linear = Linear(scope, node, node, None, None, "out_in", 0, 0)
-    reason = "nn.TransformerEncoderLayer took its fused inference path, one op for the whole layer"
+    reason = FASTPATH_SENTENCE
     return Match("fast_path", "encoder layer", scope, [linear], refusal=reason)
