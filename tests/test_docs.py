@@ -25,6 +25,7 @@ from tests.test_examples import EXAMPLES, RUNS, need
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {"export.md": "test_export.py", "toolkit.md": "test_toolkit.py"}
+PAGES_NEED = {"trainers.md": ("transformers", "accelerate", "lightning"), "zoo.md": ("transformers", "accelerate")}
 PAGES = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in ELSEWHERE]
 BLOCK = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```(bash|python)([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -78,8 +79,7 @@ def test_run_every_block(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    if page in ("trainers.md", "zoo.md"):
-        need("transformers", "accelerate", "lightning")
+    need(*PAGES_NEED.get(page, ()))
     names = names_for(page)
     # What a page sets for good is put back afterwards.
     with torch._dynamo.config.patch(optimize_ddp=torch._dynamo.config.optimize_ddp):

@@ -30,7 +30,7 @@ def test_train_like_masked_arithmetic(name: str, device: str) -> None:
     assert_trains_like_masked(MODELS[name], device)
 
 
-@pytest.mark.parametrize("name", ["ViT (timm)", "DeiT"])
+@pytest.mark.parametrize("name", ["ViT", "DeiT"])
 def test_train_like_masked_arithmetic_under_checkpointing(name: str, device: str) -> None:
     assert_trains_like_masked(MODELS[name], device, lambda model: model.set_grad_checkpointing())
 

@@ -31,7 +31,7 @@ def alone(kind: type[nn.Module], family: str, *weights: str, **more: Any) -> Cas
 
 
 MODELS = {
-    "ViT (timm)": vision_transformer("vit_tiny_patch16_224"),
+    "ViT": vision_transformer("vit_tiny_patch16_224"),
     "DeiT": vision_transformer("deit_tiny_patch16_224"),
     "Mlp": alone(Mlp, "gelu", "fc1", "fc2"),
     "GluMlp": alone(GluMlp, "geglu", "fc1", "fc2", act_layer=nn.GELU),
