@@ -74,3 +74,16 @@ def test_print_the_numbers_that_were_measured() -> None:
     assert f"{outcomes['inductor']['validation_loss']:.3f} dense" in README
     assert f"{outcomes['s24']['validation_loss']:.3f} with 2:4" in README
     assert f"{compile_time['ratio']:.2f} times for a GPT of {compile_time['layers']} layers" in README
+
+
+def test_print_the_speeds_that_were_measured() -> None:
+    results = ROOT / "benchmarks/results"
+    flat = " ".join(README.split())
+    ffn = {row["layer"]: row["ratio"] for row in json.loads((results / "ffn.json").read_text())["rows"]}
+    assert f"{ffn['llama-7b swiglu']:.2f} times dense speed for Llama-7B's SwiGLU" in flat
+    assert f"{ffn['gpt2-124m gelu']:.2f} times for GPT-2 124M's" in flat
+    (step,) = json.loads((results / "nanogpt.json").read_text())["rows"]
+    assert f"a whole GPT-2 124M step at {step['ratio']:.2f} times" in flat
+    rows = json.loads((results / "memory_kernels.json").read_text())["rows"]
+    (search,) = [r for r in rows if r["shape"] == "8192x8192" and r["name"] == "pack transposable, search, bfloat16"]
+    assert f"{search['us']:.0f} us" in flat
