@@ -220,6 +220,30 @@ def test_run_and_list_benchmarks_of_a_folder(tmp_path: Path, capfd: pytest.Captu
     assert "one.py" in capfd.readouterr().out
     assert main(["bench", "three", "--folder", str(tmp_path)]) == 1
     assert "failed: three" in capfd.readouterr().err
+    assert main(["bench", "--list", "--json", "--folder", str(tmp_path)]) == 0
+    listed = {row["name"]: row for row in json.loads(capfd.readouterr().out)}
+    assert listed["one"] == {"name": "one", "about": "First.", "runs_here": True}
+    assert main(["bench", "one", "three", "--json", "--folder", str(tmp_path)]) == 1
+    assert json.loads(capfd.readouterr().out) == {"one": 0, "three": 1}
+
+
+def test_give_a_benchmark_its_own_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    guard = 'if __name__ == "__main__":\n    import sys\n    print(sys.argv[1:])\n'
+    (tmp_path / "one.py").write_text(f'"""First."""\n{guard}')
+    (tmp_path / "two.py").write_text(f'"""Second."""\n{guard}')
+    assert main(["bench", "--folder", str(tmp_path), "one", "--tune", "--seconds", "60"]) == 0
+    assert "['--tune', '--seconds', '60']" in capfd.readouterr().out
+    assert main(["bench", "--folder", str(tmp_path), "one", "two", "--tune"]) == 1
+    assert "one benchmark before them" in capfd.readouterr().err
+
+
+def test_list_kernels_and_pictures_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--list", "--json"]) == 0
+    assert any("act_gelu" in name for name in json.loads(capsys.readouterr().out))
+    (tmp_path / "run.jsonl").write_text('{"step": 1, "train_loss": 2.0}\n{"step": 2, "train_loss": 1.0}\n')
+    out = tmp_path / "plot.png"
+    assert main(["plot", str(tmp_path / "run.jsonl"), "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["picture"] == str(out)
 
 
 def test_say_where_benchmarks_are_when_there_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

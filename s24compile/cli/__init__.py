@@ -35,10 +35,10 @@ def start(context: typer.Context) -> None:
 app.command("doctor")(doctor.command)
 app.command("demo")(demo.command)
 app.command("explain")(explain.command)
-# What these two take as settings is known to TrainConfig and Config, not to the parser.
+# What these take as settings is known to TrainConfig, Config or a benchmark, not to the parser.
 app.command("train", context_settings={"ignore_unknown_options": True})(train.command)
 app.command("plot")(plot.command)
-app.command("bench")(bench.command)
+app.command("bench", context_settings={"ignore_unknown_options": True})(bench.command)
 app.command("build")(build.command)
 app.command("tune-decay", context_settings={"ignore_unknown_options": True})(tune_decay.command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json as writer
 import subprocess
 import sys
 from pathlib import Path
@@ -10,38 +11,62 @@ from typing import Annotated
 
 import typer
 
-from s24compile.errors import ModelError
+from s24compile.errors import ModelError, OptionError
+
+STDERR = 2
 
 
 def command(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Benchmarks to run; all that this machine can run if none.")
+        list[str] | None,
+        typer.Argument(help="Benchmarks to run; if none, all that run here. One may be given its own options."),
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the benchmarks and stop.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Folder of the scripts; default: that of this checkout.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON; what the scripts print goes to stderr.")] = False,
 ) -> None:
     """Run benchmarks. Results are printed and written as JSON to benchmarks/results/, with machine, versions and date.
 
     The scripts lie in the repository, not in the installed package: run this in a checkout.
+
+    Example: `s24 bench gemm --tune`
     """
     scripts = find_scripts(folder)
+    names, own = _split(names or [])
     if listing:
-        for name, path in scripts.items():
-            typer.echo(f"{name:20} {headline(path)}")
+        if json:
+            rows = [{"name": n, "about": headline(path), "runs_here": _fits(path)} for n, path in scripts.items()]
+            typer.echo(writer.dumps(rows, indent=1))
+        else:
+            typer.echo("\n".join(f"{name:20} {headline(path)}" for name, path in scripts.items()))
         return
-    for name in names or ():
+    for name in names:
         if name not in scripts:
             raise ModelError(
                 what=f"benchmark {name!r}", found="no such script", accepted=f"there are {', '.join(scripts)}"
             )
-    failed = []
+    statuses = {}
     for name in names or [name for name, path in scripts.items() if _fits(path)]:
-        typer.echo(f"== {name}: {headline(scripts[name])}")
-        if subprocess.run([sys.executable, str(scripts[name])], check=False).returncode:
-            failed.append(name)
+        typer.echo(f"== {name}: {headline(scripts[name])}", err=json)
+        command = [sys.executable, str(scripts[name]), *own]
+        statuses[name] = subprocess.run(command, check=False, stdout=STDERR if json else None).returncode
+    if json:
+        typer.echo(writer.dumps(statuses, indent=1))
+    failed = [name for name, status in statuses.items() if status]
     if failed:
         typer.echo(f"s24: failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Names of benchmarks, and from the first option on what is meant for the one that is named."""
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    names, own = words[:first], words[first:]
+    if own and len(names) != 1:
+        raise OptionError(
+            name="bench", value=" ".join(own), accepted="a script's options need one benchmark before them"
+        )
+    return names, own
 
 
 def find_scripts(folder: Path | None) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as writer
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ def command(
     listing: Annotated[
         bool, typer.Option("--list", help="List the kernels and whether they are built, then stop.")
     ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Compile the Hopper kernels (sm_90a) now and keep them in the cache.
 
@@ -23,16 +25,21 @@ def command(
 
     kernels = build.default_kernels()
     if listing:
-        for kernel in kernels:
-            typer.echo(f"{kernel.name}  {build.object_path(kernel) or 'not built'}")
+        built = {kernel.name: build.object_path(kernel) for kernel in kernels}
+        if json:
+            typer.echo(writer.dumps({name: path and str(path) for name, path in built.items()}, indent=1))
+        else:
+            typer.echo("\n".join(f"{name}  {path or 'not built'}" for name, path in built.items()))
         return
     from rich.console import Console
 
     from s24compile.cli.progress import build_progress
 
     build.require_tools()
-    console = Console()
+    console = Console(stderr=json)
     with build_progress(console) as progress:
         task = progress.add_task("kernels", total=len(kernels), name="")
         build.build_all(kernels, lambda done, total, name: progress.update(task, completed=done, name=name), jobs)
     console.print(f"{len(kernels)} kernels in {build.output_folder()}")
+    if json:
+        typer.echo(writer.dumps({kernel.name: str(build.object_path(kernel)) for kernel in kernels}, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as writer
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ def command(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("out/plot.png"),
     axis: Annotated[str, typer.Option(help="step, or seconds of training.")] = "step",
     smooth: Annotated[int, typer.Option(min=1, help="Training losses are means of this many lines.")] = 15,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Draw the loss and flip-rate curves that `s24 train` and `s24 demo` wrote, one colour a run.
 
@@ -28,4 +30,5 @@ def command(
         raise OptionError(name="axis", value=axis, accepted="it must be 'step' or 'seconds'")
     curves = [curve for path in runs for curve in read_curves(path)]
     draw_curves(curves, out, axis="step" if axis == "step" else "seconds", window=smooth)
-    typer.echo(f"{', '.join(curve.name for curve in curves)}: {out}")
+    names = [curve.name for curve in curves]
+    typer.echo(writer.dumps({"curves": names, "picture": str(out)}) if json else f"{', '.join(names)}: {out}")
