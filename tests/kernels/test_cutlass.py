@@ -206,8 +206,9 @@ def test_model_the_measured_time_of_large_gemms():
 
 @pytest.mark.parametrize("shape", [*FFN_7B, (768, 16384, 3072), (16384, 16384, 4096), (8192, 8192, 8192)])
 def test_choose_a_raster_that_is_not_bound_by_memory(shape):
-    way, swizzle = raster.choose_raster(*shape, DEFAULT)
-    total, memory = raster.estimate_us(*shape, DEFAULT, way, swizzle)
+    m, n, k = shape
+    way, swizzle = raster.choose_raster(m, n, k, DEFAULT)
+    total, memory = raster.estimate_us(m, n, k, DEFAULT, way, swizzle)
     assert memory < total
 
 
