@@ -61,7 +61,7 @@ def _decorate(target: Any, *, config: Config) -> Any:
             accepted="it takes a subclass of torch.nn.Module or an instance of one",
         )  # fmt: skip
     name = target.__name__ if is_class else type(target).__name__
-    if hasattr(vars(target).get("forward"), "s24_config"):
+    if hasattr(target.forward, "s24_config"):  # its own, its class's or inherited
         raise DecoratorError(what=name, found="it is decorated already", accepted="decorate it once, with all options")
     wrapped = _sparse_forward(target.forward if is_class else type(target).forward, config)
     if is_class:

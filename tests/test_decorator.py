@@ -141,5 +141,7 @@ def test_refuse_unknown_options_and_a_second_decoration() -> None:
     cls = make_class()
     with pytest.raises(errors.UnknownOptionError, match="recipe"):
         sparse_ffn(recip="fst")
-    with pytest.raises(errors.DecoratorError, match="already"):
-        sparse_ffn(sparse_ffn(cls))
+    sparse_ffn(cls)
+    for again in (cls, cls(), type("Heir", (cls,), {})):
+        with pytest.raises(errors.DecoratorError, match="already"):
+            sparse_ffn(again)
