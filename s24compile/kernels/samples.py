@@ -186,6 +186,8 @@ def _glu(make: Maker) -> Iterator[Sample]:
         for gate in ("first", "second"):
             yield Sample(f"{act}, {gate}", (make.normal(3, 5, 24).requires_grad_(), act, gate))
     yield Sample("strided", (make.strided(6, 16), "silu", "first"))
+    yield Sample("no features", (make.normal(3, 0), "silu", "first"))
+    yield Sample("no tokens", (make.normal(0, 8), "gelu", "second"))
 
 
 def _glu_backward(make: Maker) -> Iterator[Sample]:

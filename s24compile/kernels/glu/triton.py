@@ -5,6 +5,7 @@ Legend: z [..., 2F] and h [..., F], their leading dims flattened to T.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +29,7 @@ def _supports(*args: Tensor | str) -> str | None:
 
 def plane(x: Tensor) -> tuple[Tensor, int, int]:
     """x [..., C] as [T, C] and its two strides; a view wherever the leading dims allow."""
-    flat = x.detach().reshape(-1, x.shape[-1])
+    flat = x.detach().reshape(math.prod(x.shape[:-1]), x.shape[-1])  # not -1, which C = 0 leaves undecided
     return flat, flat.stride(0), flat.stride(1)
 
 
@@ -82,14 +83,14 @@ def glu_backward_into(dh: Tensor, z: Tensor, dz: Tensor, act: str, gate: str) ->
 def glu(z: Tensor, act: str, gate: str) -> Tensor:
     """See glu/reference.py."""
     h = z.new_empty((*z.shape[:-1], z.shape[-1] // 2))
-    glu_into(plane(z)[0], h.view(-1, h.shape[-1]), act, gate)
+    glu_into(plane(z)[0], plane(h)[0], act, gate)
     return h
 
 
 def glu_backward(dh: Tensor, z: Tensor, act: str, gate: str) -> Tensor:
     """See glu/reference.py."""
     dz = z.new_empty(z.shape)
-    glu_backward_into(plane(dh)[0], plane(z)[0], dz.view(-1, dz.shape[-1]), act, gate)
+    glu_backward_into(plane(dh)[0], plane(z)[0], plane(dz)[0], act, gate)
     return dz
 
 

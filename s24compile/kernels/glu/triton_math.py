@@ -46,6 +46,15 @@ def _tanh_sigmoid(a, FAST: tl.constexpr):
 
 
 @triton.jit
+def _rest(sigmoid, a, FAST: tl.constexpr):
+    """1 - _tanh_sigmoid(a). In fp32 the difference would lose what the derivative multiplies by a^3."""
+    if FAST:
+        return 1.0 - sigmoid
+    else:
+        return _tanh_sigmoid(-a, FAST)
+
+
+@triton.jit
 def _normal(a, FAST: tl.constexpr):
     """(Phi(a), phi(a) sqrt(2 pi)) of the normal distribution."""
     density = _exp(-0.5 * a * a, FAST)
@@ -85,7 +94,7 @@ def activate_with_slope(a, ACT: tl.constexpr, FAST: tl.constexpr):
         sigmoid = _tanh_sigmoid(a, FAST)
         slope = 1.5957691216057308 * (1.0 + 0.134145 * a * a)
         value = a * sigmoid
-        return value, sigmoid + value * (1.0 - sigmoid) * slope
+        return value, sigmoid + value * _rest(sigmoid, a, FAST) * slope
     elif ACT == "silu":
         sigmoid = _sigmoid(a, FAST)
         value = a * sigmoid
