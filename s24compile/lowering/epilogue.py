@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from s24compile.kernels import providers
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, op_name, s24_calls, value_of
+from s24compile.lowering.select import has_kernel
 from s24compile.lowering.views import as_operand_layout, chain_from, repeat_views
 
 s24 = torch.ops.s24
@@ -31,7 +31,7 @@ def fuse_activation(graph: fx.Graph, target: Target) -> int:
             continue
         values, metadata, rows, cols, fmt, b, bias, layout, dtype = links[0].args
         args = (values, metadata, rows, cols, fmt, b, bias, kind, layout)
-        if dtype != value_of(b).dtype or not _has_kernel("mm_act", args, target):
+        if dtype != value_of(b).dtype or not has_kernel("mm_act", args, target):
             continue
         # In the GEMM's place: z may have readers in front of the activation.
         build = Builder(links[0])
@@ -62,13 +62,9 @@ def fuse_activation_backward(graph: fx.Graph, target: Target) -> int:
         build = Builder(backward)
         z_operand = as_operand_layout(build, links, z)
         args = (values, metadata, rows, cols, fmt, b, z_operand, kind, layout)
-        if z_operand is None or not _has_kernel("mm_dact", args, target):
+        if z_operand is None or not has_kernel("mm_dact", args, target):
             continue
         build.replace_with(repeat_views(build, links, build.call(s24.mm_dact.default, *args)))
         count += 1
     graph.eliminate_dead_code()
     return count
-
-
-def _has_kernel(op: str, args: tuple[object, ...], target: Target) -> bool:
-    return providers.choose(op, *value_of(args), target=target).provider.name != "reference"

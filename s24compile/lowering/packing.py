@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from s24compile.kernels import providers
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, op_name, s24_calls, value_of
+from s24compile.lowering.select import has_kernel
 
 aten, s24 = torch.ops.aten, torch.ops.s24
 
@@ -25,7 +25,7 @@ def fuse_bias_gradient(graph: fx.Graph, target: Target) -> int:
     count = 0
     for pack in [n for n in s24_calls(graph) if op_name(n) == "mvue_pack"]:
         total = _column_sum(pack.args[0])
-        if total is None or not _has_kernel("mvue_pack_sum", pack.args, target):
+        if total is None or not has_kernel("mvue_pack_sum", pack.args, target):
             continue
         build = Builder(pack)
         fused = build.call(s24.mvue_pack_sum.default, *pack.args)
@@ -78,7 +78,3 @@ def _dependents(node: fx.Node) -> set[fx.Node]:
             found.add(user)
             todo.extend(user.users)
     return found
-
-
-def _has_kernel(op: str, args: tuple[Any, ...], target: Target) -> bool:
-    return providers.choose(op, *value_of(args), target=target).provider.name != "reference"

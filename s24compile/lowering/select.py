@@ -8,6 +8,8 @@ What only the reference takes keeps its name; its eager implementation asks the 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
@@ -21,6 +23,11 @@ log = logging.getLogger(__name__)
 
 PROVIDER = "s24_provider"
 """Key of `node.meta` under which the chosen family stands."""
+
+
+def has_kernel(op: str, args: Sequence[Any], target: Target) -> bool:
+    """Whether `target` has a kernel of its own for a call on nodes: what a fusion asks before it makes the op."""
+    return providers.choose(op, *value_of(tuple(args)), target=target).provider.name != "reference"
 
 
 def select(graph: fx.Graph, target: Target) -> int:
