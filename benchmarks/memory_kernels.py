@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import memory_cases as cases
 from benchmarks import memory_peers as peers
 from benchmarks import record
+from benchmarks.memory_checks import check
 from benchmarks.memory_timing import copy_gbs, medians_us
-from s24compile.kernels import ops, providers
+from s24compile.kernels import ops
 from s24compile.kernels.glu.triton import glu_into
 from s24compile.kernels.pack import triton_tiles as tiles
 
@@ -46,6 +47,11 @@ def all_cases() -> Iterator[cases.Case]:
     yield cases.pack(8192, 8192, FP32, "magnitude", True)
     yield cases.pack(8192, 8192, FP32, "soft_threshold", True)
     yield cases.masked_decay(8192, 8192, BF16)
+    yield from format_cases()
+    for dtype in (BF16, FP32):
+        yield cases.soft_threshold_scale(8192, 8192, dtype)
+    yield cases.soft_threshold_scale(8192, 8192, FP32, turned=True)
+    yield cases.flip_rate(8192, 8192)
     for t in TOKENS:
         for f in WIDTHS:
             for turned in (False, True):
@@ -57,45 +63,17 @@ def all_cases() -> Iterator[cases.Case]:
             yield cases.glu_backward_pack(t, f, "silu")
 
 
-def check() -> None:
-    """Every kind of case once against its reference: packed bits and patterns equal, activations within rounding."""
-    for dtype in (BF16, FP32):
-        for turned in (False, True):
-            _check_pack(dtype, turned)
-    for turned in (False, True):
-        g, s = cases.normal(2048, 3072, turned=turned), cases.seed()
-        found, expected = ops.mvue_pack(g, s, BF16, "sm90"), _reference("mvue_pack", g, s, BF16, "sm90")
-        assert all(map(torch.equal, found, expected)), "MVUE must agree to the bit"
-        z, dh = cases.normal(2048, 6144, turned=turned), cases.normal(2048, 3072, turned=turned)
-        torch.testing.assert_close(ops.glu(z, "gelu", "first"), _reference("glu", z, "gelu", "first"))
-        dz = ops.glu_backward(dh, z, "gelu", "first")
-        torch.testing.assert_close(dz, _reference("glu_backward", dh, z, "gelu", "first"))
-        fused = ops.glu_backward_pack(dh, z, "gelu", "first", s, BF16, "sm90", True, True)
-        assert torch.equal(fused[0], dz), "the fused gradient must be the plain one"
-        assert all(map(torch.equal, fused[1:3], ops.mvue_pack(dz, s, BF16, "sm90"))), (
-            "and its estimate that of the plain"
-        )
-        torch.testing.assert_close(fused[3], dz.float().sum(0), rtol=1e-4, atol=1e-3)
-    print("checked against the references")
-
-
-def _check_pack(dtype: torch.dtype, turned: bool) -> None:
-    w = cases.normal(1024, 3072, dtype=dtype)
-    given = ([w.t().contiguous()], "in_out") if turned else ([w], "out_in")
+def format_cases() -> Iterator[cases.Case]:
+    """What the other formats cost beside "sm90": gate and up of Llama-7B interleaved, and 8.x's metadata."""
     for search in (True, False):
-        results = []
-        for provider in ("triton", "reference"):
-            buffers = [*cases.packed(1024, 3072), *cases.packed(3072, 1024)]
-            patterns = torch.full((256, 768), 7, dtype=torch.uint8, device="cuda")
-            with providers.only(provider):
-                ops.pack_weight_(given[0], [patterns], *buffers, None, "transposable", search, "sm90", given[1])
-            results.append((patterns, *buffers))
-        assert all(map(torch.equal, *results)), "packing must agree to the bit"
-
-
-def _reference(op: str, *args: Any) -> Any:
-    with providers.only("reference"):
-        return getattr(ops, op)(*args)
+        for format in ("sm90", "sm90_gated"):
+            yield cases.pack(22016, 4096, FP32, "transposable", search, format=format, parts=2)
+        yield cases.pack(22016, 4096, FP32, "transposable", search, format="sm90_gated")
+        yield cases.pack(8192, 8192, BF16, "transposable", search, format="sm80")
+    for format in ("sm90", "sm90_gated"):
+        yield cases.pack(22016, 4096, FP32, "magnitude", True, format=format, parts=2)
+    for turned in (False, True):
+        yield cases.mvue_pack(16384, 11008, turned, format="sm80")
 
 
 def gpt2_weights() -> dict[str, Any]:

@@ -60,6 +60,18 @@ SWEEP: dict[str, tuple[cases.Case, list[Tile | None]]] = {
         cases.mvue_pack(16384, 8192, True),
         [Tile(64, 64, 4), Tile(64, 64, 2), Tile(64, 128, 4), Tile(64, 128, 8), Tile(64, 256, 8)],
     ),
+    "SCALE": (
+        cases.soft_threshold_scale(8192, 8192, torch.float32),
+        [Tile(8, 512, 4), Tile(4, 512, 4), Tile(4, 1024, 4), Tile(8, 1024, 8)],
+    ),
+    "SCALE_TURNED": (
+        cases.soft_threshold_scale(8192, 8192, torch.float32, turned=True),
+        [Tile(128, 32, 4), Tile(128, 16, 4), Tile(256, 16, 4), Tile(128, 64, 8)],
+    ),
+    "FLIPS": (
+        cases.flip_rate(8192, 8192),
+        [Tile(1, 16384, 4), Tile(1, 8192, 4), Tile(1, 32768, 8), Tile(1, 8192, 8)],
+    ),
     "GLU_TURNED": (
         cases.glu(16384, 11008, True),
         [Tile(64, 64, 8), Tile(128, 32, 4), Tile(64, 32, 4), Tile(128, 64, 8), Tile(128, 64, 16), Tile(64, 128, 8)],

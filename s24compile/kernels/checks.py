@@ -87,8 +87,11 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
 
 @torch.compiler.assume_constant_result
 def device_format(device: torch.device) -> str:
-    """Name of the 2:4 format of a device: a constant to Dynamo, which does not trace into the look-up."""
-    return _target(device).format
+    """Name of the 2:4 format of a device: a constant to Dynamo, which does not trace into the look-up.
+
+    Never cuSPARSELt's, which stands in for training only: its products are 16 bits wide and its bits its own.
+    """
+    return _target(device).native_format
 
 
 _target = functools.cache(Target.detect)

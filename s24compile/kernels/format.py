@@ -31,16 +31,29 @@ pairs of columns are interleaved::
     row r = G g + 8 a + b  ->  r' = G g + b (G / 8) + a = 2 p + s,  column c = 2 q + t;   stored  [q][p][t][s]
 
 Padding (m to 64, 32 or 16 rows, k to whole atoms) holds the code of positions (0, 1), and no values: they read as 0.
+
+**"sm90_gated"** is "sm90" with the rows of a gated layer's weight [2F, k] stored so that the GEMM thread that owns
+rows r and r + 8 of its tile holds both halves of a feature, and can compute act(gate) * up by itself::
+
+    logical  r       (first half,  r < F)   ->   stored  16 (r / 8) + r % 8          F a multiple of 8
+             F + r   (second half)          ->           16 (r / 8) + 8 + r % 8
+
+Values and metadata follow the stored row; codes, and all that packs, unpacks or multiplies, speak of logical rows.
+W^T of such a weight, whose rows are not features, is plain "sm90": `Format.transposed`.
+
+**"cusparselt"** is what that library's compressor gives, in an order of its own: see `OpaqueFormat`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from s24compile.errors import DtypeError, ShapeError, TargetError
 from s24compile.kernels.patterns import PAIR_CODES
 
 PADDING_CODE = PAIR_CODES[0]
@@ -152,11 +165,15 @@ class Sm80(MetadataLayout):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One 2:4 format: what sparse operands look like for one generation of tensor cores."""
+    """One 2:4 format: what sparse operands look like to one kind of kernel."""
 
     name: str
     wide: MetadataLayout
     narrow: MetadataLayout
+    transposed: str
+    """Name of the format of W^T, where W is of this one."""
+    interleaved: bool = False
+    """Whether the two halves of the rows are stored in turns of eight."""
 
     def layout(self, dtype: torch.dtype) -> MetadataLayout:
         """The metadata layout beside values of `dtype` (fp32 and fp64, reference only, take the 16-bit one)."""
@@ -191,17 +208,107 @@ class Format:
         return values, metadata
 
     def encode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 codes [m, groups] -> metadata for values of `dtype`."""
-        return self.layout(dtype).store(codes)
+        """uint8 codes [m, groups] of logical rows -> metadata for values of `dtype`."""
+        return self.layout(dtype).store(self.store_rows(codes))
 
     def decode(self, metadata: Tensor, m: int, k: int, dtype: torch.dtype) -> Tensor:
-        """metadata -> uint8 codes [m, k4/4]."""
-        return self.layout(dtype).load(metadata, m, (k + 3) // 4)
+        """metadata -> uint8 codes [m, k4/4] of logical rows."""
+        return self.load_rows(self.layout(dtype).load(metadata, m, (k + 3) // 4))
 
+    def store_rows(self, x: Tensor) -> Tensor:
+        """Rows in logical order -> as stored: what values and codes go through.
+
+        Raises:
+            ShapeError: the format interleaves halves, and these are no multiple of 8 rows.
+        """
+        if not self.interleaved:
+            return x
+        self._check_halves(x)
+        return x.unflatten(0, (2, x.shape[0] // 16, 8)).transpose(0, 1).flatten(0, 2)
+
+    def load_rows(self, x: Tensor) -> Tensor:
+        """The inverse."""
+        if not self.interleaved:
+            return x
+        self._check_halves(x)
+        return x.unflatten(0, (x.shape[0] // 16, 2, 8)).transpose(0, 1).flatten(0, 2)
+
+    def _check_halves(self, x: Tensor) -> None:
+        if x.shape[0] % 16:
+            accepted = f"{self.name} stores two halves of a multiple of 8 rows each in turns"
+            raise ShapeError(what="the packed operand", shape=tuple(x.shape), accepted=accepted)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpaqueFormat(Format):
+    """A library's own format, which only its calls can write and read: values are its buffer, metadata is empty.
+
+    torch gives a compressed matrix m rows and as many columns as hold the bytes that cuSPARSELt asks for
+    (`_cslt_compress`). The library does not say how many those are; here they are bounded by what it must store, 16-bit
+    kept values of whole 16 x 16 blocks and four-bit codes of whole 128 x 128 blocks, so that shapes are known without a
+    GPU. Where both sizes are multiples of 128 that is torch's own shape, 9/16 of k columns.
+    """
+
+    def layout(self, dtype: torch.dtype) -> MetadataLayout:
+        """Raises TargetError: nobody else knows the bits."""
+        return self._refuse()
+
+    def store_rows(self, x: Tensor) -> Tensor:
+        """Raises TargetError: what is kept does not lie in rows."""
+        return self._refuse()
+
+    def load_rows(self, x: Tensor) -> Tensor:
+        """Raises TargetError, as `store_rows`."""
+        return self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise TargetError(
+            what=f"the format {self.name!r}",
+            target="any device but its own",
+            found="only the library's calls can write and read its bits",
+            accepted=f"pack, unpack and multiply bf16 or fp16 on a CUDA device with the provider {self.name}",
+        )
+
+    def metadata_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of a tensor that holds nothing."""
+        return torch.uint8
+
+    def metadata_shape(self, m: int, k: int, dtype: torch.dtype) -> tuple[int, ...]:
+        """[0]: the codes lie in the values' buffer."""
+        return (0,)
+
+    def values_shape(self, m: int, k: int) -> tuple[int, int]:
+        """[m, columns that hold everything]."""
+        kept = _whole(m, 16) * _whole(k, 16) // 2
+        codes = _whole(m, 128) * _whole(k, 128) // 16
+        rows = torch.sym_max(m, 1)
+        return m, (kept + codes + rows - 1) // rows
+
+    def empty(self, m: int, k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Allocates (values, metadata) of a dense [m, k].
+
+        Raises:
+            DtypeError: not 16 bits wide.
+        """
+        if dtype not in (torch.bfloat16, torch.float16):
+            accepted = f"the format {self.name} holds bf16 and fp16: use autocast, or another format"
+            raise DtypeError(what="the packed operand", dtype=dtype, accepted=accepted)
+        values = torch.empty(self.values_shape(m, k), dtype=dtype, device=device)
+        return values, torch.empty((0,), dtype=torch.uint8, device=device)
+
+
+def _whole(size: int, block: int) -> int:
+    return (size + block - 1) // block * block
+
+
+_SM90 = Format("sm90", wide=Sm90Wide(torch.int16, 64, 4), narrow=Sm90Narrow(torch.uint8, 64, 16), transposed="sm90")
 
 FORMATS: dict[str, Format] = {
-    "sm90": Format("sm90", wide=Sm90Wide(torch.int16, 64, 4), narrow=Sm90Narrow(torch.uint8, 64, 16)),
-    "sm80": Format("sm80", wide=Sm80(torch.int16, 32, 2), narrow=Sm80(torch.int32, 16, 2)),
+    "sm90": _SM90,
+    "sm90_gated": dataclasses.replace(_SM90, name="sm90_gated", interleaved=True),
+    "sm80": Format("sm80", wide=Sm80(torch.int16, 32, 2), narrow=Sm80(torch.int32, 16, 2), transposed="sm80"),
+    # The two layouts stand for nothing here.
+    "cusparselt": OpaqueFormat("cusparselt", wide=_SM90.wide, narrow=_SM90.narrow, transposed="cusparselt"),
 }
 """Formats by name."""
 

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s24compile.kernels import format as layouts
 from s24compile.kernels.masks import reference as masks
 from s24compile.kernels.pack import reference as packing
 
 FORMATS = ("sm90", "sm80")
+"""Formats of operands with any number of rows; "sm90_gated" has samples of its own shapes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,8 @@ def _patterns(make: Maker) -> Iterator[Sample]:
 
 def _flips(make: Maker) -> Iterator[Sample]:
     yield Sample("two masks", (make.normal(8, 12) > 0, make.normal(8, 12) > 0))
+    yield Sample("transposed", ((make.normal(8, 12) > 0).t(), make.normal(12, 8) > 0))
+    yield Sample("empty", (make.normal(0, 12) > 0, make.normal(0, 12) > 0))
 
 
 def _pack(make: Maker) -> Iterator[Sample]:
@@ -86,28 +90,33 @@ def _pack(make: Maker) -> Iterator[Sample]:
         yield Sample(f"{format}, fewer than two ones", (w, thin, make.dtype, format))
         sliced = make.strided(20, 44).t()
         yield Sample(f"{format}, strided", (sliced, masks.magnitude_mask(sliced), make.dtype, format))
+    gated = make.normal(80, 136)
+    yield Sample("sm90_gated", (gated, masks.transposable_mask(gated), make.dtype, "sm90_gated"))
 
 
 def _unpack(make: Maker) -> Iterator[Sample]:
     for format in FORMATS:
         yield Sample(format, (*make.packed(72, 136, format), 72, 136, format))
         yield Sample(f"{format}, odd k", (*make.packed(20, 22, format), 20, 22, format))
+    yield Sample("sm90_gated", (*make.packed(80, 22, "sm90_gated"), 80, 22, "sm90_gated"))
 
 
 def _pack_both(make: Maker) -> Iterator[Sample]:
-    for format in FORMATS:
-        w = make.normal(72, 136)
+    for format in (*FORMATS, "sm90_gated"):
+        w = make.normal(80, 136)
         yield Sample(format, (w, masks.transposable_mask(w), make.dtype, format))
 
 
 def _pack_weight(make: Maker) -> Iterator[Sample]:
-    for format in FORMATS:
+    for format in (*FORMATS, "sm90_gated"):
         for layout in ("out_in", "in_out"):
             for select in ("transposable", "magnitude", "soft_threshold"):
-                weights = [make.normal(68, 72).float(), make.normal(12, 72).float()]
+                rows = (40, 40) if format == "sm90_gated" else (68, 12)
+                weights = [make.normal(n, 72).float() for n in rows]
                 find = masks.transposable_patterns if select == "transposable" else masks.magnitude_patterns
                 patterns = [find(w) for w in weights]
-                transposed = make.packed(72, 80, format) if select == "transposable" else (None, None)
+                across = layouts.FORMATS[format].transposed
+                transposed = make.packed(72, 80, across) if select == "transposable" else (None, None)
                 scale = torch.tensor(1.5, device=make.device) if select == "soft_threshold" else None
                 if layout == "in_out":
                     weights = [w.t().contiguous() for w in weights]
@@ -167,6 +176,20 @@ def _mm_dact(make: Maker) -> Iterator[Sample]:
         a = (*make.packed(72, 136, format), 72, 136, format)
         yield Sample(f"{format}, row", (*a, make.normal(136, 24), make.normal(72, 24), "gelu_tanh", "row"))
         yield Sample(f"{format}, col", (*a, make.normal(24, 136).t(), make.normal(24, 72).t(), "silu", "col"))
+
+
+def _mm_glu(make: Maker) -> Iterator[Sample]:
+    for format in FORMATS:
+        a = (*make.packed(80, 136, format), 80, 136, format)
+        yield Sample(f"{format}, first", (*a, make.normal(136, 24), "gelu", "first"))
+        yield Sample(f"{format}, second", (*a, make.normal(40, 136).t(), "silu", "second"))
+
+
+def _mm_dglu(make: Maker) -> Iterator[Sample]:
+    for format in FORMATS:
+        a = (*make.packed(72, 136, format), 72, 136, format)
+        yield Sample(f"{format}, first", (*a, make.normal(136, 24), make.normal(144, 24), "gelu_tanh", "first"))
+        yield Sample(f"{format}, second", (*a, make.normal(24, 136).t(), make.normal(24, 144).t(), "silu", "second"))
 
 
 def _linear(make: Maker) -> Iterator[Sample]:
@@ -252,6 +275,8 @@ SAMPLES: dict[str, Callable[[Maker], Iterator[Sample]]] = {
     "mm": _mm,
     "mm_act": _mm_act,
     "mm_dact": _mm_dact,
+    "mm_glu": _mm_glu,
+    "mm_dglu": _mm_dglu,
     "act": _act,
     "act_backward": _act_backward,
     "linear": _linear,

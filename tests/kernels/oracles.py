@@ -7,6 +7,11 @@ import math
 
 import torch
 
+from s24compile.kernels.format import FORMATS, OpaqueFormat
+
+ANY_ROWS = [n for n, format in FORMATS.items() if not format.interleaved and not isinstance(format, OpaqueFormat)]
+"""Formats that take any number of rows; the others are tested in test_gated_format.py and test_cusparselt.py."""
+
 
 def all_transposable_patterns():
     """The 90 4x4 0/1 matrices whose rows and columns sum to 2, in descending order of their 16 bits: [90, 4, 4]."""

@@ -7,7 +7,7 @@ from s24compile import ops
 from s24compile.errors import MaskError
 from s24compile.kernels import ops as raw
 from s24compile.kernels.format import FORMATS
-from tests.kernels.oracles import pairs, two_largest
+from tests.kernels.oracles import ANY_ROWS, pairs, two_largest
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BYTES = [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8]
@@ -24,7 +24,7 @@ def roundtrip(w, mask, dtype, format):
     return raw.unpack(values, metadata, *w.shape, format)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ANY_ROWS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [(4, 4), (72, 136), (64, 64), (200, 20), (0, 8), (8, 0)], ids=str)
 def test_unpack_inverts_pack_to_the_bit(format, dtype, shape, device):
@@ -33,7 +33,7 @@ def test_unpack_inverts_pack_to_the_bit(format, dtype, shape, device):
     assert torch.equal(bits(roundtrip(w, mask, dtype, format)), bits(torch.where(mask, w, 0.0)))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ANY_ROWS)
 def test_kept_nan_inf_and_signed_zero_survive_and_pruned_ones_do_not_leak(format, device):
     w = torch.tensor([[NAN, INF, NAN, 1.0], [-INF, NAN, -0.0, -0.0], [NAN, NAN, 5.0, 6.0]], device=device)
     mask = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 1], [0, 0, 1, 1]], dtype=torch.bool, device=device)
@@ -50,7 +50,7 @@ def test_literal_groups_give_literal_codes_and_values(device):
     assert codes == [0x4, 0x8, 0xC, 0x9, 0xD, 0xE]
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ANY_ROWS)
 def test_groups_with_fewer_than_two_ones_keep_zeros_at_legal_places(format, device):
     masks = torch.tensor([[n >> c & 1 for c in range(4)] for n in (0, 1, 2, 4, 8)], dtype=torch.bool, device=device)
     w = torch.full((5, 4), NAN, device=device).masked_fill(masks, 3.0)
@@ -60,7 +60,7 @@ def test_groups_with_fewer_than_two_ones_keep_zeros_at_legal_places(format, devi
 
 
 @pytest.mark.parametrize("dtype", BYTES, ids=str)
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ANY_ROWS)
 def test_eight_bit_values_are_saturating_casts(dtype, format, device):
     w = torch.randn(72, 136) * 100
     w[0, :4] = torch.tensor([1e6, -1e6, 0.0, 0.0])

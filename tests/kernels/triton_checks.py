@@ -8,11 +8,11 @@ import torch
 
 from s24compile.errors import TargetError
 from s24compile.kernels import ops, providers
-from s24compile.kernels.format import FORMATS
 from s24compile.kernels.glu.triton import glu_backward_into, glu_into
 from s24compile.kernels.masks import reference as masks
 from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.samples import samples
+from tests.kernels.triton_comparison import agree, both, of_own_gradient, weight_arguments
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 EXACT = (
@@ -23,32 +23,17 @@ EXACT = (
     "pack_weights_",
     "pack",
     "pack_both",
+    "flip_rate",
 )
-CLOSE = ("glu", "glu_backward", "masked_decay_patterns_", "masked_decay_many_", "mvue_pack_sum", "glu_backward_pack")
-
-
-def both(op, make):
-    """What the Triton kernel and the reference make of equal arguments; for ops in place, their arguments after it."""
-    results = []
-    for provider in ("triton", "reference"):
-        args = make()
-        with providers.only(provider), torch.no_grad():
-            result = getattr(ops, op)(*args)
-        leaves = torch.utils._pytree.tree_leaves(args if result is None else result)
-        results.append([x for x in leaves if isinstance(x, torch.Tensor)])
-    return results
-
-
-def agree(found, expected, exact):
-    for x, y in zip(found, expected, strict=True):
-        assert (x.shape, x.dtype, x.stride()) == (y.shape, y.dtype, y.stride())
-        if exact or not x.dtype.is_floating_point:
-            torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
-        else:  # one rounding of the output dtype, and of fp32 arithmetic in another order before it
-            step = torch.finfo(x.dtype).eps
-            torch.testing.assert_close(
-                x, y, rtol=2 * step, atol=max(4 * step * y.abs().max().item(), 1e-6) if y.numel() else 0
-            )
+CLOSE = (
+    "soft_threshold_scale",
+    "glu",
+    "glu_backward",
+    "masked_decay_patterns_",
+    "masked_decay_many_",
+    "mvue_pack_sum",
+    "glu_backward_pack",
+)
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
@@ -61,6 +46,8 @@ def test_agrees_on_every_sample(op, dtype, device):
         except TargetError as refusal:
             refusals.append(str(refusal))
             continue
+        if op == "glu_backward_pack":
+            expected = of_own_gradient(found, expected, samples(op, device, dtype)[index].args)
         agree(found, expected, op in EXACT)
         taken += 1
     assert all("only" in refusal for refusal in refusals), "a refusal says what is taken"
@@ -81,9 +68,10 @@ def test_mvue_pack_takes_any_layout_and_token_count(shape, column_major, dtype, 
     agree(*both("mvue_pack", make), exact=True)
 
 
+@pytest.mark.parametrize("format", ["sm90", "sm80"])
 @pytest.mark.parametrize("sums", [True, False])
 @pytest.mark.parametrize(("tokens", "hidden"), [(64, 64), (70, 128), (0, 64)])
-def test_glu_backward_pack_in_one_pass_is_the_same(tokens, hidden, sums, device, monkeypatch):
+def test_glu_backward_pack_in_one_pass_is_the_same(tokens, hidden, sums, format, device, monkeypatch):
     monkeypatch.setattr(tiles, "GLU_PACK", tiles.Tile(64, 64, 4))
 
     def make():
@@ -92,9 +80,10 @@ def test_glu_backward_pack_in_one_pass_is_the_same(tokens, hidden, sums, device,
             torch.randn(tokens, hidden, device=device).to(BF16),
             torch.randn(tokens, 2 * hidden, device=device).to(BF16),
         )
-        return dh, z, "silu", "second", torch.tensor([9], device=device), BF16, "sm90", sums, not sums
+        return dh, z, "silu", "second", torch.tensor([9], device=device), BF16, format, sums, not sums
 
-    agree(*both("glu_backward_pack", make), exact=False)
+    found, expected = both("glu_backward_pack", make)
+    agree(found, of_own_gradient(found, expected, make()), exact=False)
 
 
 @pytest.mark.parametrize("view", ["expanded row", "expanded column", "odd offset", "every other"])
@@ -130,22 +119,6 @@ def test_mvue_pack_follows_the_reference_through_special_values(kind, device):
 
     found, expected = both("mvue_pack", make)
     agree(found, expected, exact=True)
-
-
-def weight_arguments(rows, k, select, search, layout, dtype, device):
-    torch.manual_seed(4)
-    weights = [torch.randn((n, k) if layout == "out_in" else (k, n), device=device).to(dtype) for n in rows]
-    both_ways = select == "transposable"
-    patterns = [
-        torch.randint(0, 90 if both_ways else 6, (n // 4 if both_ways else n, k // 4), dtype=torch.uint8).to(device)
-        for n in rows
-    ]
-    place = FORMATS["sm90"], sum(rows), k, BF16, torch.device(device)
-    packed = (*place[0].empty(*place[1:]), *(place[0].empty(k, *place[1:2], *place[3:]) if both_ways else (None, None)))
-    for buffer in packed:
-        if buffer is not None:
-            buffer.fill_(3)  # what is not written shows
-    return weights, patterns, *packed, None, select, search, "sm90", layout
 
 
 @pytest.mark.parametrize("layout", ["out_in", "in_out"])

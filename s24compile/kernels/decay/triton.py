@@ -11,8 +11,8 @@ from torch import Tensor
 from s24compile.kernels.decay.triton_kernels import decay_many, decay_one
 from s24compile.kernels.format import code_table
 from s24compile.kernels.pack import triton_tiles as tiles
-from s24compile.kernels.pack.triton import supported
 from s24compile.kernels.pack.triton_batch import table
+from s24compile.kernels.pack.triton_supports import supported
 from s24compile.kernels.pack.triton_tiles import TRITON_DTYPES, launch
 from s24compile.kernels.patterns import PAIRS, TRANSPOSABLE
 from s24compile.kernels.providers import Provider

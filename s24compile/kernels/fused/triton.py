@@ -10,20 +10,23 @@ from s24compile.kernels.format import FORMATS
 from s24compile.kernels.glu.triton import glu, glu_backward, halves, plane
 from s24compile.kernels.glu.triton_pack import glu_gradient_pack
 from s24compile.kernels.pack import triton_tiles as tiles
-from s24compile.kernels.pack.triton import pack_along, supported, supports_operand
+from s24compile.kernels.pack.triton import pack_along
 from s24compile.kernels.pack.triton_many import pack_weights_, supports_weights
+from s24compile.kernels.pack.triton_parts import Packed, planes
+from s24compile.kernels.pack.triton_supports import supported, supports_gradient
 from s24compile.kernels.pack.triton_tiles import launch
 from s24compile.kernels.providers import Provider
 
 
 def _supports_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> str | None:
-    return supports_operand(g, dtype, format)
+    return supports_gradient(g, dtype, format)
 
 
 def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor]:
     """See fused/reference.py. Sums of tiles are added in a second, small pass: the result does not vary by run."""
     values, metadata = FORMATS[format].empty(g.shape[1], g.shape[0], dtype, g.device)
-    sums = pack_along(g, "mvue", values, metadata, seed=seed.to(g.device), sums=True)
+    operand = Packed(values, planes(metadata, format))
+    sums = pack_along(g, "mvue", operand, format, seed=seed.to(g.device), sums=True)
     assert sums is not None
     return values, metadata, sums
 
@@ -39,7 +42,7 @@ def _supports_glu(
     sums: bool,
     recompute: bool,
 ) -> str | None:
-    return supports_operand(z, dtype, format) or supports_operand(dh, dtype, format)
+    return supports_gradient(z, dtype, format) or supports_gradient(dh, dtype, format)
 
 
 def glu_backward_pack(
@@ -58,11 +61,11 @@ def glu_backward_pack(
     tokens, wide = flat_z.shape
     hidden = wide // 2
     values, metadata = FORMATS[format].empty(wide, tokens, dtype, z.device)
-    seed = seed.to(z.device)
+    operand, seed = Packed(values, planes(metadata, format)), seed.to(z.device)
     tile = tiles.GLU_PACK
     if tile is None or dh_f != 1 or z_f != 1 or hidden % 64:
         dz = glu_backward(dh, z, act, gate)
-        total = pack_along(dz.view(tokens, wide), "mvue", values, metadata, seed=seed, sums=sums)
+        total = pack_along(dz.view(tokens, wide), "mvue", operand, format, seed=seed, sums=sums)
         h = glu(z, act, gate) if recompute else z.new_empty((0,))
         return dz, values, metadata, _no_sums(z) if total is None else total, h
     dz = z.new_empty(z.shape)
@@ -75,9 +78,9 @@ def glu_backward_pack(
     launch(
         glu_gradient_pack, steps * -(-hidden // tile.columns), tile, z.device,
         flat_dh, dh_t, gated, z_t, other, d_gated, wide, other, h, hidden, tokens, hidden, seed,
-        *rows, values, values.stride(0), metadata, metadata.stride(0), partial,
+        *rows, values, values.stride(0), operand.cells, operand.cells.stride(0), partial,
         ACT=act, SUMS=sums, RECOMPUTE=recompute, EVEN=tokens % tile.rows == 0 and hidden % tile.columns == 0,
-        BLOCK_T=tile.rows, BLOCK_F=tile.columns,
+        FORMAT=format, BLOCK_T=tile.rows, BLOCK_F=tile.columns,
     )  # fmt: skip
     return dz, values, metadata, partial.sum(0) if sums else _no_sums(z), h
 

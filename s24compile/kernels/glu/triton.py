@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s24compile.kernels.glu.triton_kernels import glu_forward, glu_gradient
 from s24compile.kernels.pack import triton_tiles as tiles
-from s24compile.kernels.pack.triton import supported
+from s24compile.kernels.pack.triton_supports import supported
 from s24compile.kernels.pack.triton_tiles import Tile, launch
 from s24compile.kernels.providers import Provider
 

@@ -67,8 +67,8 @@ def _group(
 @triton.jit
 def glu_gradient_pack(
     dh, dh_t, z, z_t, other, dz, dz_t, dz_other, h, h_t, T, F, seed_at,
-    gated_row, other_row, values, pitch, metadata, k_stride, sums,
-    ACT: tl.constexpr, SUMS: tl.constexpr, RECOMPUTE: tl.constexpr, EVEN: tl.constexpr,
+    gated_row, other_row, values, pitch, metadata, stride, sums,
+    ACT: tl.constexpr, SUMS: tl.constexpr, RECOMPUTE: tl.constexpr, EVEN: tl.constexpr, FORMAT: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of T, tile of F), tiles of F first.
@@ -127,14 +127,16 @@ def glu_gradient_pack(
         tl.store(at + other_row, tl.sum((r0 + r1) + (r2 + r3), 0), mask=features < F)
     e0 = e0 | (e1 << 4) | (e2 << 8) | (e3 << 12)
     f0 = f0 | (f1 << 4) | (f2 << 8) | (f3 << 12)
-    _store_half(values, pitch, metadata, k_stride, T, F, gated_row, feature, token, p0, p1, p2, p3, e0)
-    _store_half(values, pitch, metadata, k_stride, T, F, other_row, feature, token, q0, q1, q2, q3, f0)
+    _store_half(values, pitch, metadata, stride, T, F, gated_row, feature, token, p0, p1, p2, p3, e0, FORMAT)
+    _store_half(values, pitch, metadata, stride, T, F, other_row, feature, token, q0, q1, q2, q3, f0, FORMAT)
 
 
 @triton.jit
-def _store_half(values, pitch, metadata, k_stride, T, F, start, feature, token, p0, p1, p2, p3, codes):
+def _store_half(
+    values, pitch, metadata, stride, T, F, start, feature, token, p0, p1, p2, p3, codes, FORMAT: tl.constexpr
+):  # fmt: skip
     """Stores a tile of rows [start, start + F) of the operand. start: a multiple of 64, in a region of its own."""
     start = start.to(tl.int64)
     values += start * pitch
-    metadata += start * 4
-    store_operand(values, pitch, metadata, k_stride, T, F, feature, token, p0, p1, p2, p3, codes, False)
+    metadata += start * (2 if FORMAT == "sm80" else 4)
+    store_operand(values, pitch, metadata, stride, T, F, feature, token, p0, p1, p2, p3, codes, 0, False, FORMAT)

@@ -184,4 +184,4 @@ def soft_threshold_scale(w: Tensor) -> Tensor:
 
 def flip_rate(before: Tensor, after: Tensor) -> Tensor:
     """r_t = |M_t - M_{t-1}|_1 / D [FST 4.1]: the share of entries where two masks differ. 0-d fp32, 0 if empty."""
-    return (before != after).sum(dtype=torch.float32) / max(before.numel(), 1)
+    return (before != after).sum().to(torch.float32) / max(before.numel(), 1)

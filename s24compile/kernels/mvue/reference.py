@@ -124,6 +124,6 @@ def mvue_pack(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple
         kept[start : start + step] = cast(values, dtype)
         codes[start : start + step] = places[:, 0] | places[:, 1] << 2
     values, metadata = FORMATS[format].empty(features, tokens, dtype, g.device)
-    values.copy_(kept.flatten(0, 1).t())
+    values.copy_(FORMATS[format].store_rows(kept.flatten(0, 1).t()))
     metadata.copy_(FORMATS[format].encode(codes.t().contiguous(), dtype))
     return values, metadata

@@ -10,6 +10,7 @@ from torch.library import custom_op
 
 from s24compile.kernels import providers
 from s24compile.kernels.format import FORMATS
+from s24compile.kernels.ops.shortcut import shorten
 
 
 @custom_op("s24::pack", mutates_args=())
@@ -36,7 +37,10 @@ def _(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str) -> Te
 
 @custom_op("s24::pack_both", mutates_args=())
 def pack_both(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(values, metadata, values_t, metadata_t) of w * mask and of its transpose, from one read of w."""
+    """(values, metadata, values_t, metadata_t) of w * mask and of its transpose, from one read of w.
+
+    The transpose is of the format `Format.transposed`.
+    """
     return providers.run("pack_both", w, mask, dtype, format)
 
 
@@ -44,7 +48,7 @@ def pack_both(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple
 def _(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     m, k = w.shape
     layout = FORMATS[format]
-    return *layout.empty(m, k, dtype, w.device), *layout.empty(k, m, dtype, w.device)
+    return *layout.empty(m, k, dtype, w.device), *FORMATS[layout.transposed].empty(k, m, dtype, w.device)
 
 
 @custom_op("s24::pack_weight_", mutates_args=("patterns", "values", "metadata", "values_t", "metadata_t"))
@@ -76,3 +80,6 @@ def pack_weight_(
         format,
         weight_layout,
     )
+
+
+shorten(torch.ops.s24.pack_weight_.default, lambda *args: providers.run("pack_weight_", *args), mutated=(1, 2, 3, 4, 5))

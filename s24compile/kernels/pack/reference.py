@@ -53,7 +53,7 @@ def gather_kept(x: Tensor, codes: Tensor) -> Tensor:
 def write(values: Tensor, codes: Tensor, k: int, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor]:
     """Casts kept values [m, 2 groups] and stores them with their codes as an operand of `format`."""
     out, metadata = FORMATS[format].empty(values.shape[0], k, dtype, values.device)
-    out.copy_(cast(values, dtype))
+    out.copy_(FORMATS[format].store_rows(cast(values, dtype)))
     return out, metadata.copy_(FORMATS[format].encode(codes, dtype))
 
 
@@ -108,15 +108,18 @@ def unpack(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str) 
     """(values, metadata) -> dense [rows, cols], contiguous, in the dtype of the values."""
     codes = FORMATS[format].decode(metadata, rows, cols, values.dtype)
     # fp8 has no scatter: its bytes carry the same bits, and all bits 0 is 0.
-    kept = values.view(torch.uint8) if values.dtype.itemsize == 1 else values
+    kept = FORMATS[format].load_rows(values.view(torch.uint8) if values.dtype.itemsize == 1 else values)
     dense = torch.zeros((*codes.shape, 4), dtype=kept.dtype, device=kept.device)
     dense.scatter_(2, places_of(codes), kept.unflatten(1, (-1, 2)))
     return dense.flatten(1)[:, :cols].contiguous().view(values.dtype)
 
 
 def pack_both(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Packs w * mask and its transpose: (values, metadata, values_t, metadata_t). The mask is transposable."""
-    return *pack(w, mask, dtype, format), *pack(w.t(), mask.t(), dtype, format)
+    """Packs w * mask and its transpose: (values, metadata, values_t, metadata_t). The mask is transposable.
+
+    The transpose is of the format `Format.transposed`.
+    """
+    return *pack(w, mask, dtype, format), *pack(w.t(), mask.t(), dtype, FORMATS[format].transposed)
 
 
 def _codes_of_patterns(patterns: Tensor, select: str, *, transposed: bool) -> Tensor:
@@ -149,7 +152,8 @@ def pack_weight_(
         patterns: one uint8 tensor per weight, logical orientation: [n_i/4, k/4] for "transposable", else
             [n_i, k/4]. Written where the search runs, read where it does not.
         values, metadata: of [N, k]; cast to the dtype of `values`.
-        values_t, metadata_t: of [k, N], or None; only "transposable" weights are 2:4 both ways.
+        values_t, metadata_t: of [k, N] in the format `Format.transposed`, or None; only "transposable" weights are
+            2:4 both ways.
         scale: 0-d, or one per weight; "soft_threshold" packs scale * S(w).
         select: "transposable", "magnitude" or "soft_threshold" (which always searches).
         search: choose the patterns again, from the weights as they are.
@@ -166,7 +170,7 @@ def pack_weight_(
     layout = FORMATS[format]
     codes = [_codes_of_patterns(p, select, transposed=False) for p in patterns]
     kept = [gather_kept(w, c) for w, c in zip(logical, codes, strict=True)]
-    values.copy_(cast(torch.cat(kept), values.dtype))
+    values.copy_(layout.store_rows(cast(torch.cat(kept), values.dtype)))
     metadata.copy_(layout.encode(torch.cat(codes), values.dtype))
     if values_t is None or metadata_t is None:
         return
@@ -175,4 +179,4 @@ def pack_weight_(
     codes = [_codes_of_patterns(p, select, transposed=True) for p in patterns]
     kept = [gather_kept(w.t(), c) for w, c in zip(logical, codes, strict=True)]
     values_t.copy_(cast(torch.cat(kept, dim=1), values_t.dtype))
-    metadata_t.copy_(layout.encode(torch.cat(codes, dim=1), values_t.dtype))
+    metadata_t.copy_(FORMATS[layout.transposed].encode(torch.cat(codes, dim=1), values_t.dtype))

@@ -14,43 +14,11 @@ from torch import Tensor
 from s24compile.kernels.format import FORMATS, code_table
 from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton_blocks import pack_blocks
+from s24compile.kernels.pack.triton_parts import Packed, parts, planes, separable
 from s24compile.kernels.pack.triton_rows import pack_rows
+from s24compile.kernels.pack.triton_supports import supported, supports_dtypes, supports_weight, uneven_halves
 from s24compile.kernels.patterns import PAIR_CODES, PAIRS, TRANSPOSABLE, TRANSPOSABLE_COLUMNS
 from s24compile.kernels.providers import Provider
-from s24compile.kernels.target import Target
-
-_LOADED = (torch.float32, torch.bfloat16, torch.float16)
-_PACKED = (torch.bfloat16, torch.float16)
-
-
-def supported(target: Target) -> str | None:
-    """Triton's CUDA backend, with the PTX of compute capability 8.0 and up."""
-    if target.arch is None or target.arch < (8, 0):
-        return f"needs CUDA compute capability 8.0 or higher, this is {target}"
-    return None
-
-
-def supports_operand(source: Tensor, dtype: torch.dtype, format: str) -> str | None:
-    """Whether these kernels read `source` and write operands of `dtype` in `format`."""
-    return supports_dtypes(source.dtype, dtype, format)
-
-
-def supports_dtypes(source: torch.dtype, dtype: torch.dtype, format: str) -> str | None:
-    """`supports_operand` of a tensor of dtype `source`."""
-    if format != "sm90":
-        return f"writes the sm90 format only, not {format}"
-    if dtype not in _PACKED:
-        return f"packs bf16 and fp16 only, not {dtype}"
-    if source not in _LOADED:
-        return f"reads fp32, bf16 and fp16 only, not {source}"
-    return None
-
-
-def unaligned_operand(values: Tensor) -> str | None:
-    """Whether a buffer lacks the padding of `Format.empty`, which the kernels write too."""
-    if values.stride(0) % 8 or values.stride(1) != 1:
-        return f"packs into rows of whole 16 bytes, not into strides {values.stride()}"
-    return None
 
 
 @functools.cache
@@ -71,35 +39,6 @@ def _selector(pair: int) -> int:
     return 2 * i | (2 * i + 1) << 4 | 2 * j << 8 | (2 * j + 1) << 12
 
 
-def _supports_weight(
-    weights: Sequence[Tensor],
-    patterns: Sequence[Tensor],
-    values: Tensor,
-    metadata: Tensor,
-    values_t: Tensor | None,
-    metadata_t: Tensor | None,
-    scale: Tensor | None,
-    select: str,
-    search: bool,
-    format: str,
-    weight_layout: str,
-) -> str | None:
-    for pattern in patterns:
-        if select != "transposable" and not pattern.is_contiguous():
-            return "takes contiguous pair numbers only"
-    unaligned = unaligned_operand(values) or (values_t is not None and unaligned_operand(values_t))
-    if unaligned:
-        return unaligned
-    if (
-        scale is not None
-        and scale.numel() > 1
-        and not whole_atoms([w if weight_layout == "out_in" else w.t() for w in weights])
-    ):
-        return "takes one scale only for weights that share an atom of 64 rows"
-    reasons = (supports_operand(w, values.dtype, format) for w in weights)
-    return next((reason for reason in reasons if reason), None)
-
-
 def pack_weight_(
     weights: Sequence[Tensor],
     patterns: Sequence[Tensor],
@@ -115,67 +54,55 @@ def pack_weight_(
 ) -> None:
     """See pack/reference.py. One launch a weight, which reads it once."""
     logical = [w.detach() if weight_layout == "out_in" else w.detach().t() for w in weights]
-    if whole_atoms(logical):
-        _pack_parts(logical, patterns, values, metadata, values_t, metadata_t, scale, select, search)
+    operand = Packed(values, planes(metadata, format))
+    transposed = None
+    if values_t is not None and metadata_t is not None:
+        transposed = Packed(values_t, planes(metadata_t, FORMATS[format].transposed))
+    options = scale, select, search, format
+    if separable(logical, format, transposed is not None):
+        _pack_parts(logical, patterns, operand, transposed, *options)
         return
     # Parts that meet within an atom of metadata are copied into one weight first.
     joined = torch.cat(list(patterns))
-    _pack_parts([torch.cat(logical)], [joined], values, metadata, values_t, metadata_t, scale, select, search)
+    _pack_parts([torch.cat(logical)], [joined], operand, transposed, *options)
     for pattern, found in zip(patterns, joined.split([p.shape[0] for p in patterns]), strict=True):
         pattern.copy_(found)
-
-
-def whole_atoms(logical: Sequence[Tensor]) -> bool:
-    """Whether weights [n_i, k] can be stacked without sharing an atom of metadata."""
-    return all(w.shape[0] % 64 == 0 for w in logical[:-1])
-
-
-def regions(
-    logical: Sequence[Tensor], values: Tensor, metadata: Tensor, values_t: Tensor | None, metadata_t: Tensor | None
-) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]]:
-    """The parts of an operand's buffers, and of its transpose's, that belong to each stacked weight [n_i, k]."""
-    found, row = [], 0
-    for w in logical:
-        stop = row + w.shape[0]
-        transposed = None
-        if values_t is not None and metadata_t is not None:
-            transposed = values_t[:, row // 2 : stop // 2], metadata_t[row // 64 : (stop + 63) // 64]
-        found.append(((values[row:stop], metadata[:, row // 64 : (stop + 63) // 64]), transposed))
-        row = stop
-    return found
 
 
 def _pack_parts(
     logical: Sequence[Tensor],
     patterns: Sequence[Tensor],
-    values: Tensor,
-    metadata: Tensor,
-    values_t: Tensor | None,
-    metadata_t: Tensor | None,
+    operand: Packed,
+    transposed: Packed | None,
     scale: Tensor | None,
     select: str,
     search: bool,
+    format: str,
 ) -> None:
-    parts = regions(logical, values, metadata, values_t, metadata_t)
-    for number, (w, pattern, (operand, transposed)) in enumerate(zip(logical, patterns, parts, strict=True)):
+    found = parts(logical, operand, transposed, format)
+    for number, (w, pattern, part) in enumerate(zip(logical, patterns, found, strict=True)):
         if select == "transposable":
-            pack_transposable(w, pattern, operand, transposed, "search" if search else "numbers")
+            mask = "search" if search else "numbers"
+            pack_transposable(w, pattern, part.operand, part.transposed, mask, format, part.split)
         else:
             beta = None if scale is None else scale.expand(len(logical))[number]
             rule = select if search or select == "soft_threshold" else "given"
-            pack_along(w.t(), rule, *operand, patterns=pattern, scale=beta)
+            pack_along(w.t(), rule, part.operand, format, split=part.split, patterns=pattern, scale=beta)
 
 
 def pack_transposable(
     w: Tensor,
     patterns: Tensor,
-    operand: tuple[Tensor, Tensor] | None,
-    transposed: tuple[Tensor, Tensor] | None,
+    operand: Packed | None,
+    transposed: Packed | None,
     mask: str,
+    format: str,
+    split: int,
 ) -> None:
     """Packs w [n, k] and w^T by a transposable mask.
 
     Args:
+        operand: of `format`; transposed: of the format of its transpose. split: see triton_store.py.
         mask: what `patterns` are: "search", pattern numbers [n/4, k/4] to find and to store; "numbers", to read;
             "bits", a mask [n, k] of one byte each, in which at most two of four are one.
     """
@@ -188,8 +115,8 @@ def pack_transposable(
         tile = tiles.BLOCKS_SEARCH_WIDE if w.dtype.itemsize > 2 else tiles.BLOCKS_SEARCH
     outputs: list[Tensor | int] = []
     for packed in (along, across):
-        given = packed or along or across or (view, patterns)
-        outputs += [given[0], given[0].stride(0), given[1], given[1].stride(0)]
+        given = packed or along or across or Packed(view, patterns)
+        outputs += [given.values, given.values.stride(0), given.cells, given.cells.stride(0)]
     tiles.launch(
         pack_blocks,
         -(-rows // tile.rows) * -(-columns // tile.columns),
@@ -205,11 +132,13 @@ def pack_transposable(
         view_patterns.stride(1),
         pattern_table(w.device),
         *outputs,
+        split,
         MASK=mask,
         FLIPPED=flipped,
         ALONG=along is not None,
         ACROSS=across is not None,
         EVEN=rows % tile.rows == 0 and columns % tile.columns == 0,
+        FORMAT=format,
         BLOCK_R=tile.rows,
         BLOCK_C=tile.columns,
     )
@@ -218,16 +147,17 @@ def pack_transposable(
 def pack_along(
     g: Tensor,
     rule: str,
-    values: Tensor,
-    metadata: Tensor,
+    operand: Packed,
+    format: str,
     *,
+    split: int = 0,
     patterns: Tensor | None = None,
     scale: Tensor | None = None,
     seed: Tensor | None = None,
     sums: bool = False,
 ) -> Tensor | None:
     """Packs g [k, m] along k into an operand [m, k]; returns fp32 sums of g over k, [m], if `sums`."""
-    k, m = g.shape
+    (values, metadata), (k, m) = operand, g.shape
     along = abs(g.stride(0)) < abs(g.stride(1))
     tile = tiles.ROWS_ALONG if along else tiles.ROWS_SUMS if sums else tiles.ROWS
     block_k, block_m = (tile.columns, tile.rows) if along else (tile.rows, tile.columns)
@@ -250,12 +180,14 @@ def pack_along(
         values.stride(0),
         metadata,
         metadata.stride(0),
+        split,
         values if partial is None else partial,
         RULE=rule,
         SCALED=scale is not None,
         SUMS=sums,
         ALONG=along,
         EVEN=k % block_k == 0 and m % block_m == 0,
+        FORMAT=format,
         BLOCK_K=block_k,
         BLOCK_M=block_m,
     )
@@ -267,27 +199,30 @@ def _supports_mask(w: Tensor, mask: Tensor | None, dtype: torch.dtype, format: s
         return "packs by a mask only: that a tensor is 2:4 as it is must be checked"
     if w.shape[0] % 4 or w.shape[1] % 4:
         return f"packs whole 4x4 blocks only, not {tuple(w.shape)}"
-    return supports_operand(w, dtype, format)
+    return supports_dtypes(w.dtype, dtype, format) or uneven_halves(w.shape[0], format)
 
 
 def pack(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor]:
     """See pack/reference.py; a mask with more than two ones in a group is cut down to its first and last, unchecked."""
-    operand = FORMATS[format].empty(w.shape[0], w.shape[1], dtype, w.device)
-    pack_transposable(w.detach(), mask.view(torch.uint8), operand, None, "bits")
-    return operand
+    n, k = w.shape
+    values, metadata = FORMATS[format].empty(n, k, dtype, w.device)
+    operand = Packed(values, planes(metadata, format))
+    pack_transposable(w.detach(), mask.view(torch.uint8), operand, None, "bits", format, n // 2)
+    return values, metadata
 
 
 def pack_both(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See pack/reference.py; as `pack`, in one read."""
-    n, k = w.shape
-    operand = FORMATS[format].empty(n, k, dtype, w.device)
-    transposed = FORMATS[format].empty(k, n, dtype, w.device)
-    pack_transposable(w.detach(), mask.view(torch.uint8), operand, transposed, "bits")
-    return *operand, *transposed
+    (n, k), across = w.shape, FORMATS[format].transposed
+    values, metadata = FORMATS[format].empty(n, k, dtype, w.device)
+    values_t, metadata_t = FORMATS[across].empty(k, n, dtype, w.device)
+    operand, transposed = Packed(values, planes(metadata, format)), Packed(values_t, planes(metadata_t, across))
+    pack_transposable(w.detach(), mask.view(torch.uint8), operand, transposed, "bits", format, n // 2)
+    return values, metadata, values_t, metadata_t
 
 
 PROVIDERS = {
-    "pack_weight_": Provider("triton", pack_weight_, supported, _supports_weight),
+    "pack_weight_": Provider("triton", pack_weight_, supported, supports_weight),
     "pack": Provider("triton", pack, supported, _supports_mask),
     "pack_both": Provider("triton", pack_both, supported, _supports_mask),
 }

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 
 from s24compile.kernels.pack.reference import CODE_OF_BITS
-from s24compile.kernels.pack.triton_format import bits, lookup, pick, quarters, store_metadata, store_pairs, widen
+from s24compile.kernels.pack.triton_format import bits, lookup, pick, quarters, widen
 from s24compile.kernels.pack.triton_search import best_pattern, pair_sums
+from s24compile.kernels.pack.triton_store import store_metadata, store_pairs
 
 _CODES = sum(code << 4 * bits for bits, code in enumerate(CODE_OF_BITS))
 CODES_LOW, CODES_HIGH = tl.constexpr(_CODES & 0xFFFFFFFF), tl.constexpr(_CODES >> 32)
@@ -30,13 +31,14 @@ def load(at, inside, EVEN: tl.constexpr):
 def pack_tile(
     w, w_row, w_column, R, C, patterns, p_row, p_column, table,
     along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride,
-    tile_r, tile_c,
+    split, tile_r, tile_c,
     MASK: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    FORMAT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Packs one tile [BLOCK_R, BLOCK_C] of V [R, C].
 
     along: the packed operand whose rows are V's; across: the one whose rows are V's columns; either may be left out.
+    FORMAT: that of the weight's own operand, along unless FLIPPED. split: where it interleaves, see triton_store.py.
     MASK: "search" finds pattern numbers and stores them in `patterns`, "numbers" reads them there, "bits" reads a mask
     there, a byte for each element of V. table: int32 [6, 128] by pattern number: `lines`.
     """
@@ -100,26 +102,23 @@ def pack_tile(
         d0, d1, d2, d3 = d0 & (0 - m3[0]), d1 & (0 - m3[1]), d2 & (0 - m3[2]), d3 & (0 - m3[3])
     row = tile_r.to(tl.int64)
     column = tile_c.to(tl.int64)
+    TRANSPOSED: tl.constexpr = "sm90" if FORMAT == "sm90_gated" else FORMAT
     if ALONG:
+        KIND: tl.constexpr = TRANSPOSED if FLIPPED else FORMAT
         if MASK == "bits":
             s01, s23, low, high = lines_of_bits(nibble(m0), nibble(m1), nibble(m2), nibble(m3))
         else:
             s01, s23, low, high = lines(table, number, real, FLIPPED, EVEN)
         x0, x1 = pick(a0, a1, a2, a3, s01), pick(b0, b1, b2, b3, s01 >> 16)
         x2, x3 = pick(c0, c1, c2, c3, s23), pick(d0, d1, d2, d3, s23 >> 16)
-        store_pairs(along, along_pitch // 2, R, (C + 15) // 16 * 4, row * BLOCK_R, column * Q, x0, x1, x2, x3, True)
+        store_pairs(
+            along, along_pitch // 2, R, (C + 15) // 16 * 4, row * BLOCK_R, column * Q, x0, x1, x2, x3, split, True, KIND
+        )  # fmt: skip
         store_metadata(
-            along_metadata,
-            along_stride,
-            (C + 63) // 64,
-            (R + 63) // 64,
-            column * (Q // 16),
-            row * (P // 16),
-            low,
-            high,
-            True,
-        )
+            along_metadata, along_stride, R, C, row * (P // 16), column * (Q // 16), low, high, split, True, KIND
+        )  # fmt: skip
     if ACROSS:
+        TURNED: tl.constexpr = FORMAT if FLIPPED else TRANSPOSED
         if MASK == "bits":
             s01, s23, low, high = lines_of_bits(
                 nibble((m0[0], m1[0], m2[0], m3[0])),
@@ -131,18 +130,13 @@ def pack_tile(
             s01, s23, low, high = lines(table, number, real, not FLIPPED, EVEN)
         x0, x1 = pick(a0, b0, c0, d0, s01), pick(a1, b1, c1, d1, s01 >> 16)
         x2, x3 = pick(a2, b2, c2, d2, s23), pick(a3, b3, c3, d3, s23 >> 16)
-        store_pairs(across, across_pitch // 2, C, (R + 15) // 16 * 4, column * BLOCK_C, row * P, x0, x1, x2, x3, False)
+        store_pairs(
+            across, across_pitch // 2, C, (R + 15) // 16 * 4, column * BLOCK_C, row * P, x0, x1, x2, x3,
+            split, False, TURNED,
+        )  # fmt: skip
         store_metadata(
-            across_metadata,
-            across_stride,
-            (R + 63) // 64,
-            (C + 63) // 64,
-            row * (P // 16),
-            column * (Q // 16),
-            low,
-            high,
-            False,
-        )
+            across_metadata, across_stride, C, R, column * (Q // 16), row * (P // 16), low, high, split, False, TURNED
+        )  # fmt: skip
 
 
 @triton.jit
@@ -193,9 +187,9 @@ def magnitude(x):
 @triton.jit
 def pack_blocks(
     w, w_row, w_column, R, C, patterns, p_row, p_column, table,
-    along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride,
+    along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride, split,
     MASK: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    FORMAT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One weight; program i is tile i, tiles along V's columns first."""
     across_tiles = tl.cdiv(C, BLOCK_C)
@@ -203,8 +197,8 @@ def pack_blocks(
     pack_tile(
         w, w_row, w_column, R, C, patterns, p_row, p_column, table,
         along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride,
-        program // across_tiles, program % across_tiles,
-        MASK, FLIPPED, ALONG, ACROSS, EVEN, BLOCK_R, BLOCK_C,
+        split, program // across_tiles, program % across_tiles,
+        MASK, FLIPPED, ALONG, ACROSS, EVEN, FORMAT, BLOCK_R, BLOCK_C,
     )  # fmt: skip
 
 
@@ -212,10 +206,11 @@ def pack_blocks(
 def pack_many(
     entries, owners, table, WEIGHT: tl.constexpr, DTYPE: tl.constexpr,
     MASK: tl.constexpr, FLIPPED: tl.constexpr, ALONG: tl.constexpr, ACROSS: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    FORMAT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Many weights: program i works on tile i - first of entry owners[i], whose words triton_many.py lists."""
-    entry = entries + tl.load(owners + tl.program_id(0)) * 16
+    WORDS: tl.constexpr = 17 if FORMAT == "sm90_gated" else 16
+    entry = entries + tl.load(owners + tl.program_id(0)) * WORDS
     # What triton_many promises of them makes the accesses vectors; a loaded number carries no such knowledge.
     w = tl.multiple_of(tl.load(entry).to(tl.pointer_type(WEIGHT)), 16)
     w_row = tl.multiple_of(tl.load(entry + 1), 8)
@@ -231,9 +226,10 @@ def pack_many(
     across_metadata = tl.multiple_of(tl.load(entry + 12).to(tl.pointer_type(tl.int16)), 16)
     across_stride = tl.multiple_of(tl.load(entry + 13), 16)
     tiles = tl.load(entry + 14)
-    tile = tl.program_id(0) - tl.load(entry + 15)
+    split = tl.load(entry + 15) if FORMAT == "sm90_gated" else 0
+    tile = tl.program_id(0) - tl.load(entry + WORDS - 1)
     pack_tile(
         w, w_row, 1, R, C, patterns, 1 if FLIPPED else p_pitch, p_pitch if FLIPPED else 1, table,
         along, along_pitch, along_metadata, along_stride, across, across_pitch, across_metadata, across_stride,
-        tile // tiles, tile % tiles, MASK, FLIPPED, ALONG, ACROSS, EVEN, BLOCK_R, BLOCK_C,
+        split, tile // tiles, tile % tiles, MASK, FLIPPED, ALONG, ACROSS, EVEN, FORMAT, BLOCK_R, BLOCK_C,
     )  # fmt: skip

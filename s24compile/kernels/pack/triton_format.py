@@ -1,7 +1,7 @@
-"""Writing the 2:4 formats from Triton: pairs of kept 16-bit values, and whole 64 x 64 metadata atoms.
+"""Values on their way to the 2:4 formats, as Triton device functions: taken apart, rounded, chosen, put together.
 
 A tile is held as [P, Q] tensors, one per row or column of a 4x4 block (P, Q count blocks), so that everything about
-a group is register arithmetic; only the stores change layout. kernels/format.py draws the formats.
+a group is register arithmetic; only the stores (triton_store.py) change layout.
 """
 
 from __future__ import annotations
@@ -128,92 +128,3 @@ def lookup(at):
             "ld.global.nc.u8 $0, [$1];" if at.dtype.element_ty == tl.uint8 else "ld.global.nc.b32 $0, [$1];"
         )
         return tl.inline_asm_elementwise(LOAD, "=r,l", [at.to(tl.uint64)], dtype=tl.uint32, is_pure=True, pack=1)
-
-
-@triton.jit
-def store_pairs(values, pitch, rows, columns, row, column, x0, x1, x2, x3, ALONG: tl.constexpr):
-    """Stores a tile of packed values, given as pairs x0..x3 (uint32, [P, Q]).
-
-    xi belongs to operand row `row` + 4p + i with pairs along Q (ALONG), or to row `row` + 4q + i with pairs along P.
-    column: the tile's first column of pairs. pitch, columns: in pairs; columns counts the pitch's padding, which is
-    written too. row, column: int64.
-    """
-    P: tl.constexpr = x0.shape[0]
-    Q: tl.constexpr = x0.shape[1]
-    if ALONG:
-        tile = tl.reshape(tl.permute(stack(x0, x1, x2, x3), (0, 2, 1)), (4 * P, Q))
-    else:
-        tile = tl.reshape(tl.permute(stack(x0, x1, x2, x3), (1, 2, 0)), (4 * Q, P))
-    at_row = row + tl.arange(0, tile.shape[0])
-    at_column = column + tl.arange(0, tile.shape[1])
-    at = values.to(tl.pointer_type(tl.uint32)) + at_row[:, None] * pitch + at_column[None, :]
-    tl.store(at, tile, mask=(at_row < rows)[:, None] & (at_column < columns)[None, :])
-
-
-@triton.jit
-def store_metadata(metadata, k_stride, k_atoms, m_atoms, k_atom, m_atom, low, high, ALONG: tl.constexpr):
-    """Stores the codes of a tile as sm90 16-bit metadata: whole atoms of 64 rows x 64 columns.
-
-    low = c0 | c1 << 16, high = c2 | c3 << 16 (uint32, [P, Q]); ci is the code of operand row 4p + i with groups along
-    Q (ALONG), or of row 4q + i with groups along P. (k_atom, m_atom): the tile's first atom, int64. uint16 index in
-    an atom, of row m0 + 8*m1 + 16*m2 and 16-column chunk k1 + 2*k2: m1 + 2*k2 + 4*m0 + 32*k1 + 64*m2.
-    k_stride: elements from one column of atoms to the next.
-    """
-    P: tl.constexpr = low.shape[0]
-    Q: tl.constexpr = low.shape[1]
-    if ALONG:
-        shift = ((tl.arange(0, Q) % 4) * 4).to(tl.uint32)[None, :]
-        low = tl.sum(tl.reshape(low << shift, (P, Q // 4, 4)), 2)
-        high = tl.sum(tl.reshape(high << shift, (P, Q // 4, 4)), 2)
-    else:
-        shift = ((tl.arange(0, P) % 4) * 4).to(tl.uint32)[:, None]
-        low = tl.sum(tl.reshape(low << shift, (P // 4, 4, Q)), 1)
-        high = tl.sum(tl.reshape(high << shift, (P // 4, 4, Q)), 1)
-    chunks = stack(low & 0xFFFF, low >> 16, high & 0xFFFF, high >> 16).to(tl.uint16)
-    K: tl.constexpr = Q // 16 if ALONG else P // 16
-    M: tl.constexpr = P // 16 if ALONG else Q // 16
-    if ALONG:  # [m2, m1, m0 >> 2, k atom, k2, k1, m0 & 3]
-        chunks = tl.permute(tl.reshape(chunks, (M * 4, 2, 2, K, 2, 2, 4)), (3, 0, 5, 2, 6, 4, 1))
-    else:  # [k atom, k2, k1, m2, m1, m0 >> 2, m0 & 3]
-        chunks = tl.permute(tl.reshape(chunks, (K, 2, 2, M * 4, 2, 2, 4)), (0, 3, 2, 5, 6, 1, 4))
-    _store_atoms(metadata, k_stride, k_atoms, m_atoms, k_atom, m_atom, tl.reshape(chunks, (K, M * 256)))
-
-
-@triton.jit
-def store_chunk_pairs(values, pitch, rows, columns, row, column, x0, x1, x2, x3, ALONG: tl.constexpr):
-    """Stores packed values of chunks of 16, given as the pairs x0..x3 (uint32) of their four groups.
-
-    xi is [rows, chunks] (ALONG) or [chunks, rows]. The rest as in `store_pairs`.
-    """
-    A: tl.constexpr = x0.shape[0]
-    B: tl.constexpr = x0.shape[1]
-    if ALONG:
-        tile = tl.reshape(stack(x0, x1, x2, x3), (A, 4 * B))
-    else:
-        tile = tl.reshape(tl.permute(stack(x0, x1, x2, x3), (1, 0, 2)), (B, 4 * A))
-    at_row = row + tl.arange(0, tile.shape[0])
-    at_column = column + tl.arange(0, tile.shape[1])
-    at = values.to(tl.pointer_type(tl.uint32)) + at_row[:, None] * pitch + at_column[None, :]
-    tl.store(at, tile, mask=(at_row < rows)[:, None] & (at_column < columns)[None, :])
-
-
-@triton.jit
-def store_chunk_codes(metadata, k_stride, k_atoms, m_atoms, k_atom, m_atom, codes, ALONG: tl.constexpr):
-    """Stores sm90 16-bit metadata given as whole cells: codes uint32 [rows, chunks] (ALONG) or [chunks, rows]."""
-    K: tl.constexpr = (codes.shape[1] if ALONG else codes.shape[0]) // 4
-    M: tl.constexpr = (codes.shape[0] if ALONG else codes.shape[1]) // 64
-    cells = codes.to(tl.uint16)
-    if ALONG:  # [m2, m1, m0, k atom, k2, k1]
-        cells = tl.permute(tl.reshape(cells, (M * 4, 2, 8, K, 2, 2)), (3, 0, 5, 2, 4, 1))
-    else:  # [k atom, k2, k1, m2, m1, m0]
-        cells = tl.permute(tl.reshape(cells, (K, 2, 2, M * 4, 2, 8)), (0, 3, 2, 5, 1, 4))
-    _store_atoms(metadata, k_stride, k_atoms, m_atoms, k_atom, m_atom, tl.reshape(cells, (K, M * 256)))
-
-
-@triton.jit
-def _store_atoms(metadata, k_stride, k_atoms, m_atoms, k_atom, m_atom, cells):
-    """cells: uint16 [k atoms, 256 per m atom], in memory order."""
-    column = k_atom + tl.arange(0, cells.shape[0])
-    entry = m_atom * 256 + tl.arange(0, cells.shape[1])
-    at = metadata.to(tl.pointer_type(tl.uint16)) + column[:, None] * k_stride + entry[None, :]
-    tl.store(at, cells, mask=(column < k_atoms)[:, None] & (entry < m_atoms * 256)[None, :])

@@ -11,20 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from s24compile.kernels.format import FORMATS
 from s24compile.kernels.pack import triton_tiles as tiles
-from s24compile.kernels.pack.triton import (
-    pack_weight_,
-    pattern_table,
-    regions,
-    supports_dtypes,
-    unaligned_operand,
-    whole_atoms,
-)
+from s24compile.kernels.pack.triton import pack_weight_, pattern_table
 from s24compile.kernels.pack.triton_batch import table
 from s24compile.kernels.pack.triton_blocks import pack_many
+from s24compile.kernels.pack.triton_parts import Packed, Part, parts, planes, separable
+from s24compile.kernels.pack.triton_supports import supports_dtypes, unaligned_operand, uneven_halves
 from s24compile.kernels.pack.triton_tiles import TRITON_DTYPES, Tile, launch
-
-Packed = tuple[Tensor, Tensor]
 
 
 def supports_weights(
@@ -46,6 +40,7 @@ def supports_weights(
     # By kinds, not by weights: this runs at every call.
     kinds = {(w.dtype, v.dtype) for w in weights for v in values[:1]}
     reasons = [supports_dtypes(w, v, format) for w, v in kinds] + [unaligned_operand(v) for v in (*values, *values_t)]
+    reasons += [uneven_halves(v.shape[0], format) for v in values]
     return next((reason for reason in reasons if reason), None)
 
 
@@ -59,12 +54,12 @@ class _Shared:
     flipped: bool
     along: bool
     across: bool
+    format: str
 
 
-def _entry(
-    w: Tensor, patterns: Tensor, operand: Packed, transposed: Packed | None
-) -> tuple[_Shared, tuple[int, ...]] | None:
+def _entry(w: Tensor, patterns: Tensor, part: Part, format: str) -> tuple[_Shared, tuple[int, ...]] | None:
     """(what a launch shares, the words of one weight [n, k]), or None where `pack_many` does not take it."""
+    operand, transposed, split = part
     flipped = abs(w.stride(0)) < abs(w.stride(1))
     view, numbers = (w.t(), patterns.t()) if flipped else (w, patterns)
     along, across = (transposed, operand) if flipped else (operand, transposed)
@@ -73,14 +68,14 @@ def _entry(
         return None
     words = [view.data_ptr(), view.stride(0), *view.shape, numbers.data_ptr(), pitch]
     for packed in (along, across):
-        values, metadata = packed or operand
-        if (values.data_ptr() | metadata.data_ptr()) % 16 or values.stride(0) % 8 or metadata.stride(0) % 16:
+        values, cells = packed or operand
+        if (values.data_ptr() | cells.data_ptr()) % 16 or values.stride(0) % 8 or cells.stride(0) % 16:
             return None
-        words += [values.data_ptr(), values.stride(0), metadata.data_ptr(), metadata.stride(0)]
+        words += [values.data_ptr(), values.stride(0), cells.data_ptr(), cells.stride(0)]
     if view.data_ptr() % 16:
         return None
-    shared = _Shared(w.device, w.dtype, operand[0].dtype, flipped, along is not None, across is not None)
-    return shared, tuple(words)
+    shared = _Shared(w.device, w.dtype, operand.values.dtype, flipped, along is not None, across is not None, format)
+    return shared, (*words, split)
 
 
 def pack_weights_(
@@ -104,7 +99,7 @@ def pack_weights_(
     buffers = patterns, values, metadata, values_t, metadata_t
     addresses = tuple([x.data_ptr() for tensors in (weights, *buffers) for x in tensors])
     shapes = tuple([(x.shape, x.stride(), x.dtype) for x in (*weights, *values)])
-    key = addresses, shapes, tuple(counts), select, search, weight_layout
+    key = addresses, shapes, tuple(counts), select, search, format, weight_layout
     plan = _PLANS.get(key)
     if plan is None:
         plan = _plan(weights, counts, *buffers, select, search, format, weight_layout)
@@ -151,12 +146,15 @@ def _plan(
     start = 0
     for i, count in enumerate(counts):
         stop = start + count
-        transposed = (values_t[i], metadata_t[i]) if values_t else (None, None)
+        operand, transposed = Packed(values[i], planes(metadata[i], format)), None
+        if values_t:
+            transposed = Packed(values_t[i], planes(metadata_t[i], FORMATS[format].transposed))
         logical = [w.detach() if weight_layout == "out_in" else w.detach().t() for w in weights[start:stop]]
         found: list[tuple[_Shared, tuple[int, ...]] | None] = [None]
-        if select == "transposable" and whole_atoms(logical):
-            parts = regions(logical, values[i], metadata[i], *transposed)
-            found = [_entry(w, p, *part) for w, p, part in zip(logical, patterns[start:stop], parts, strict=True)]
+        if select == "transposable" and separable(logical, format, transposed is not None):
+            filled = parts(logical, operand, transposed, format)
+            numbers = patterns[start:stop]
+            found = [_entry(w, p, part, format) for w, p, part in zip(logical, numbers, filled, strict=True)]
         if any(entry is None for entry in found):
             alone.append(i)
         for shared, words in (entry for entry in found if entry is not None and i not in alone):
@@ -167,7 +165,9 @@ def _plan(
     for shared, entries in kinds.items():
         across = [-(-entry[3] // tile.columns) for entry in entries]
         programs = tuple(-(-entry[2] // tile.rows) * count for entry, count in zip(entries, across, strict=True))
-        rows = tuple((*entry, count) for entry, count in zip(entries, across, strict=True))
+        # The split is a word of formats that interleave only.
+        splits = [entry[-1:] if FORMATS[shared.format].interleaved else () for entry in entries]
+        rows = tuple((*e[:-1], n, *split) for e, n, split in zip(entries, across, splits, strict=True))
         even = all(entry[2] % tile.rows == entry[3] % tile.columns == 0 for entry in entries)
         launches.append((shared, *table(shared.device, rows, programs), even, search, tile))
     return _Plan(tuple(launches), tuple(alone))
@@ -180,5 +180,6 @@ def _launch(
         pack_many, programs, tile, shared.device, address, owners, pattern_table(shared.device),
         WEIGHT=TRITON_DTYPES[shared.weight], DTYPE=TRITON_DTYPES[shared.packed],
         MASK="search" if search else "numbers", FLIPPED=shared.flipped,
-        ALONG=shared.along, ACROSS=shared.across, EVEN=even, BLOCK_R=tile.rows, BLOCK_C=tile.columns,
+        ALONG=shared.along, ACROSS=shared.across, EVEN=even, FORMAT=shared.format,
+        BLOCK_R=tile.rows, BLOCK_C=tile.columns,
     )  # fmt: skip

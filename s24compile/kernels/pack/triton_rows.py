@@ -20,10 +20,9 @@ from s24compile.kernels.pack.triton_format import (
     fourths,
     narrow,
     stack,
-    store_chunk_codes,
-    store_chunk_pairs,
     widen,
 )
+from s24compile.kernels.pack.triton_store import store_chunk_codes, store_chunk_pairs
 
 
 @triton.jit
@@ -128,22 +127,25 @@ def _fetch_run(at, step, rows, ks, M, K, COUNT: tl.constexpr, EVEN: tl.constexpr
 
 
 @triton.jit
-def store_operand(values, pitch, metadata, k_stride, K, M, row, k, p0, p1, p2, p3, codes, ALONG: tl.constexpr):
+def store_operand(
+    values, pitch, metadata, stride, K, M, row, k, p0, p1, p2, p3, codes, split,
+    ALONG: tl.constexpr, FORMAT: tl.constexpr,
+):  # fmt: skip
     """Stores a tile of the packed operand [M, K] that starts at (row, k), both int64 and multiples of 64."""
-    store_chunk_pairs(values, pitch // 2, M, (K + 15) // 16 * 4, row, k // 4, p0, p1, p2, p3, ALONG)
-    store_chunk_codes(metadata, k_stride, (K + 63) // 64, (M + 63) // 64, k // 64, row // 64, codes, ALONG)
+    store_chunk_pairs(values, pitch // 2, M, (K + 15) // 16 * 4, row, k // 4, p0, p1, p2, p3, split, ALONG, FORMAT)
+    store_chunk_codes(metadata, stride, M, K, row // 64, k // 64, codes, split, ALONG, FORMAT)
 
 
 @triton.jit
 def pack_rows(
-    g, g_k, g_m, K, M, seed_at, scale_at, patterns, values, pitch, metadata, k_stride, sums,
+    g, g_k, g_m, K, M, seed_at, scale_at, patterns, values, pitch, metadata, stride, split, sums,
     RULE: tl.constexpr, SCALED: tl.constexpr, SUMS: tl.constexpr, ALONG: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
+    FORMAT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of K, tile of M), tiles of M first.
 
     patterns: uint8 [M, K/4] contiguous, read by "given", written by "magnitude" and "soft_threshold".
-    sums: fp32 [tiles of K, M], the sums of each tile along K (SUMS).
+    sums: fp32 [tiles of K, M], the sums of each tile along K (SUMS). FORMAT, split: see triton_store.py.
     """
     tiles = tl.cdiv(M, BLOCK_M)
     program = tl.program_id(0)
@@ -198,7 +200,7 @@ def pack_rows(
             at, stack(n0, n1, n2, n3).to(tl.uint8), mask=near[:, :, None] & ((4 * chunk)[:, :, None] + place < K // 4)
         )
     codes = e0 | (e1 << 4) | (e2 << 8) | (e3 << 12)
-    store_operand(values, pitch, metadata, k_stride, K, M, m0, k0, p0, p1, p2, p3, codes, ALONG)
+    store_operand(values, pitch, metadata, stride, K, M, m0, k0, p0, p1, p2, p3, codes, split, ALONG, FORMAT)
 
 
 @triton.jit

@@ -1,0 +1,23 @@
+"""MVUE into cuSPARSELt's own format: the draws of the other kernels, compressed (see pack/cusparselt.py)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s24compile.kernels.gemm import cusparselt as gemm
+from s24compile.kernels.pack.cusparselt import NAME, as_dense, compress, refuse
+from s24compile.kernels.providers import Provider
+
+
+def _supports(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> str | None:
+    return refuse(dtype, format)
+
+
+def mvue_pack(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor]:
+    """See mvue/reference.py."""
+    return compress(as_dense("mvue_pack", g.shape[1], g.shape[0], g, seed, dtype))
+
+
+PROVIDERS = {"mvue_pack": Provider(NAME, mvue_pack, gemm.supported, _supports)}
+"""Op name to provider: what `kernels.providers.find` reads."""

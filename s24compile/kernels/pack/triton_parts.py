@@ -1,0 +1,79 @@
+"""Which part of an operand's buffers each of the weights stacked in it fills.
+
+Legend: w [n_i, k] one of the stacked weights, in logical orientation; N their rows together; F rows of one half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from s24compile.kernels.format import FORMATS
+from s24compile.kernels.pack.triton_store import NEVER
+
+
+class Packed(NamedTuple):
+    """Buffers of an operand, or of a part of it, as the kernels see them."""
+
+    values: Tensor
+    cells: Tensor
+    """Metadata whose dim 0 leads from one column of cells to the next: `planes`."""
+
+
+class Part(NamedTuple):
+    """What one weight fills."""
+
+    operand: Packed
+    transposed: Packed | None
+    split: int
+    """The weight's first row of the second half, for a format that interleaves: triton_store.py."""
+
+
+def planes(metadata: Tensor, format: str) -> Tensor:
+    """16-bit metadata seen so that dim 0 leads from one column of cells to the next; no copy."""
+    return metadata.view(metadata.shape[1] // 2, 2 * metadata.shape[0]) if format == "sm80" else metadata
+
+
+def separable(logical: Sequence[Tensor], format: str, both_ways: bool) -> bool:
+    """Whether weights [n_i, k] can be packed one by one: no two of them write into one cell, or one tile's padding.
+
+    Along the columns of W^T they meet unless all but the last have whole atoms of 64; along the rows of W also, unless
+    the format interleaves two halves.
+    """
+    rows = [w.shape[0] for w in logical]
+    whole = all(n % 64 == 0 for n in rows[:-1])
+    if not FORMATS[format].interleaved:
+        return whole
+    return len(rows) == 1 or (len(rows) == 2 and rows[0] == rows[1] and (whole or not both_ways))
+
+
+def parts(logical: Sequence[Tensor], operand: Packed, transposed: Packed | None, format: str) -> list[Part]:
+    """The part of each of several separable weights [n_i, k], in their order."""
+    found, row = [], 0
+    for w in logical:
+        stop = row + w.shape[0]
+        across = None
+        if transposed is not None:
+            across = Packed(transposed.values[:, row // 2 : stop // 2], _columns(transposed.cells, row, stop, format))
+        if FORMATS[format].interleaved:
+            split = stop // 2 if len(logical) == 1 else 0 if row else NEVER
+            found.append(Part(operand, across, split))
+        else:
+            found.append(Part(Packed(operand.values[row:stop], _rows(operand.cells, row, stop, format)), across, 0))
+        row = stop
+    return found
+
+
+def _rows(cells: Tensor, row: int, stop: int, format: str) -> Tensor:
+    """Rows [row, stop) of the dense operand."""
+    if format == "sm80":
+        return cells[:, 2 * row : (stop + 31) // 32 * 64]
+    return cells[:, row // 64 : (stop + 63) // 64]
+
+
+def _columns(cells: Tensor, row: int, stop: int, format: str) -> Tensor:
+    """Columns [row, stop) of the dense operand."""
+    width = 32 if format == "sm80" else 64
+    return cells[row // width : (stop + width - 1) // width]
