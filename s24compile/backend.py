@@ -19,6 +19,7 @@ from s24compile import passes
 from s24compile.config import Config
 from s24compile.errors import DecoratorError, S24Error
 from s24compile.inner import Compiled, compile_graph
+from s24compile.kernels.gemm.availability import require_gemm
 from s24compile.lowering.cost import FORCE
 from s24compile.operand import Operand, pack_all
 from s24compile.rewriting import Slot, rewrite_graph, target_of
@@ -73,6 +74,8 @@ class SparseGraph:
         rewrite = rewrite_graph(self.original, config, self.target)
         self.slots, self.sites = rewrite.slots, rewrite.sites
         self.report()
+        if self.slots:
+            require_gemm(self.target)
         dense, _ = self.split(example_inputs)
         if dense:
             rewrite = rewrite_graph(self.original, config, self.target, dense)
@@ -201,6 +204,7 @@ def _unwrapped(compiler: Any) -> Any:
 def _visible_through_dynamo(error: S24Error) -> Exception:
     """The same error, as a class that Dynamo hands to the user unchanged instead of wrapping it."""
     kind = type(type(error).__name__, (type(error), ShortenTraceback), {"__module__": type(error).__module__})
-    visible = kind(**error.given)
-    visible.first_useful_frame = None
+    # Not through __init__: torch's asks for an argument, and is next to ours where both are RuntimeErrors.
+    visible = kind.__new__(kind, *error.args)
+    visible.given, visible.first_useful_frame = error.given, None
     return visible

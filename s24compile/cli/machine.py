@@ -111,5 +111,7 @@ def _cusparselt() -> Fact:
     backend = getattr(torch.backends, "cusparselt", None)
     version = backend.version() if backend is not None and backend.is_available() else None
     if version is None:
-        return Fact("cuSPARSELt", "absent", "not in this build of torch", "only a comparison in the benchmarks")
+        return Fact(
+            "cuSPARSELt", "absent", "not in this build of torch", "can stand in for CUTLASS: CUDA wheels of torch"
+        )
     return Fact("cuSPARSELt", "ok", str(version))

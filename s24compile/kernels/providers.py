@@ -42,6 +42,8 @@ FAMILY_OF: dict[str, str] = {
     "mm": "gemm",
     "mm_act": "gemm",
     "mm_dact": "gemm",
+    "mm_glu": "gemm",
+    "mm_dglu": "gemm",
     "act": "glu",
     "act_backward": "glu",
     "glu": "glu",
@@ -61,7 +63,7 @@ class Provider:
     """One implementation of one op. Refusals are sentences; None means yes."""
 
     name: str
-    """A name of the priority list: "cutlass", "triton", "cusparselt" or "reference"."""
+    """A name of the priority list `target.FAMILIES`, and of the module that it comes from."""
     run: Callable[..., Any]
     """Called with the op's own positional arguments, in the order of its schema."""
     supported: Callable[[Target], str | None] = lambda target: None
@@ -85,8 +87,11 @@ _calls: collections.Counter[tuple[str, str]] = collections.Counter()
 
 
 @contextlib.contextmanager
-def only(name: str) -> Iterator[None]:
-    """Within the block every op runs on the provider `name`, on any device, or raises TargetError."""
+def only(name: str | None) -> Iterator[None]:
+    """Within the block every op runs on the provider `name`, on any device, or raises TargetError.
+
+    None takes back an `only` around it.
+    """
     token = _only.set(name)
     try:
         yield

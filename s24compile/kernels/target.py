@@ -13,8 +13,8 @@ import torch
 
 from s24compile.errors import OptionError
 
-FAMILIES = ("cutlass", "triton", "cusparselt", "reference")
-"""Kernel families, best first."""
+FAMILIES = ("cutlass", "triton", "torch", "cusparselt", "reference")
+"""Kernel families, best first. "torch" is torch's own 2:4 GEMM, for compute capability 8.x."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,15 @@ class Target:
 
     @property
     def format(self) -> str:
+        """Name of the 2:4 format that compiled graphs pack: `native_format`, unless cuSPARSELt has to stand in.
+
+        It does on Hopper where its family is there and CUTLASS's is not, see `gemm/availability.py`.
+        """
+        stands_in = self.arch == (9, 0) and "cusparselt" in self.families and "cutlass" not in self.families
+        return "cusparselt" if stands_in else self.native_format
+
+    @property
+    def native_format(self) -> str:
         """Name of the 2:4 format that this machine's sparse tensor cores read (the CPU reference follows Hopper)."""
         return "sm80" if self.arch is not None and self.arch[0] == 8 else "sm90"
 
@@ -72,5 +81,10 @@ class Target:
 
 @functools.cache
 def _cuda_target(index: int) -> Target:
-    families = [f for f in FAMILIES if f != "triton" or importlib.util.find_spec("triton") is not None]
-    return Target("cuda", torch.cuda.get_device_capability(index), tuple(families))
+    from s24compile.kernels.gemm.availability import cusparselt_stands_in  # only here: it loads the CUTLASS builder
+
+    arch = torch.cuda.get_device_capability(index)
+    absent = {"triton"} if importlib.util.find_spec("triton") is None else set()
+    if cusparselt_stands_in(arch):
+        absent.add("cutlass")
+    return Target("cuda", arch, tuple(family for family in FAMILIES if family not in absent))

@@ -1,0 +1,56 @@
+"""Whether this machine has the 2:4 GEMM that its target wants, and what to do where it has not.
+
+CUTLASS's kernels need nvcc and headers, or prebuilt objects. Without any of them compiling for Hopper raises an error
+that names the packages; with S24_ALLOW_CUSPARSELT=1 cuSPARSELt stands in, through torch and in its own format.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from s24compile.errors import BuildError
+from s24compile.kernels.target import Target
+
+ALLOW = "S24_ALLOW_CUSPARSELT"
+"""Environment variable; read once per process and GPU. Anything but "" and "0" allows it."""
+
+
+def cusparselt_stands_in(arch: tuple[int, int]) -> bool:
+    """Whether cuSPARSELt does what CUTLASS cannot: on Hopper, with nothing built or buildable, if the user allows it.
+
+    Raises:
+        BuildError: allowed, needed, and not in this build of torch.
+    """
+    if arch != (9, 0) or os.environ.get(ALLOW, "") in ("", "0") or not cutlass_is_missing():
+        return False
+    if not torch.backends.cusparselt.is_available():
+        from s24compile.kernels.gemm.cutlass.build import PACKAGES, missing_tools
+
+        raise BuildError(
+            what="a CUTLASS kernel",
+            found=f"{missing_tools()}, and {ALLOW} does not help: this build of torch has no cuSPARSELt",
+            accepted=f"{PACKAGES}; torch's own wheels for CUDA have cuSPARSELt",
+        )
+    return True
+
+
+def cutlass_is_missing() -> bool:
+    """Whether no CUTLASS kernel can run here: none is built and none can be."""
+    from s24compile.kernels.gemm.cutlass import build  # not at import: nothing of CUTLASS's is loaded on a CPU
+
+    return build.missing_tools() is not None and not build.any_prebuilt()
+
+
+def require_gemm(target: Target) -> None:
+    """Refuses to compile for a GPU of this machine whose products would run on the reference for lack of packages.
+
+    Raises:
+        BuildError: it names them, and the variable that lets cuSPARSELt stand in.
+    """
+    # Without a GPU a Target stands for another machine: lowering is looked at, and our own tools say nothing.
+    if target.arch == (9, 0) and target.format != "cusparselt" and torch.cuda.is_available() and cutlass_is_missing():
+        from s24compile.kernels.gemm.cutlass.build import require_tools
+
+        require_tools()

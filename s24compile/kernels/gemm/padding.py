@@ -1,0 +1,72 @@
+"""Making operands fit kernels that take whole blocks only: zeros around them, and the result cut out again.
+
+Legend: A [m, k] sparse, B [k, n] dense, C [m, n].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16
+"""Bytes that both libraries want addresses to be multiples of."""
+
+
+def round_up(size: int, to: int) -> int:
+    """The next multiple of `to`."""
+    return (size + to - 1) // to * to
+
+
+def dense_operand(b: Tensor, rows: int, cols: int) -> Tensor:
+    """B [k, n] with zeros up to [rows, cols]: row- or column-major, as it was, without gaps and on 16 bytes.
+
+    B itself where it is all of that already.
+    """
+    by_columns = not b.is_contiguous() and b.t().is_contiguous()
+    whole = b.shape == (rows, cols)
+    if whole and (by_columns or b.is_contiguous()) and b.data_ptr() % ALIGNMENT == 0:
+        return b
+    if by_columns or (b.stride(0) == 1 and b.stride(1) != 1):
+        return dense_operand(b.t(), cols, rows).t()
+    padded = b.new_empty((rows, cols)) if whole else b.new_zeros((rows, cols))
+    padded[: b.shape[0], : b.shape[1]].copy_(b)
+    return padded
+
+
+def bias_vector(bias: Tensor | None, rows: int, dtype: torch.dtype) -> Tensor | None:
+    """A bias [m] in `dtype`, contiguous, with zeros up to [rows]. Its rounding is that of `torch.autocast`."""
+    if bias is None:
+        return None
+    bias = bias.to(dtype).contiguous()
+    return bias if bias.shape[0] == rows else torch.nn.functional.pad(bias, (0, rows - bias.shape[0]))
+
+
+def result(c: Tensor, rows: int, cols: int, out_layout: str, out_dtype: torch.dtype) -> Tensor:
+    """What `s24::mm` returns, from C with its padding, in any strides. One copy, or none where C is that already."""
+    strides = (max(cols, 1), 1) if out_layout == "row" else (1, max(rows, 1))
+    if c.shape == (rows, cols) and c.stride() == strides and c.dtype == out_dtype:
+        return c
+    return torch.empty_strided((rows, cols), strides, dtype=out_dtype, device=c.device).copy_(c[:rows, :cols])
+
+
+def empty_result(b: Tensor, bias: Tensor | None, rows: int, out_layout: str, out_dtype: torch.dtype) -> Tensor:
+    """C where m, k or n is 0: nothing, or sums of nothing plus the bias."""
+    zeros = b.new_zeros((rows, b.shape[1]))
+    return result(zeros if bias is None else zeros + bias[:, None], rows, b.shape[1], out_layout, out_dtype)
+
+
+def refuse_dtypes(values: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> str | None:
+    """A sentence unless the operands share a 16-bit dtype, and output and bias are of it or of fp32."""
+    if values.dtype not in (torch.bfloat16, torch.float16):
+        return f"it takes bf16 and fp16 operands, not {_short(values.dtype)}"
+    if b.dtype != values.dtype:
+        return f"the operands have two dtypes, {_short(values.dtype)} and {_short(b.dtype)}"
+    if out_dtype not in (values.dtype, torch.float32):
+        return f"it writes {_short(values.dtype)}, or that widened to fp32, not {_short(out_dtype)}"
+    if bias is not None and bias.dtype not in (values.dtype, torch.float32):
+        return f"it takes a bias in {_short(values.dtype)} or fp32, not {_short(bias.dtype)}"
+    return None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
