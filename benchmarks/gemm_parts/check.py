@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, relu, silu
 
 from benchmarks.gemm_parts.operands import Sparse, random_sparse, relative_error
-from s24compile.kernels.gemm.cutlass import launch, tuned
+from s24compile.kernels.gemm.cutlass import gated, launch, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -54,6 +54,9 @@ def slope(name: str, z: Tensor) -> Tensor:
 def check_kernel(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda") -> Iterable[Check]:
     """Runs `kernel` on fresh random operands of `size` and compares everything that it writes."""
     signature, (m, n, k) = kernel.signature, size
+    if signature.epilogue in ("glu", "dglu"):
+        yield from check_gated(kernel, size, device)
+        return
     dtype, out = DTYPES[signature.dtype], DTYPES[signature.out]
     choice = tuned.Choice(kernel.schedule)
     s = random_sparse(m, k, dtype, device, signature.a)
@@ -87,6 +90,45 @@ def check_kernel(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda
         c = _laid_out(torch.randn(m, n, device=device, dtype=out), signature.d)
         got = launch.mm_add(*packed, c, 1.0, signature.d)
         yield report("D", got, product + c.double(), (eager_z.float() + c.float()).to(out))
+
+
+def check_gated(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda") -> Iterable[Check]:
+    """`check_kernel` of a gated epilogue; m is rounded up to what the format and TMA take."""
+    signature, (m, n, k) = kernel.signature, size
+    unit = 16 if signature.epilogue == "glu" else 8
+    m = (m + unit - 1) // unit * unit
+    dtype, act = DTYPES[signature.dtype], signature.act
+    choice = tuned.Choice(kernel.schedule)
+    s = random_sparse(m, k, dtype, device)
+    b = torch.randn(n, k, device=device, dtype=dtype).t()
+    exact, eager = s.dense().double() @ b.double(), s.dense() @ b
+
+    def report(what: str, got: Tensor, exact: Tensor, eager: Tensor) -> Check:
+        return Check(f"{kernel.name} {what}", size, relative_error(got, exact), relative_error(eager, exact))
+
+    for gate in ("first", "second"):
+        if signature.epilogue == "glu":
+            # Stored rows alternate by eight between the halves.
+            exact_z, eager_z = (x.unflatten(0, (-1, 2, 8)).transpose(0, 1).flatten(0, 2) for x in (exact, eager))
+            z, h = gated.mm_glu(s.values, s.metadata, m, k, b, act, gate, choice)
+            yield report(f"Z, gate {gate}", z, exact_z, eager_z)
+            yield report(f"H, gate {gate}", h, _glu(exact_z, act, gate), _glu(eager_z.float(), act, gate).to(dtype))
+        else:
+            z = torch.randn(n, 2 * m, device=device, dtype=dtype).t()
+            dz = gated.mm_dglu(s.values, s.metadata, m, k, b, z, act, gate, choice)
+            wide = _glu_gradient(eager.float(), z.float(), act, gate)
+            yield report(f"dZ, gate {gate}", dz, _glu_gradient(exact, z.double(), act, gate), wide.to(dtype))
+
+
+def _glu(z: Tensor, act: str, gate: str) -> Tensor:
+    first, second = z.chunk(2)
+    return activation(act, first) * second if gate == "first" else first * activation(act, second)
+
+
+def _glu_gradient(dh: Tensor, z: Tensor, act: str, gate: str) -> Tensor:
+    leaf = z.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(_glu(leaf, act, gate), leaf, dh)[0]
 
 
 def _laid_out(t: Tensor, layout: str) -> Tensor:

@@ -19,6 +19,9 @@ FFNS: dict[str, tuple[int, int, int]] = {
 }
 """Model -> D, rows of the first projection (gate and up stacked where gated), F."""
 
+TUNED_TOO: dict[str, tuple[int, int, int]] = {"geglu-1024": (1024, 5632, 2816)}
+"""A layer of benchmarks/ffn.py that is no model's: swept with the others, left out of their geometric mean."""
+
 TOKENS = (4096, 16384)
 
 
@@ -32,6 +35,7 @@ class Shape:
     m: int
     n: int
     k: int
+    gated: bool = False
 
     @property
     def flops(self) -> int:
@@ -44,20 +48,23 @@ class Shape:
         return self.role.startswith("dW")
 
 
-def shapes(models: tuple[str, ...] = (), tokens: tuple[int, ...] = TOKENS) -> list[Shape]:
+def shapes(
+    models: tuple[str, ...] = (), tokens: tuple[int, ...] = TOKENS, ffns: dict[str, tuple[int, int, int]] = FFNS
+) -> list[Shape]:
     """Every GEMM of the models whose name contains one of `models` (all if none)."""
     result = []
-    for model, (d, up, f) in FFNS.items():
+    for model, (d, up, f) in ffns.items():
         if models and not any(part in model for part in models):
             continue
         for t in tokens:
+            gated = up != f
             result += [
-                Shape(model, "fw1", up, t, d),
-                Shape(model, "fw2", d, t, f),
-                Shape(model, "dW1", up, d, t),
-                Shape(model, "dW2", d, f, t),
+                Shape(model, "fw1", up, t, d, gated),
+                Shape(model, "fw2", d, t, f, gated),
+                Shape(model, "dW1", up, d, t, gated),
+                Shape(model, "dW2", d, f, t, gated),
             ]
-            if up != f:
-                result.append(Shape(model, "dH", f, t, d))
-                result.append(Shape(model, "dX", d, t, up))
+            if gated:
+                result.append(Shape(model, "dH", f, t, d, gated))
+                result.append(Shape(model, "dX", d, t, up, gated))
     return result

@@ -119,16 +119,18 @@ def test_serve_a_prebuilt_object_without_nvcc(toolchain, monkeypatch):
     assert build.object_path(FORWARD) == ready
 
 
-def test_build_anew_when_a_template_changes(toolchain, monkeypatch, tmp_path):
-    before = build.source_hash(FORWARD)
+def test_build_anew_what_includes_a_changed_template(toolchain, monkeypatch, tmp_path):
+    fused = Kernel(Signature("bf16", "k", "k", "col", "bf16", "act", "gelu"), DEFAULT)
+    before = build.source_hash(FORWARD), build.source_hash(fused)
     changed = tmp_path / "templates"
     changed.mkdir()
-    for name in ("sparse_gemm.cuh", "activations.cuh", "deep_mainloop.cuh"):
+    for name in [path.name for path in build.HERE.glob("*.cuh")]:
         (changed / name).write_text((build.HERE / name).read_text() + "// changed\n" * (name == "activations.cuh"))
     monkeypatch.setattr(build, "HERE", changed)
     build._included.cache_clear()
     try:
-        assert build.source_hash(FORWARD) != before, "a file included by an included file does not count"
+        assert build.source_hash(fused) != before[1], "a file included by an included file does not count"
+        assert build.source_hash(FORWARD) == before[0], "it includes no activation"
     finally:
         build._included.cache_clear()
 
@@ -289,7 +291,7 @@ def test_give_the_caller_unpadded_outputs(m, n, layout):
 def test_agree_with_the_template_on_the_problem_struct():
     text = (build.HERE / "sparse_gemm.cuh").read_text()
     assert f'"{loader.PROBLEM.format}"' in text
-    assert loader.PROBLEM.size == 160
+    assert loader.PROBLEM.size == 168
 
 
 def arguments(**changes):

@@ -72,3 +72,21 @@ def mm_dact(
     dh = mm(values, metadata, rows, cols, format, b, None, out_layout, wide)
     dz = activations.act_backward(dh, z.to(wide), act).to(b.dtype)
     return dz.contiguous() if out_layout == "row" else dz.t().contiguous().t()
+
+
+def mm_glu(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, act: str, gate: str
+) -> tuple[Tensor, Tensor]:
+    """(Z, H) = (A B, glu(A B)) with Z [2F, n] and H [F, n] column-major; GLU sees the sum before it is rounded to Z."""
+    wide = torch.promote_types(b.dtype, torch.float32)
+    z = mm(values, metadata, rows, cols, format, b, None, "col", wide)
+    return z.to(b.dtype), activations.glu(z.t(), act, gate).to(b.dtype).t()
+
+
+def mm_dglu(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, z: Tensor, act: str, gate: str
+) -> Tensor:
+    """dZ [2F, n], column-major, from dH = A B [F, n] and Z [2F, n]; rounded once."""
+    wide = torch.promote_types(b.dtype, torch.float32)
+    dh = mm(values, metadata, rows, cols, format, b, None, "col", wide)
+    return activations.glu_backward(dh.t(), z.t().to(wide), act, gate).to(b.dtype).contiguous().t()

@@ -76,3 +76,33 @@ def _(
     out_layout: str,
 ) -> Tensor:
     return _empty(b, rows, out_layout)
+
+
+@custom_op("s24::mm_glu", mutates_args=())
+def mm_glu(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, act: str, gate: str
+) -> tuple[Tensor, Tensor]:
+    """(Z [2F, n], H [F, n]), rows = 2F: Z = S B and H = act(gate half) * other half, column-major, from one GEMM."""
+    return providers.run("mm_glu", values, metadata, rows, cols, format, b, act, gate)
+
+
+@mm_glu.register_fake
+def _(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, act: str, gate: str
+) -> tuple[Tensor, Tensor]:
+    return _empty(b, rows, "col"), _empty(b, rows // 2, "col")
+
+
+@custom_op("s24::mm_dglu", mutates_args=())
+def mm_dglu(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, z: Tensor, act: str, gate: str
+) -> Tensor:
+    """dZ [2F, n], column-major, from dH = S B [rows = F, n] and Z [2F, n]: the backward of `mm_glu`."""
+    return providers.run("mm_dglu", values, metadata, rows, cols, format, b, z, act, gate)
+
+
+@mm_dglu.register_fake
+def _(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, z: Tensor, act: str, gate: str
+) -> Tensor:
+    return _empty(b, 2 * rows, "col")

@@ -41,6 +41,8 @@ FLAGS = (
     "-Xcompiler",
     "-fPIC",
 )
+PACKAGES = 'pip install "s24compile[cuda]" brings both (PyPI: nvidia-cutlass and nvidia-cuda-nvcc; apt: cuda-nvcc-13-0)'
+"""What to install where nvcc or the headers are missing."""
 BYTES_PER_BUILD = 5_500_000_000
 """Peak memory of one nvcc run over one kernel, measured 2026-11 with nvcc 13.0."""
 
@@ -226,8 +228,8 @@ def require_tools() -> None:
         raise BuildError(
             what="a CUTLASS kernel",
             found=found,
-            accepted='pip install "s24compile[cuda]" brings both (PyPI: nvidia-cutlass and nvidia-cuda-nvcc; '
-            "apt: cuda-nvcc-13-0), or point S24_KERNEL_DIR at a folder of prebuilt objects",
+            accepted=f"{PACKAGES}, or point S24_KERNEL_DIR at a folder of prebuilt objects; without either, "
+            "S24_ALLOW_CUSPARSELT=1 lets cuSPARSELt stand in on Hopper: slower, and its sums are rounded to 16 bits",
         )
 
 

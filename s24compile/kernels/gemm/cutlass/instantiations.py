@@ -14,7 +14,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 
 Element = Literal["bf16", "fp16"]
 Output = Literal["bf16", "fp16", "fp32"]
-Epilogue = Literal["plain", "bias", "act", "dact", "add"]
+Epilogue = Literal["plain", "bias", "act", "dact", "add", "glu", "dglu"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Signature:
     out: Output
     """Of D; also of Z ("act" writes it, "dact" reads it) and of C ("add")."""
     epilogue: Epilogue = "plain"
-    """plain: D = S B. bias: + bias[m]. act: Z = S B + bias[m], D = f(Z). dact: D = (S B) f'(Z). add: + beta C."""
+    """plain: D = S B. bias: + bias[m]. act: Z = S B + bias[m], D = f(Z). dact: D = (S B) f'(Z). add: + beta C.
+    glu: Z = S B, D = f(gate) up, S in the "sm90_gated" format. dglu: both halves of dZ from dH = S B and Z."""
     act: str = ""
-    """Name in ACTIVATIONS, for "act" and "dact"."""
+    """Name in ACTIVATIONS, for those four that have one."""
     bias: Literal["", "bf16", "fp16", "fp32"] = ""
     """Type of the bias, for "bias" and "act"; the pointer may be null for "act"."""
 
@@ -55,6 +56,8 @@ class Signature:
             "bias": f"s24::Bias<{out}, {bias}>",
             "act": f"s24::Act<s24::{self.act}, {out}, {layout}, {bias}>",
             "dact": f"s24::DAct<s24::d{self.act}, {out}, {layout}>",
+            "glu": f"s24::Glu<s24::{_FUNCTIONS.get(self.act)}, {out}>",
+            "dglu": f"s24::DGlu<s24::{_FUNCTIONS.get(self.act)}, {out}, {layout}>",
         }[self.epilogue]
 
 
@@ -88,8 +91,8 @@ class Schedule:
         return cls(_pair(tile), _pair(cluster), roles, stream_k="sk" in rest, deep="deep" in rest)
 
 
-DEFAULT = Schedule()
-"""The fastest for large shapes (1070 TF at 8192^3)."""
+DEFAULT = Schedule(deep=True)
+"""The fastest, or within 3% of it, for most shapes (H100, 2026-11-24, benchmarks/results/gemm.json)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,7 @@ class Kernel:
         return _TEMPLATE.format(
             # Programmatic dependent launch; CUTLASS 4.2's stream-K scheduler does not compile with it.
             define="" if how.stream_k else "#define CUTLASS_ENABLE_GDC_FOR_SM90 1\n",
+            header=_HEADERS.get(s.epilogue, "sparse_gemm.cuh"),
             element=ELEMENTS[s.dtype],
             layout_a=_LAYOUT_A[s.a],
             layout_b=_LAYOUT_B[s.b],
@@ -129,12 +133,19 @@ class Kernel:
         )
 
 
+_FUNCTIONS = {"gelu": "GeluErf", "gelu_tanh": "GeluTanh", "silu": "Silu", "relu": "Relu"}
+_HEADERS = {
+    "act": "activation_epilogues.cuh",
+    "dact": "activation_epilogues.cuh",
+    "glu": "gated_epilogues.cuh",
+    "dglu": "gated_epilogues.cuh",
+}
 _LAYOUT_A = {"k": "s24::Row", "m": "s24::Col"}
 _LAYOUT_B = {"k": "s24::Col", "n": "s24::Row"}
 _LAYOUT_D = {"row": "s24::Row", "col": "s24::Col"}
 
 _TEMPLATE = """\
-{define}#include "sparse_gemm.cuh"
+{define}#include "{header}"
 
 using namespace cute;
 using Gemm = s24::Gemm<{element}, {layout_a}, {layout_b}, {element_d}, {layout_d}, {epilogue},
@@ -158,19 +169,22 @@ def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEF
     """The kernels that training one model needs, which `s24 build` builds ahead of time.
 
     Forward and dX: packed weights K-major times row-major activations, column-major D (its transpose is row-major),
-    with and without bias, and with GELU in the epilogue (forward and backward). dW: packed gradients K-major or
-    M-major times row-major X, row-major D (column-major for Conv1D's transposed weights), in the operands' dtype and
-    straight to fp32 master gradients.
+    with and without bias, with GELU in the epilogue (forward and backward), with GLUs, and dX straight in fp32. dW:
+    packed gradients K-major or M-major times row-major X, row-major D (column-major for Conv1D's transposed weights),
+    in the operands' dtype and straight to fp32 master gradients.
     """
     forward = [
         Signature(dtype, "k", "k", "col", dtype),
         Signature(dtype, "k", "k", "col", dtype, "bias", bias=dtype),
         Signature(dtype, "k", "k", "col", dtype, "bias", bias="fp32"),
+        Signature(dtype, "k", "k", "col", "fp32"),
     ]
     outputs: tuple[Output, ...] = (dtype, "fp32")
     for act in ("gelu", "gelu_tanh"):
         forward += [Signature(dtype, "k", "k", "col", dtype, "act", act, bias) for bias in outputs]
         forward.append(Signature(dtype, "k", "k", "col", dtype, "dact", act))
+    gated: tuple[Epilogue, ...] = ("glu", "dglu")
+    forward += [Signature(dtype, "k", "k", "col", dtype, way, act) for act in ("gelu", "silu") for way in gated]
     majors: tuple[Literal["k", "m"], ...] = ("k", "m")
     layouts: tuple[Literal["row", "col"], ...] = ("row", "col")
     gradients = [Signature(dtype, a, "n", d, out) for a in majors for d in layouts for out in outputs]

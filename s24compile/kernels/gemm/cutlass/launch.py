@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -141,7 +141,7 @@ def _run(
     bias_name = "" if bias is None else NAMES[bias.dtype]
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    plan = _plan(values.dtype, a_major, b_major, out_layout, out_dtype, epilogue, act, bias_name, m, n, k, choice)
+    plan = make_plan(values.dtype, a_major, b_major, out_layout, out_dtype, epilogue, act, bias_name, m, n, k, choice)
 
     target, d = output(m, n, out_layout, out_dtype, b.device)
     pitch = target.stride(0 if out_layout == "row" else 1)
@@ -155,29 +155,10 @@ def _run(
         aux_pitch = source.stride(0 if out_layout == "row" else 1)
         aux, source_pointer = (source.data_ptr(), 0) if epilogue == "dact" else (0, source.data_ptr())
 
-    k_atoms, m_atoms = metadata.shape[0], metadata.shape[1]
-    metadata_stride = metadata.stride(0) if k_atoms > 1 else m_atoms * ATOM
-    stream = torch._C._cuda_getCurrentRawStream(device)
     pointers = [values.data_ptr(), metadata.data_ptr(), b.data_ptr(), target.data_ptr(), source_pointer, aux]
     pointers.append(0 if bias is None else bias.data_ptr())
-    strides = (a_pitch, metadata_stride, b_pitch, pitch, aux_pitch)
-    settings = (plan.raster, plan.swizzle, plan.splits, device, _sm_count(device), m_atoms, plan.pdl)
-    tail = (*strides, m, n, k, *settings, 1.0, beta)
-    workspace = None
-    if plan.stream_k:
-        need = plan.loaded.workspace(loader.PROBLEM.pack(*pointers, 0, 0, *tail))
-        workspace = _workspace(need, device, stream)
-        problem = loader.PROBLEM.pack(*pointers, workspace.data_ptr(), need, *tail)
-    else:
-        problem = loader.PROBLEM.pack(*pointers, 0, 0, *tail)
-    code = plan.loaded.gemm(problem, stream)
-    if code != 0:
-        raise TargetError(
-            what=f"the kernel {plan.loaded.kernel.name} for M={m}, N={n}, K={k}",
-            target=f"cuda:{device}",
-            found=plan.loaded.explain(code),
-            accepted="choose another provider, or report this as a bug",
-        )
+    strides = (a_pitch, metadata_pitch(metadata), b_pitch, pitch, aux_pitch, 0)
+    submit(plan, pointers, strides, (m, n, k), metadata.shape[1], device, beta)
     if target is not d:
         d.copy_(target[:m, :n])
         if z is not None:
@@ -185,8 +166,58 @@ def _run(
     return d, z
 
 
+_NEEDS: dict[tuple[Plan, tuple[int, int, int]], int] = {}
+"""Bytes of workspace of stream-K kernels."""
+
+
+def metadata_pitch(metadata: torch.Tensor) -> int:
+    """uint16 from one K atom to the next."""
+    k_atoms, m_atoms = metadata.shape[0], metadata.shape[1]
+    return metadata.stride(0) if k_atoms > 1 else m_atoms * ATOM
+
+
+def submit(
+    plan: Plan,
+    pointers: Sequence[int],
+    strides: Sequence[int],
+    shape: tuple[int, int, int],
+    m_atoms: int,
+    device: int,
+    beta: float = 0.0,
+) -> None:
+    """Launches one problem on the current stream of `device`.
+
+    Args:
+        pointers: values, metadata, B, D, C, aux, bias; 0 for what the epilogue lacks.
+        strides: those of values, metadata, B, D and aux; then `Problem::other`.
+        m_atoms: metadata atoms along M that the view holds.
+
+    Raises:
+        TargetError: the kernel refused the problem, or CUDA did.
+    """
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    settings = (plan.raster, plan.swizzle, plan.splits, device, _sm_count(device), m_atoms, plan.pdl)
+    tail = (*strides, *shape, *settings, 1.0, beta)
+    if plan.stream_k:
+        need = _NEEDS.get((plan, shape))
+        if need is None:
+            need = _NEEDS[plan, shape] = plan.loaded.workspace(loader.PROBLEM.pack(*pointers, 0, 0, *tail))
+        workspace = _workspace(need, device, stream)
+        problem = loader.PROBLEM.pack(*pointers, workspace.data_ptr(), need, *tail)
+    else:
+        problem = loader.PROBLEM.pack(*pointers, 0, 0, *tail)
+    code = plan.loaded.gemm(problem, stream)
+    if code != 0:
+        raise TargetError(
+            what=f"the kernel {plan.loaded.kernel.name} for M={shape[0]}, N={shape[1]}, K={shape[2]}",
+            target=f"cuda:{device}",
+            found=plan.loaded.explain(code),
+            accepted="choose another provider, or report this as a bug",
+        )
+
+
 @functools.lru_cache(maxsize=4096)
-def _plan(
+def make_plan(
     dtype: torch.dtype,
     a_major: Any,
     b_major: Any,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s24compile.kernels.gemm.cutlass import build, launch
+from s24compile.kernels.gemm.cutlass import build, gated, launch
 from s24compile.kernels.gemm.cutlass.instantiations import ACTIVATIONS
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.target import Target
@@ -34,6 +34,8 @@ def supports(
     out_dtype: torch.dtype,
 ) -> str | None:
     """16-bit operands in the "sm90" format; D in their dtype or fp32. Any shape and strides."""
+    if format == "sm90_gated" and out_layout == "col" and out_dtype == values.dtype and bias is None:
+        return supports_glu(values, metadata, rows, cols, format, b, "relu", "first")
     if format != "sm90":
         return f"it reads the sm90 format, not {format}"
     if values.dtype not in (torch.bfloat16, torch.float16):
@@ -58,7 +60,9 @@ def mm(
     out_layout: str,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """`s24::mm` on the CUTLASS kernels."""
+    """`s24::mm` on the CUTLASS kernels. Interleaved halves are put in order by GLU's epilogue, its H left unused."""
+    if format == "sm90_gated":
+        return gated.mm_glu(values, metadata, rows, cols, b, "relu", "first")[0]
     return launch.mm(values, metadata, rows, cols, b, bias, out_layout, out_dtype)
 
 
@@ -126,6 +130,40 @@ def mm_dact(
     return launch.mm_dact(values, metadata, rows, cols, b, z, act, out_layout)
 
 
+def supports_glu(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, act: str, gate: str
+) -> str | None:
+    """16-bit operands, the weight's halves interleaved, F a multiple of 8."""
+    if format != "sm90_gated":
+        return f"it reads the sm90_gated format, not {format}"
+    if rows % 16:
+        return f"it interleaves halves by 8 rows, and {rows} is no multiple of 16"
+    return supports_act(values, metadata, rows, cols, "sm90", b, None, act, "col")
+
+
+def mm_glu(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, act: str, gate: str
+) -> tuple[Tensor, Tensor]:
+    """`s24::mm_glu` on the CUTLASS kernels."""
+    return gated.mm_glu(values, metadata, rows, cols, b, act, gate)
+
+
+def supports_dglu(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, z: Tensor, act: str, gate: str
+) -> str | None:
+    """As `supports_dact`; TMA asks for halves that begin on 16 bytes."""
+    if rows % 8:
+        return f"the halves of dZ begin on 16 bytes, and F = {rows} is no multiple of 8"
+    return supports_dact(values, metadata, rows, cols, format, b, z, act, "col")
+
+
+def mm_dglu(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, z: Tensor, act: str, gate: str
+) -> Tensor:
+    """`s24::mm_dglu` on the CUTLASS kernels."""
+    return gated.mm_dglu(values, metadata, rows, cols, b, z, act, gate)
+
+
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -134,5 +172,7 @@ PROVIDERS = {
     "mm": Provider("cutlass", mm, supported, supports),
     "mm_act": Provider("cutlass", mm_act, supported, supports_act),
     "mm_dact": Provider("cutlass", mm_dact, supported, supports_dact),
+    "mm_glu": Provider("cutlass", mm_glu, supported, supports_glu),
+    "mm_dglu": Provider("cutlass", mm_dglu, supported, supports_dglu),
 }
 """Op name to provider: what `kernels.providers.find` reads."""

@@ -10,6 +10,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
 
 #include <cuda_runtime.h>
 
@@ -22,7 +25,6 @@
 #include "cutlass/gemm/kernel/gemm_universal.hpp"
 #include "cutlass/gemm/kernel/tile_scheduler.hpp"
 
-#include "activations.cuh"
 #include "deep_mainloop.cuh"
 
 namespace s24 {
@@ -31,7 +33,7 @@ using namespace cute;
 using Row = cutlass::layout::RowMajor;
 using Col = cutlass::layout::ColumnMajor;
 
-// Mirrored by loader.py (struct format "=14q10i2f"): 64-bit fields first, so that both sides agree without padding.
+// Mirrored by loader.py (struct format "=15q10i2f"): 64-bit fields first, so that both sides agree without padding.
 // Strides are in elements of their own tensor: the distance between two consecutive rows (or columns) of the major
 // direction. `metadata_stride`: uint16 between two K atoms, so that a row range of a larger operand is just a view.
 struct Problem {
@@ -45,6 +47,7 @@ struct Problem {
   void* workspace;
   int64_t workspace_bytes;
   int64_t values_stride, metadata_stride, b_stride, d_stride, aux_stride;
+  int64_t other;  // gated epilogues: elements from the half of Z that the activation sees to the other half
   int32_t m, n, k;
   int32_t raster;   // 0 along M first, 1 along N first
   int32_t swizzle;  // width of the raster band in tiles: 1, 2, 4, 8
@@ -60,12 +63,18 @@ struct Problem {
 enum Result { kDone = 0, kMisaligned = -1, kBadConfig = -2 };
 
 // ---------------------------------------------------------------------------------------------------- epilogues
-// Each says which CUTLASS fusion it is, whether C is loaded, and how a Problem fills the fusion's arguments.
+// Each says which CUTLASS fusion it is, what is loaded as C and stored as D (void: the fusion's own affair), in which
+// subtiles, and how a Problem fills the fusion's arguments. Those with activations are in activation_epilogues.cuh and
+// gated_epilogues.cuh: a kernel is built anew only when its own files change. `Descriptor` tells visitors the tile,
+// stages and subtile of the epilogue that they are part of.
 
 template <class ElementD>
 struct Plain {
   using Source = void;
-  using Fusion = cutlass::epilogue::fusion::LinearCombination<ElementD, float, void, float>;
+  using Destination = ElementD;
+  using Subtile = cutlass::epilogue::collective::EpilogueTileAuto;
+  template <class Descriptor>
+  using FusionFor = cutlass::epilogue::fusion::LinearCombination<ElementD, float, void, float>;
   template <class Thread, class StrideAux>
   static void fill(Thread& thread, Problem const& p, StrideAux const&) {
     thread.alpha = p.alpha;
@@ -76,7 +85,10 @@ struct Plain {
 template <class ElementD>
 struct Add {
   using Source = ElementD;
-  using Fusion = cutlass::epilogue::fusion::LinearCombination<ElementD, float, ElementD, float>;
+  using Destination = ElementD;
+  using Subtile = cutlass::epilogue::collective::EpilogueTileAuto;
+  template <class Descriptor>
+  using FusionFor = cutlass::epilogue::fusion::LinearCombination<ElementD, float, ElementD, float>;
   template <class Thread, class StrideAux>
   static void fill(Thread& thread, Problem const& p, StrideAux const&) {
     thread.alpha = p.alpha;
@@ -87,43 +99,15 @@ struct Add {
 template <class ElementD, class ElementBias>
 struct Bias {
   using Source = void;
-  using Fusion = cutlass::epilogue::fusion::LinCombPerRowBias<ElementD, float, ElementBias, void, float>;
+  using Destination = ElementD;
+  using Subtile = cutlass::epilogue::collective::EpilogueTileAuto;
+  template <class Descriptor>
+  using FusionFor = cutlass::epilogue::fusion::LinCombPerRowBias<ElementD, float, ElementBias, void, float>;
   template <class Thread, class StrideAux>
   static void fill(Thread& thread, Problem const& p, StrideAux const&) {
     thread.alpha = p.alpha;
     thread.beta = 0.0f;
     thread.bias_ptr = static_cast<ElementBias const*>(p.bias);
-  }
-};
-
-// D = f(alpha acc + bias), aux = alpha acc + bias. Z has D's type and layout; a null aux stores nothing.
-template <template <class> class Function, class ElementD, class LayoutD, class ElementBias>
-struct Act {
-  using Source = void;
-  using Fusion = cutlass::epilogue::fusion::LinCombPerRowBiasEltActAux<LayoutD, Function, ElementD, float, ElementD,
-                                                                       ElementBias, void, float>;
-  template <class Thread, class StrideAux>
-  static void fill(Thread& thread, Problem const& p, StrideAux const& stride_aux) {
-    thread.alpha = p.alpha;
-    thread.beta = 0.0f;
-    thread.bias_ptr = static_cast<ElementBias const*>(p.bias);
-    thread.aux_ptr = static_cast<ElementD*>(p.aux);
-    thread.dAux = stride_aux;
-  }
-};
-
-// D = (alpha acc) f'(Z), Z read as aux.
-template <template <class> class Function, class ElementD, class LayoutD>
-struct DAct {
-  using Source = void;
-  using Fusion =
-      cutlass::epilogue::fusion::LinCombDeEltAct<LayoutD, Function, ElementD, float, ElementD, void, float>;
-  template <class Thread, class StrideAux>
-  static void fill(Thread& thread, Problem const& p, StrideAux const& stride_aux) {
-    thread.alpha = p.alpha;
-    thread.beta = 0.0f;
-    thread.aux_ptr = static_cast<ElementD const*>(p.aux);
-    thread.dAux = stride_aux;
   }
 };
 
@@ -147,11 +131,12 @@ struct Gemm {
   static constexpr int kAlign = 8;  // 16-bit elements in TMA's 16 bytes
   static constexpr int kAlignD = 16 / sizeof(ElementD);
 
+  using Descriptor = cutlass::epilogue::collective::detail::EpilogueDescriptor<
+      Tile, typename Epilogue::Subtile, typename Epilogue::Source, typename Epilogue::Destination, EpilogueSchedule>;
   using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster,
-      cutlass::epilogue::collective::EpilogueTileAuto, float, float,
-      typename Epilogue::Source, LayoutD, kAlignD, ElementD, LayoutD, kAlignD, EpilogueSchedule,
-      typename Epilogue::Fusion>::CollectiveOp;
+      cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster, typename Epilogue::Subtile, float,
+      float, typename Epilogue::Source, LayoutD, kAlignD, typename Epilogue::Destination, LayoutD, kAlignD,
+      EpilogueSchedule, typename Epilogue::template FusionFor<Descriptor>>::CollectiveOp;
   using BuiltMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlign, Element, LayoutB, kAlign,
       float, Tile, Cluster,
@@ -251,6 +236,49 @@ struct Gemm {
     return cudaSuccess;
   }
 
+  // The parameters of problems seen before. Making them encodes three to five TMA descriptors, 25 us of CPU; a training
+  // step repeats its addresses. Direct-mapped: a collision only costs making them again.
+  struct Remembered {
+    Problem problem;
+    typename Kernel::Params params;
+  };
+  static constexpr int kRemembered = 256;
+
+  static std::unique_ptr<Remembered>& place_of(Problem const& p) {
+    static_assert(sizeof(Problem) % 8 == 0);
+    static std::unique_ptr<Remembered> table[kRemembered];
+    uint64_t words[sizeof(Problem) / 8], hash = 14695981039346656037ull;
+    std::memcpy(words, &p, sizeof(Problem));
+    for (uint64_t word : words) {
+      hash = (hash ^ (word >> 4)) * 1099511628211ull;
+    }
+    return table[(hash >> 32) % kRemembered];
+  }
+
+  static cutlass::Status launch(Problem const& p, cudaStream_t stream) {
+    static std::mutex mutex;  // the autograd thread launches too
+    std::lock_guard<std::mutex> lock(mutex);
+    auto& place = place_of(p);
+    if (!place || std::memcmp(&place->problem, &p, sizeof(Problem)) != 0) {
+      auto args = arguments(p);
+      if constexpr (kStreamK) {
+        if (p.workspace_bytes < static_cast<int64_t>(Kernel::get_workspace_size(args))) {
+          return cutlass::Status::kErrorWorkspaceNull;
+        }
+      }
+      place.reset(new Remembered{p, Kernel::to_underlying_arguments(args, p.workspace)});
+    }
+    if constexpr (kStreamK) {
+      cutlass::Status status = Kernel::initialize_workspace(arguments(p), p.workspace, stream);
+      if (status != cutlass::Status::kSuccess) {
+        return status;
+      }
+    }
+    // Safe with pdl: the producer warps wait for the previous grid before their first load, and every store (and the
+    // bias load) comes after data that they loaded. A memset before the kernel (stream-K) rules it out.
+    return Adapter::run(place->params, stream, nullptr, !kStreamK && p.pdl != 0);
+  }
+
   static int run(Problem const& p, cudaStream_t stream) {
     if (!aligned(p)) {
       return kMisaligned;
@@ -269,19 +297,7 @@ struct Gemm {
     if (error != cudaSuccess) {
       return static_cast<int>(error);
     }
-    auto args = arguments(p);
-    if constexpr (kStreamK) {
-      if (p.workspace_bytes < static_cast<int64_t>(Kernel::get_workspace_size(args))) {
-        return kBadConfig;
-      }
-      if (Kernel::initialize_workspace(args, p.workspace, stream) != cutlass::Status::kSuccess) {
-        return kBadConfig;
-      }
-    }
-    auto params = Kernel::to_underlying_arguments(args, p.workspace);
-    // Safe with pdl: the producer warps wait for the previous grid before their first load, and every store (and the
-    // bias load) comes after data that they loaded. A memset before the kernel (stream-K) rules it out.
-    cutlass::Status status = Adapter::run(params, stream, nullptr, !kStreamK && p.pdl != 0);
+    cutlass::Status status = launch(p, stream);
     error = cudaGetLastError();
     if (before != p.device) {
       cudaSetDevice(before);

@@ -17,7 +17,8 @@ from s24compile.kernels.gemm.cutlass.instantiations import DEFAULT, Schedule, Si
 from s24compile.kernels.gemm.cutlass.raster import choose_raster
 
 TABLE = Path(__file__).with_name("tuned.json")
-CLASSES = {"plain": "plain", "bias": "plain", "add": "plain", "act": "act", "dact": "dact"}
+CLASSES = {"plain": "plain", "bias": "plain", "add": "plain"}
+"""Epilogues that share entries; the others have their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def choose(signature: Signature, m: int, n: int, k: int) -> Choice:
 
     Where nothing was tuned, the default schedule with the raster that the model of raster.py prefers.
     """
-    return _nearest(CLASSES[signature.epilogue], signature.out == "fp32", m, n, k)
+    return _nearest(CLASSES.get(signature.epilogue, signature.epilogue), signature.out == "fp32", m, n, k)
 
 
 @functools.lru_cache(maxsize=4096)
