@@ -1,8 +1,8 @@
 """Ops whose kernel is settled: what lowering puts in place of `s24.mm` & co. once it has chosen a provider.
 
 `torch.ops.s24_cutlass.mm` is `torch.ops.s24.mm` on CUTLASS's kernel, with the same schema and fake kernel, but without
-the two layers that cost CPU time at every call: the choice of a provider, and autograd (a lowered graph has none).
-On an H100 machine a call of `s24.glu` took 124 us of CPU and its kernel launch 79 us of that (2026-11-21).
+the layers that cost CPU time at every call: the choice of a provider, autograd (a lowered graph has none), and torch's
+dispatcher (`shortcut`).
 
 They are defined for all providers at import, because a graph out of Inductor's cache names them without lowering.
 """
@@ -16,9 +16,10 @@ import torch
 from torch._ops import OpOverload
 
 from s24compile.kernels import providers
+from s24compile.kernels.ops.shortcut import shorten
 
 DIRECT: dict[str, tuple[str, ...]] = {
-    "cutlass": ("mm", "mm_act", "mm_dact"),
+    "cutlass": ("mm", "mm_act", "mm_dact", "mm_glu", "mm_dglu"),
     "triton": ("mvue_pack", "mvue_pack_sum", "glu", "glu_backward", "glu_backward_pack"),
 }
 """Provider -> its ops that stand in lowered graphs."""
@@ -42,8 +43,10 @@ def define_direct_ops() -> None:
         for name in names:
             contract: OpOverload = getattr(torch.ops.s24, name).default
             library.define(str(contract._schema).removeprefix("s24::"))
-            library.impl(name, _kernel(provider, name), "CompositeExplicitAutograd")
+            kernel = _kernel(provider, name)
+            library.impl(name, kernel, "CompositeExplicitAutograd")
             torch.library.register_fake(f"s24_{provider}::{name}", contract, lib=library)
+            shorten(getattr(getattr(torch.ops, f"s24_{provider}"), name).default, kernel)
 
 
 def _kernel(provider: str, op: str) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from torch.library import custom_op
 
 from s24compile.kernels import providers
 from s24compile.kernels.format import FORMATS
+from s24compile.kernels.ops.shortcut import shorten
 
 
 @custom_op("s24::mvue_pack_sum", mutates_args=())
@@ -78,9 +79,23 @@ def pack_weights_(
     providers.run("pack_weights_", weights, counts, patterns, *operands, select, search, format, weight_layout)
 
 
+shorten(
+    torch.ops.s24.pack_weights_.default,
+    lambda *args: providers.run("pack_weights_", *args),
+    mutated=(2, 3, 4, 5, 6),
+)
+
+
 @custom_op("s24::masked_decay_many_", mutates_args=("grads",))
 def masked_decay_many_(
     grads: Sequence[Tensor], weights: Sequence[Tensor], patterns: Sequence[Tensor], kind: str, alpha: Tensor
 ) -> None:
     """`masked_decay_patterns_` of many gradients in a few launches, all by the same alpha (0-d)."""
     providers.run("masked_decay_many_", grads, weights, patterns, kind, alpha)
+
+
+shorten(
+    torch.ops.s24.masked_decay_many_.default,
+    lambda *args: providers.run("masked_decay_many_", *args),
+    mutated=(0,),
+)

@@ -14,6 +14,7 @@ from torch.library import custom_op
 
 from s24compile.errors import LoweringError
 from s24compile.kernels import providers
+from s24compile.kernels.format import FORMATS
 from s24compile.kernels.ops.estimation import mvue_pack
 from s24compile.kernels.ops.packing import unpack
 
@@ -154,23 +155,24 @@ def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
 
 def _grad_x(ctx: Any, dz: Tensor, values: Tensor, metadata: Tensor) -> Tensor:
     """dX [T, K] in x's dtype, row-major."""
-    (_, n), k = dz.shape, ctx.x_shape[-1]
+    (_, n), k, form = dz.shape, ctx.x_shape[-1], FORMATS[ctx.format].transposed
     if ctx.dx == "sparse":
-        return mm(values, metadata, k, n, ctx.format, dz.t(), None, "col", ctx.x_dtype).t()
+        return mm(values, metadata, k, n, form, dz.t(), None, "col", ctx.x_dtype).t()
     dense = unpack(values, metadata, n, k, ctx.format)
     if ctx.dx == "dense":
         return torch.mm(dz, dense).to(ctx.x_dtype)
-    pruned, places = mvue_pack(dz.t(), _seed(dz), dz.dtype, ctx.format)  # [T, N], groups along N
-    return mm(pruned, places, dz.shape[0], n, ctx.format, dense, None, "row", ctx.x_dtype)
+    pruned, places = mvue_pack(dz.t(), _seed(dz), dz.dtype, form)  # [T, N], groups along N
+    return mm(pruned, places, dz.shape[0], n, form, dense, None, "row", ctx.x_dtype)
 
 
 def _grad_weights(ctx: Any, dz: Tensor, x: Tensor) -> list[Tensor]:
     """dW of each parameter, in its own layout and dtype, contiguous. dz [T, N], x [T, K]."""
     dtype, stored_out_in = ctx.weight_dtypes[0], ctx.weight_layout == "out_in"
     if ctx.dw == "mvue":
-        pruned, places = mvue_pack(dz, _seed(dz), dz.dtype, ctx.format)
+        form = FORMATS[ctx.format].transposed
+        pruned, places = mvue_pack(dz, _seed(dz), dz.dtype, form)
         layout = "row" if stored_out_in else "col"
-        whole = mm(pruned, places, dz.shape[1], dz.shape[0], ctx.format, x, None, layout, dtype)
+        whole = mm(pruned, places, dz.shape[1], dz.shape[0], form, x, None, layout, dtype)
     else:
         whole = torch.mm(dz.t(), x) if stored_out_in else torch.mm(x.t(), dz).t()
     parts = whole.split(ctx.weight_rows)
