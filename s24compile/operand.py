@@ -153,11 +153,11 @@ class Operand:
 
     def _allocate(self, device: torch.device, needs_transpose: bool) -> None:
         rows, cols, dtype = sum(self.request.rows), self.request.cols, self.request.dtype
-        allocate = FORMATS[self.request.format].empty
+        form = FORMATS[self.request.format]
         if not self.forward or self.forward[0].device != device:
-            self.forward, self.transposed = allocate(rows, cols, dtype, device), ()
+            self.forward, self.transposed = form.empty(rows, cols, dtype, device), ()
         if needs_transpose and not self.transposed:
-            self.transposed = allocate(cols, rows, dtype, device)
+            self.transposed = FORMATS[form.transposed].empty(cols, rows, dtype, device)
         self._both = (*self.forward, *self.transposed)
 
 
@@ -220,11 +220,11 @@ def _pack_kind(packs: list[Pack]) -> None:
     if len(packs) == 1:
         transposed = operand.transposed or (None, None)
         buffers = (first.patterns, *operand.forward, *transposed)
-        torch.ops.s24.pack_weight_(list(first.parameters), *buffers, first.scale, *options)
+        torch.ops.s24.pack_weight_.default(list(first.parameters), *buffers, first.scale, *options)
         return
     values, metadata = zip(*(pack.operand.forward for pack in packs), strict=True)
     values_t, metadata_t = zip(*(p.operand.transposed for p in packs), strict=True) if operand.transposed else ((), ())
-    torch.ops.s24.pack_weights_(
+    torch.ops.s24.pack_weights_.default(
         [parameter for pack in packs for parameter in pack.parameters],
         [len(pack.parameters) for pack in packs],
         [patterns for pack in packs for patterns in pack.patterns],

@@ -31,6 +31,10 @@ class Site:
     """How many of the layer's matmuls are 2:4 now."""
     rule: str = ""
     """The rule that rewrote it, for S24_FUEL bisection."""
+    saved_bytes: tuple[tuple[str, int], ...] = ()
+    """What it keeps for the backward: "Z", the activation's operand, and "H", its result."""
+    recomputable_bytes: int = 0
+    """How many of them memory="save" leaves out."""
 
     @property
     def sentence(self) -> str:
@@ -71,6 +75,14 @@ class Report:
         """How many matmuls would be 2:4."""
         return sum(site.linears for site in self.sites)
 
+    @property
+    def saved_bytes(self) -> dict[str, int]:
+        """What the rewritten layers keep for the backward, by name."""
+        found: dict[str, int] = {}
+        for name, count in (pair for site in self.rewritten for pair in site.saved_bytes):
+            found[name] = found.get(name, 0) + count
+        return found
+
     def to_json(self) -> str:
         """The report as a JSON object with the fields of this class."""
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -82,6 +94,8 @@ class Report:
             for s in self.sites
         ]
         lines = [*_table([head, *rows]), "", self._summary()]
+        if self.saved_bytes:
+            lines.append(self._memory())
         if self.providers:
             names = [f"s24::{op} by {family}" for op, family in self.providers]
             lines.append("kernels: " + ", ".join(names))
@@ -95,6 +109,21 @@ class Report:
             f"{len(self.rewritten)} of {len(self.sites)} layers would train 2:4 sparse "
             f"({self.linears} linears) on {self.target}, in {graphs}"
         )
+
+    def _memory(self) -> str:
+        saved = ", ".join(f"{name} {format_bytes(count)}" for name, count in self.saved_bytes.items())
+        less = sum(site.recomputable_bytes for site in self.rewritten)
+        return f"they save {saved} for the backward" + (
+            f"; memory='save' saves {format_bytes(less)} less" if less else ""
+        )
+
+
+def format_bytes(count: int) -> str:
+    """A size in words: "512 B", "100.7 MB"."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> list[str]:

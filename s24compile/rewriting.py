@@ -17,6 +17,7 @@ from s24compile import passes
 from s24compile.config import Config
 from s24compile.kernels.target import Target
 from s24compile.lowering.cost import refuse_slow
+from s24compile.lowering.select import gated_format
 from s24compile.marks import config_of, marks_in
 from s24compile.operand import Operand
 from s24compile.operand_map import operand
@@ -89,4 +90,10 @@ def linear_options(config: Config, target: Target) -> passes.LinearOptions:
     # Both weight dims are aligned for the widest dtype in use, 16 bits; wider ones only exist on the CPU reference.
     alignment = target.alignment(torch.bfloat16)
     dx = recipe.dx_for(config.input_gradient)
-    return passes.LinearOptions(format=target.format, dx=dx, dw=config.gradient, alignment=alignment)
+    return passes.LinearOptions(
+        format=target.format,
+        gated_format=gated_format(target),
+        dx=dx,
+        dw=config.gradient,
+        alignment=alignment,
+    )

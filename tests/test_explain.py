@@ -35,6 +35,8 @@ def test_list_every_layer_with_path_family_shape_and_source(gpt: GPT, tokens: Te
     assert "2 of 2 layers" in table
     assert "cpu" in table
     assert "s24::mm by reference" in table
+    assert "they save Z 32.8 kB, H 32.8 kB for the backward; memory='save' saves 32.8 kB less" in table
+    assert json.loads(report.to_json())["sites"][1]["saved_bytes"] == [["Z", 16384], ["H", 16384]]
     assert json.loads(report.to_json())["sites"][0]["path"] == "blocks.0.mlp"
 
 

@@ -55,7 +55,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "export": ("export", "tensor", "ops", "kernels", *STATE, *LEAVES),
     **dict.fromkeys(STATE, (*STATE, "kernels", *LEAVES)),
     "inner": ("lowering", "kernels", *LEAVES),
-    "rewriting": ("passes", "lowering.cost", *STATE, "kernels.target", *LEAVES),
+    "rewriting": ("passes", "lowering.cost", "lowering.select", *STATE, "kernels.target", *LEAVES),
     "backend": ("inner", "rewriting", "passes", "lowering", "kernels", *STATE, *LEAVES),
     "decorator": ("backend", *STATE, *LEAVES),
     "explanation": ("backend", "inner", "rewriting", "kernels.providers", "kernels.target", *LEAVES),

@@ -13,8 +13,11 @@ from torch import fx
 
 from s24compile.kernels.target import Target
 from s24compile.lowering.activation import lower_activations
-from s24compile.lowering.epilogue import fuse_activation, fuse_activation_backward
+from s24compile.lowering.casts import absorb_casts
+from s24compile.lowering.epilogue import fuse_activation, fuse_activation_backward, fuse_glu, fuse_glu_backward
+from s24compile.lowering.layout import choose_layouts
 from s24compile.lowering.linear import lower_linear
+from s24compile.lowering.memory import describe_saved, saved_bytes
 from s24compile.lowering.packing import fuse_bias_gradient
 from s24compile.lowering.printing import print_graph
 from s24compile.lowering.seeds import take_seeds
@@ -27,8 +30,12 @@ LOWERING: tuple[Callable[[fx.Graph, Target], int], ...] = (
     lower_linear,
     fuse_activation,
     fuse_activation_backward,
+    fuse_glu,
+    fuse_glu_backward,
     fuse_bias_gradient,
     lower_activations,
+    absorb_casts,
+    choose_layouts,
     take_seeds,
     select,
 )
@@ -43,6 +50,9 @@ def run(graph: fx.Graph, target: Target) -> dict[str, int]:
     Raises:
         LoweringError: an s24 node that no kernel takes.
     """
+    saved = saved_bytes(graph) if log.isEnabledFor(logging.INFO) else {}
+    if saved:
+        log.info("for the backward this graph saves %s", describe_saved(saved))
     counts = {step.__name__: step(graph, target) for step in LOWERING}
     graph.lint()
     log.debug("lowered for %s: %s", target, counts)

@@ -1,4 +1,4 @@
-"""What the backward keeps: `Config.memory="save"` recomputes the hidden activation instead of saving it.
+"""What the backward keeps: how many bytes, and `Config.memory="save"`, which recomputes the hidden activation.
 
 Legend: T tokens, F hidden width.
 
@@ -8,10 +8,13 @@ one pointwise pass over Z, so "save" keeps Z alone: T F elements less per layer,
 
 from __future__ import annotations
 
-from torch import fx
+from torch import Tensor, fx
+from torch._guards import TracingContext
 from torch.utils.checkpoint import CheckpointPolicy
 
 from s24compile.lowering.build import op_name, s24_calls
+from s24compile.lowering.views import is_view
+from s24compile.report import format_bytes
 
 RECOMPUTED = frozenset({"act", "glu"})
 
@@ -27,4 +30,46 @@ def recompute_activations(graph: fx.Graph) -> int:
             node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
             node.meta.setdefault("ac_graph_id", 0)
             count += 1
+    return count
+
+
+def saved_bytes(graph: fx.Graph) -> dict[str, int]:
+    """Bytes that a forward graph, not yet lowered, saves of its 2:4 layers; empty for any other graph.
+
+    Under "Z" results of 2:4 linears, under "H" those of activations, under "X" what else such linears read. Packed
+    weights are not counted: they are there anyway. Must be called while AOTAutograd compiles the graph.
+    """
+    context = TracingContext.try_get()
+    metadata = context.fw_metadata if context is not None else None
+    linears = [node for node in s24_calls(graph) if op_name(node) == "linear"]
+    if metadata is None or metadata.num_symints_saved_for_bw is None or not linears:
+        return {}
+    roles: dict[fx.Node, str] = {_source(linear.args[0]): "X" for linear in linears}  # type: ignore[arg-type]
+    roles |= dict.fromkeys(linears, "Z")
+    roles |= {node: "H" for node in s24_calls(graph) if op_name(node) in RECOMPUTED}
+    (output,) = graph.find_nodes(op="output")
+    sources = dict.fromkeys(_source(node) for node in output.args[0][metadata.tensors_saved_for_backwards_slice])
+    found = dict.fromkeys(("Z", "H", "X"), 0)
+    for source in sources:
+        if source in roles:
+            found[roles[source]] += _nbytes(source.meta["val"])
+    return {name: count for name, count in found.items() if count}
+
+
+def describe_saved(saved: dict[str, int]) -> str:
+    """The bytes as the log says them."""
+    return ", ".join(f"{name} {format_bytes(count)}" for name, count in saved.items())
+
+
+def _source(node: fx.Node) -> fx.Node:
+    while is_view(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _nbytes(value: Tensor) -> int:
+    """The size of the example's tensor, without a guard on symbols."""
+    count = value.dtype.itemsize
+    for size in value.shape:
+        count *= size if isinstance(size, int) else size.node.hint or 0
     return count

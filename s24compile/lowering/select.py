@@ -30,6 +30,11 @@ def has_kernel(op: str, args: Sequence[Any], target: Target) -> bool:
     return providers.choose(op, *value_of(tuple(args)), target=target).provider.name != "reference"
 
 
+def gated_format(target: Target) -> str:
+    """The format of weights whose GEMM computes a GLU in its epilogue; empty where `target` has no such kernel."""
+    return "sm90_gated" if providers.families(target, ("mm_glu",))["mm_glu"] == "cutlass" else ""
+
+
 def select(graph: fx.Graph, target: Target) -> int:
     """Chooses and records the provider of every s24 node.
 

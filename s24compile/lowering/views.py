@@ -44,19 +44,38 @@ def repeat_views(build: Builder, links: list[fx.Node], start: fx.Node) -> fx.Nod
     return start
 
 
-def as_operand_layout(build: Builder, links: list[fx.Node], z: fx.Node) -> fx.Node | None:
-    """`z`, shaped like the last link of a "col" GEMM's chain, in the shape of the first: [rows, n] column-major.
-
-    None where the chain is not the plain one of a linear: a transpose, then leading dims.
-    """
+def is_plain(links: list[fx.Node]) -> bool:
+    """Whether a chain is that of a linear: the GEMM's "col" result [rows, n], a transpose, then only leading dims."""
     first, *rest = links
-    fake, last = first.meta["val"], links[-1].meta["val"]
-    rows = fake.shape[0]
+    rows = first.meta["val"].shape[0]
     flat_first = bool(rest) and rest[0].meta["val"].shape[-1] == rows and rest[0].target not in _RESHAPES
-    if not flat_first or any(link.target not in _RESHAPES for link in rest[1:]) or last.shape[-1] != rows:
+    return (
+        flat_first
+        and all(link.target in _RESHAPES for link in rest[1:])
+        and bool(links[-1].meta["val"].shape[-1] == rows)
+    )
+
+
+def as_operand_layout(build: Builder, links: list[fx.Node], z: fx.Node) -> fx.Node | None:
+    """`z`, with the leading dims of the last link of a "col" GEMM's chain, as a matrix [features, n] column-major.
+
+    None where the chain is not the plain one of a linear.
+    """
+    if not is_plain(links):
         return None
-    flat = z if z.meta["val"].dim() == 2 else build.call(aten.reshape.default, z, [-1, rows])
+    fake = z.meta["val"]
+    flat = z if fake.dim() == 2 else build.call(aten.reshape.default, z, [-1, fake.shape[-1]])
     return build.call(aten.permute.default, flat, [1, 0])
+
+
+def with_leading_dims(build: Builder, links: list[fx.Node], matrix: fx.Node) -> fx.Node:
+    """`matrix` [features, n] column-major, with the leading dims of the last link of a plain chain."""
+    flat = build.call(aten.permute.default, matrix, [1, 0])
+    if len(links) == 2:
+        return flat
+    leading = links[-1].args[1]
+    assert isinstance(leading, (list, tuple))
+    return build.call(aten.reshape.default, flat, [*leading[:-1], matrix.meta["val"].shape[0]])
 
 
 _RESHAPES = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default})

@@ -7,6 +7,7 @@ lists `canonicalize.SPELLINGS` and `find.FAMILIES`.
     find           layers of each family, and lookalikes                   plain, gated, lookalikes, heads
     decide         scope, shapes, dtypes, phase, other uses, fuel          policy
     rewrite        s24.linear and s24.glu, packed weights as inputs        operands
+    note_saved     bytes that each layer keeps for the backward            saved
     verify         the invariants
 
 S24_FUEL=n in the environment lets only the first n sites be rewritten, to bisect a wrong number.
@@ -28,6 +29,7 @@ from s24compile.passes.find import FASTPATH_SENTENCE, find
 from s24compile.passes.policy import DDP_SENTENCE, decide
 from s24compile.passes.printing import format_graph
 from s24compile.passes.rewrite import rewrite
+from s24compile.passes.saved import note_saved
 from s24compile.passes.scope import copy_scopes, fake_mode_of
 from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
 from s24compile.passes.verify import verify
@@ -48,7 +50,7 @@ log = logging.getLogger("s24compile.passes")
 ALARMING = frozenset({DDP_SENTENCE, FASTPATH_SENTENCE})
 """Refusals of whole graphs that nobody who asked for sparse training expects; logged as warnings."""
 
-PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, verify)
+PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, note_saved, verify)
 
 
 def run(

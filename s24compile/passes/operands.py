@@ -31,6 +31,7 @@ class Wanted:
     weights: tuple[fx.Node, ...]
     dtype: torch.dtype
     layout: str
+    format: str
     decorated: str | None
 
 
@@ -59,18 +60,17 @@ class Operands:
 
     def _add(self, scope: Scope, wanted: Wanted) -> tuple[fx.Node, ...]:
         state = self.state
-        options = state.options_for(wanted.decorated)
         shapes = [tuple(int(size) for size in known_fake(w).shape) for w in wanted.weights]
         rows = tuple(shape[0] if wanted.layout == "out_in" else shape[1] for shape in shapes)
         cols = shapes[0][1] if wanted.layout == "out_in" else shapes[0][0]
         needs_transpose = wanted in self.transposed
         device = known_fake(wanted.weights[0]).device
-        layout = FORMATS[options.format]
+        form = FORMATS[wanted.format]
         assert state.fake_mode is not None
         with state.fake_mode:
-            tensors = list(layout.empty(sum(rows), cols, wanted.dtype, device))
+            tensors = list(form.empty(sum(rows), cols, wanted.dtype, device))
             if needs_transpose:
-                tensors += layout.empty(cols, sum(rows), wanted.dtype, device)
+                tensors += FORMATS[form.transposed].empty(cols, sum(rows), wanted.dtype, device)
         nodes = []
         for name, tensor in zip(NAMES, tensors, strict=False):
             node = _placeholder(scope, f"s24_{len(state.operands)}_{name}", tensor)
@@ -86,7 +86,7 @@ class Operands:
                 rows=rows,
                 cols=cols,
                 needs_transpose=needs_transpose,
-                format=options.format,
+                format=wanted.format,
                 placeholders=tuple(node.name for node in nodes),
                 decorated=wanted.decorated,
             )

@@ -17,7 +17,7 @@ from s24compile.passes.linears import Linear
 from s24compile.passes.match import Gate, Match
 from s24compile.passes.operands import Operands, Wanted
 from s24compile.passes.provenance import common_path, module_path
-from s24compile.passes.scope import Scope, fake, hop_name, known_fake
+from s24compile.passes.scope import fake, hop_name, known_fake
 from s24compile.passes.spelling import general_name, spell
 from s24compile.passes.state import State
 
@@ -51,23 +51,39 @@ def _units(match: Match, state: State) -> list[Unit]:
     joined = match.taken[:2] if match.rule == "gated" and _can_join(match, state) else []
     singles = [linear for linear in match.taken if linear not in joined]
     groups = ([tuple(joined)] if joined else []) + [(linear,) for linear in singles]
-    return [_unit(group, match.scope, state) for group in groups]
+    return [_unit(group, match, state) for group in groups]
 
 
-def _unit(linears: tuple[Linear, ...], scope: Scope, state: State) -> Unit:
-    first = linears[0]
+def _unit(linears: tuple[Linear, ...], match: Match, state: State) -> Unit:
+    first, scope = linears[0], match.scope
     values, x = [fake(linear.node) for linear in linears], fake(first.node.args[0])
     value = values[0]
     assert value is not None
     mark = mark_of(first.node)
-    wanted = Wanted(tuple(n.weight for n in linears if n.weight is not None), value.dtype, first.layout, mark)
+    options = state.options_for(mark)
+    gated = options.gated_format if _glu_in_epilogue(linears, match) else ""
+    weights = tuple(n.weight for n in linears if n.weight is not None)
+    wanted = Wanted(weights, value.dtype, first.layout, gated or options.format, mark)
     # A result that needs no gradient has no backward; an x that needs none has no dX. The body of invoke_subgraph was
     # traced for its first call only, so there the grad mode decides.
     if any(hop_name(call) == "invoke_subgraph" for _, call in scope.calls):
         has_dx = torch.is_grad_enabled()
     else:
         has_dx = x is None or (x.requires_grad and any(v is None or v.requires_grad for v in values))
-    return Unit(linears, wanted, has_dx and state.options_for(mark).dx == "sparse")
+    return Unit(linears, wanted, has_dx and options.dx == "sparse")
+
+
+def _feeds_gate(linears: tuple[Linear, ...], match: Match) -> bool:
+    """Whether these linears make both halves that a gate combines at once, so that one `s24.glu` reads their result."""
+    gate = match.gate
+    whole = gate is not None and (len(linears) == 2 or gate.fused is linears[0].node)
+    return whole and gate is not None and gate.direct and gate.act in ACTS
+
+
+def _glu_in_epilogue(linears: tuple[Linear, ...], match: Match) -> bool:
+    """Whether the GEMM of these linears could compute the GLU: nothing in between, and halves of whole 8 rows."""
+    rows = sum(linear.out_features for linear in linears)
+    return _feeds_gate(linears, match) and rows % 16 == 0 and all(linear.node.args[2] is None for linear in linears)
 
 
 def _can_join(match: Match, state: State) -> bool:
@@ -116,12 +132,11 @@ def _rewrite_unit(match: Match, unit: Unit, operands: Operands, state: State) ->
         z = _sparse_linear(unit, packed, builder, state)
         if len(unit.linears) == 2:
             _split_joined(unit, z, builder)
-    gate = match.gate
+    feeds_gate = _feeds_gate(unit.linears, match)
     if len(unit.linears) == 1:
         _replace(unit.linears[0].node, z, state)
-    fused = gate is not None and (len(unit.linears) == 2 or gate.fused is nodes[0])
-    if gate is not None and fused and gate.direct and gate.act in ACTS:
-        _rewrite_gate(gate, z, match.rule, path, state)
+    if match.gate is not None and feeds_gate:
+        _rewrite_gate(match.gate, z, match.rule, path, state)
 
 
 def _sparse_linear(unit: Unit, packed: tuple[fx.Node, ...], builder: Builder, state: State) -> fx.Node:
@@ -143,7 +158,7 @@ def _sparse_linear(unit: Unit, packed: tuple[fx.Node, ...], builder: Builder, st
         values_t,
         metadata_t,
         _bias(unit, builder),
-        options.format,
+        unit.wanted.format,
         unit.wanted.layout,
         options.dx,
         options.dw,

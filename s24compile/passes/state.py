@@ -30,6 +30,8 @@ class LinearOptions:
     """How every `s24.linear` of a graph computes; a function of the recipe and of the machine, not of the graph."""
 
     format: str = "sm90"
+    gated_format: str = ""
+    """Of a weight whose GEMM also computes the GLU, where the machine has such a GEMM; empty: it has none."""
     dx: str = "sparse"
     """"sparse" (packed W^T), "dense" or "mvue": how the backward gets dX."""
     dw: str = "mvue"

@@ -57,7 +57,9 @@ def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeig
             batch.add(weight, target, parameter)
         # One call a factor, and only when every gradient has been found fit: nothing is half-changed.
         for (_, kind), batch in batches.items():
-            torch.ops.s24.masked_decay_many_(batch.targets, batch.parameters, batch.patterns, kind, batch.factor)
+            torch.ops.s24.masked_decay_many_.default(
+                batch.targets, batch.parameters, batch.patterns, kind, batch.factor
+            )
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from s24compile.kernels.gemm import reference
-from s24compile.kernels.gemm.cutlass import launch
+from s24compile.kernels.gemm.cutlass import gated, launch
 from tests.lowering.test_graphs import FusedGated, Gated, GeluMLP
 from tests.masked import gradients, live_masks, masked_call
 
@@ -45,7 +45,16 @@ def install_references() -> None:
         CALLS.append("mm_dact")
         return reference.mm_dact(values, metadata, rows, cols, "sm90", b, *rest)
 
+    def mm_glu(values: Tensor, metadata: Tensor, rows: int, cols: int, b: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        CALLS.append("mm_glu")
+        return reference.mm_glu(values, metadata, rows, cols, "sm90_gated", b, *rest)
+
+    def mm_dglu(values: Tensor, metadata: Tensor, rows: int, cols: int, b: Tensor, *rest: Any) -> Tensor:
+        CALLS.append("mm_dglu")
+        return reference.mm_dglu(values, metadata, rows, cols, "sm90", b, *rest)
+
     launch.mm, launch.mm_act, launch.mm_dact = mm, mm_act, mm_dact  # type: ignore[assignment]
+    gated.mm_glu, gated.mm_dglu = mm_glu, mm_dglu  # type: ignore[assignment]
 
 
 def check(name: str, inner: str, gradient: str) -> None:
@@ -73,6 +82,7 @@ def check(name: str, inner: str, gradient: str) -> None:
         assert pruned or close(got[key], value), f"{name} {inner} {gradient}: gradient of {key or 'x'}"
         assert not pruned or nn.functional.cosine_similarity(got[key].flatten(), value.flatten(), dim=0) > 0.4
     assert (name == "gelu") == ("mm_act" in CALLS) == ("mm_dact" in CALLS), CALLS
+    assert (name != "gelu") == ("mm_glu" in CALLS) == ("mm_dglu" in CALLS), CALLS
     assert len(CALLS) == (6 if gradient == "mvue" else 4), CALLS
 
 

@@ -1,11 +1,19 @@
-"""`memory="save"`: the hidden activation is recomputed in the backward, and the gradients stay what they were."""
+"""What is kept for the backward: the bytes that are told are those that autograd holds, and `memory="save"`, which
+recomputes the hidden activation and leaves the gradients what they were.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+import s24compile
 from tests.lowering.test_graphs import FusedGated, Gated, GeluMLP
 
 MODELS = {
@@ -38,3 +46,82 @@ def test_save_the_hidden_activation_s_bytes_and_no_gradient_s_value(name: str, i
     assert fast_bytes - lean_bytes == hidden
     for key, gradient in fast_gradients.items():
         torch.testing.assert_close(lean_gradients[key], gradient, rtol=1e-5, atol=1e-5)
+
+
+class Between(GeluMLP):
+    """`act` stands in front of the second linear."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Checkpointed(FusedGated):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def frozen() -> nn.Module:
+    model = GeluMLP()
+    model.fc2.weight.requires_grad_(False)
+    return model
+
+
+T, F, FP32 = 128, 32, 4
+LAYERS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    # name: the layer, Z in T x F, H in T x F
+    **{name: (make, 1 if name == "gelu" else 2, 1) for name, make in MODELS.items()},
+    "dropout": (lambda: Between(lambda z: nn.functional.dropout(nn.functional.gelu(z), 0.1)), 1, 1),
+    "quick gelu": (lambda: Between(lambda z: z * torch.sigmoid(1.702 * z)), 1, 1),
+    "frozen down": (frozen, 1, 0),
+    "checkpointed": (lambda: Checkpointed(nn.functional.silu), 0, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"), [(name, "speed") for name in LAYERS] + [("geglu", "save"), ("dropout", "save")]
+)
+def test_tell_the_bytes_that_autograd_holds(name: str, memory: str) -> None:
+    make, z, h = LAYERS[name]
+    recomputed = T * F * FP32 if name in MODELS else 0
+    fast = torch.compile(make(), backend="s24", options={"memory": memory})
+    x = torch.randn(2, 64, 16, requires_grad=True)
+    held = {
+        t.untyped_storage().data_ptr(): t.nbytes
+        for t in fast(x).grad_fn.saved_tensors
+        if t.is_floating_point() and t.numel() in (T * F, T * 2 * F)
+    }
+    report = s24compile.explain(fast, x)
+    wanted = {"Z": z * T * F * FP32, "H": h * T * F * FP32 - (recomputed if memory == "save" else 0)}
+    assert report.saved_bytes == {key: count for key, count in wanted.items() if count}
+    assert sum(report.saved_bytes.values()) == sum(held.values())
+    assert ("memory='save' saves 16.4 kB less" in str(report)) == (recomputed > 0 and memory == "speed")
+
+
+@pytest.mark.parametrize("memory", ["speed", "save"])
+def test_log_the_bytes_that_a_graph_saves(memory: str, caplog: pytest.LogCaptureFixture) -> None:
+    fast = torch.compile(MODELS["geglu"](), backend="s24", options={"memory": memory, "inner": "aot_eager"})
+    with caplog.at_level(logging.INFO, logger="s24compile"):
+        fast(torch.randn(2, 64, 16, requires_grad=True))
+    (logged,) = [r.getMessage() for r in caplog.records if "this graph saves" in r.getMessage()]
+    assert logged.endswith("Z 32.8 kB, H 16.4 kB, X 8.2 kB" if memory == "speed" else "Z 32.8 kB, X 8.2 kB")
+
+
+def test_keep_nothing_where_there_is_no_backward(caplog: pytest.LogCaptureFixture) -> None:
+    fast: Any = torch.compile(GeluMLP(), backend="s24", options={"inner": "aot_eager"})
+    x = torch.randn(2, 64, 16)
+    with torch.no_grad(), caplog.at_level(logging.INFO, logger="s24compile"):
+        fast(x)
+        assert s24compile.explain(fast, x).saved_bytes == {}
+    assert not [r for r in caplog.records if "this graph saves" in r.getMessage()]
+
+
+def test_count_the_layers_of_symbolic_sizes_by_their_example() -> None:
+    fast = torch.compile(GeluMLP(), backend="s24", dynamic=True)
+    torch._dynamo.reset()
+    x = torch.randn(2, 64, 16)
+    torch._dynamo.mark_dynamic(x, 1)
+    assert s24compile.explain(fast, x).saved_bytes == {"Z": T * F * FP32, "H": T * F * FP32}

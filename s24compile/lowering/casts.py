@@ -1,0 +1,63 @@
+"""Casts into the GEMM in front of them, where nobody else would do them for free.
+
+    s24.mm(..., bf16) -> views -> cast to fp32 -> output      ->      s24.mm(..., fp32) -> views -> output
+
+An fp32 x under autocast has such a dX [T, D]: 8 bytes an element become 4, and one rounding goes. Left alone: a cast
+that a pointwise kernel reads, because Inductor fuses it there and the GEMM would write twice the bytes; a GEMM with
+other readers; dtypes that no kernel of the target writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from s24compile.kernels.target import Target
+from s24compile.lowering.build import Builder, value_of
+from s24compile.lowering.select import has_kernel
+from s24compile.lowering.views import chain_from, is_view, repeat_views
+
+aten, prims, s24 = torch.ops.aten, torch.ops.prims, torch.ops.s24
+
+
+def absorb_casts(graph: fx.Graph, target: Target) -> int:
+    """`mm` + cast -> `mm` with another `out_dtype`. Returns how many."""
+    count = 0
+    for cast in [n for n in graph.nodes if _is_cast(n)]:
+        source = cast.args[0]
+        links = chain_from(source, s24.mm.default) if len(source.users) == 1 else None
+        readers = list(_readers(cast))
+        if links is None or not readers or any(reader.op != "output" for reader in readers):
+            continue
+        args = (*links[0].args[:-1], value_of(cast).dtype)
+        if not has_kernel("mm", args, target):
+            continue
+        wide = Builder(links[0]).call(s24.mm.default, *args)
+        build = Builder(cast)
+        build.replace_with(repeat_views(build, links, wide))
+        for link in reversed(links):
+            graph.erase_node(link)
+        count += 1
+    return count
+
+
+def _is_cast(node: fx.Node) -> bool:
+    """Whether a node changes the dtype of its first argument and nothing else."""
+    if node.target is prims.convert_element_type.default:
+        return True
+    keeps_strides = node.kwargs.get("memory_format") in (None, torch.preserve_format)
+    if node.target is not aten._to_copy.default or not keeps_strides:
+        return False
+    before, after = value_of(node.args[0]), value_of(node)
+    return bool(before.device == after.device and before.layout == after.layout and before.dtype != after.dtype)
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """What uses a node, seen through views."""
+    for user in node.users:
+        if is_view(user):
+            yield from _readers(user)
+        else:
+            yield user

@@ -1,0 +1,74 @@
+"""Fifth pass: how many bytes each layer will keep for the backward. T tokens, F hidden width.
+
+Z [T, F] (or [T, 2F]) is the activation's operand, H [T, F] that of the last weight gradient. The layer's input is not
+counted, since the dense layer keeps it, too; nor are dropout masks. The sizes are those that Inductor's partitioner
+saves (`tests/lowering/test_memory.py` compares); what a graph really saves is in the log, see `lowering.memory`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import fx
+
+from s24compile.passes.match import RESHAPES, Match
+from s24compile.passes.scope import Scope, fake, hop_name, known_fake
+from s24compile.passes.spelling import general_name
+from s24compile.passes.state import State
+
+RECOMPUTED = (torch.ops.s24.act.default, torch.ops.s24.glu.default)
+"""What memory="save" recomputes."""
+
+
+def note_saved(state: State) -> int:
+    """Completes the rows of the rewritten layers; returns in how many something is kept."""
+    count = 0
+    for place, match in enumerate(state.matches):
+        saved = _saved(match) if match.taken else {}
+        again = saved.get("H", 0) if _made_by(match.linears[-1].x, state) in RECOMPUTED else 0
+        if again and state.config.memory == "save":
+            again -= saved.pop("H")
+        state.sites[place] = dataclasses.replace(
+            state.sites[place], saved_bytes=tuple(saved.items()), recomputable_bytes=again
+        )
+        count += bool(saved)
+    return count
+
+
+def _saved(match: Match) -> dict[str, int]:
+    """Bytes by name; those that are zero, or of sizes without a hint, are left out."""
+    *before, last = match.linears
+    runs = _runs(match.scope)
+    z = sum(_bytes(linear.node) for linear in before if _has_gradient(linear.node, match.scope))
+    h = _bytes(last.x, known_fake(last.node).dtype) if before and _has_gradient(last.weight, match.scope) else 0
+    return {name: runs * count for name, count in (("Z", z), ("H", h)) if runs * count}
+
+
+def _runs(scope: Scope) -> int:
+    """How often a graph runs in a forward that keeps its tensors: not at all where they are recomputed."""
+    if not scope.calls:
+        return 1
+    return sum(_runs(parent) for parent, call in scope.calls if hop_name(call) != "tag_activation_checkpoint")
+
+
+def _has_gradient(node: fx.Node | None, scope: Scope) -> bool:
+    value = fake(node)
+    # The values of a body do not say.
+    return value is not None and torch.is_grad_enabled() and (value.requires_grad or bool(scope.calls))
+
+
+def _bytes(node: fx.Node, dtype: torch.dtype | None = None) -> int:
+    """Of the example's tensor, without a guard on symbols."""
+    value = known_fake(node)
+    sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape]
+    return 0 if None in sizes else math.prod(sizes) * (dtype or value.dtype).itemsize
+
+
+def _made_by(x: fx.Node, state: State) -> object:
+    """The op whose result `x` is, in another shape perhaps; `x` may be gone by now."""
+    while general_name(x) in RESHAPES and x.args and isinstance(x.args[0], fx.Node):
+        x = x.args[0]
+    value = fake(x)
+    return next((new.target for old, new in state.replaced if old is value), x.target)
