@@ -20,7 +20,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import record
-from benchmarks.training import DENSE, check, medians_ms, peak_bytes, variants
+from benchmarks.training import DENSE, check, host_us, medians_ms, peak_bytes, variants
 
 NEEDS_GPU = True
 TOKENS = 16384
@@ -90,6 +90,7 @@ def measure(name: str, dense: tuple[str, ...]) -> dict[str, Any]:
         "tokens": TOKENS,
         "forward_error": error,
         "ms": times,
+        "host_us": {v.name: host_us(v, x) for v in candidates},
         "tflops": {n: flop / t / 1e9 for n, t in times.items()},
         "peak_bytes": {v.name: peak_bytes(v, x) for v in candidates},
         "ratio": best / times["s24"],
@@ -111,7 +112,12 @@ def main() -> int:
         row = measure(name, tuple(given.dense))
         rows.append(row)
         spelled = ", ".join(f"{n} {t:.3f} ms" for n, t in row["ms"].items())
-        print(f"{name:18} {spelled}; x{row['ratio']:.2f} (bar {row['bar']:.2f})", flush=True)
+        queued = "/".join(f"{us:.0f}" for us in row["host_us"].values())
+        memory = "/".join(f"{size / 1e6:.0f}" for size in row["peak_bytes"].values())
+        print(
+            f"{name:18} {spelled}; x{row['ratio']:.2f} (bar {row['bar']:.2f}); host {queued} us, peak {memory} MB",
+            flush=True,
+        )
         record.write("ffn", {"rows": rows}, given.out)
     return 0
 

@@ -14,6 +14,7 @@ import copy
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,19 @@ def trainer(model: GPT, compile_with: dict[str, Any]) -> Callable[[torch.Tensor]
         return loss.detach()
 
     return step
+
+
+def host_ms(step: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) -> float:
+    """CPU milliseconds to queue a step, with nothing to wait for: no step can be faster."""
+    spent = []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        torch.cuda._sleep(250_000_000)
+        begin = time.perf_counter()
+        step(tokens)
+        spent.append((time.perf_counter() - begin) * 1e3)
+        torch.cuda.synchronize()
+    return statistics.median(spent)
 
 
 def measure(size: str, dense: tuple[str, ...], targets: str, steps: int) -> dict[str, Any]:
@@ -86,7 +100,9 @@ def measure(size: str, dense: tuple[str, ...], targets: str, steps: int) -> dict
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratio = min(medians[d] for d in dense) / medians["s24"]
     return {
-        "size": size, "targets": targets, "ms": medians, "loss": losses, "step_peak_bytes": peaks, "ratio": ratio,
+        "size": size, "targets": targets, "ms": medians,
+        "host_ms": {n: host_ms(s, tokens[0]) for n, s in trainers.items()},
+        "loss": losses, "step_peak_bytes": peaks, "ratio": ratio,
         "bar": bar if targets == "ffn" else 1.27,
     }  # fmt: skip
 
@@ -106,7 +122,13 @@ def main() -> int:
             row = measure(size, tuple(given.dense), targets, given.steps)
             rows.append(row)
             spelled = ", ".join(f"{n} {t:.2f} ms" for n, t in row["ms"].items())
-            print(f"{size} {targets:6} {spelled}; x{row['ratio']:.3f} (bar {row['bar']:.2f})", flush=True)
+            queued = "/".join(f"{ms:.1f}" for ms in row["host_ms"].values())
+            peaks = "/".join(f"{size / 1e9:.2f}" for size in row["step_peak_bytes"].values())
+            print(
+                f"{size} {targets:6} {spelled}; x{row['ratio']:.3f} (bar {row['bar']:.2f}); host {queued} ms, "
+                f"peak {peaks} GB",
+                flush=True,
+            )
             record.write("nanogpt", {"rows": rows}, given.out)
     return 0
 
