@@ -73,7 +73,7 @@ def rewrite_graph(
         gm,
         config,
         linear_options(config, target),
-        profitable=lambda layer: refuse_slow(layer, target, config.min_speedup),
+        profitable=lambda layer: refuse_slow(layer, target, config.min_speedup, config.mode),
         dense=dense_weights,
         decorated_options={label: linear_options(own, target) for label, own in by_mark.items()},
     )

@@ -179,7 +179,7 @@ def _mm_dact(make: Maker) -> Iterator[Sample]:
 
 
 def _mm_glu(make: Maker) -> Iterator[Sample]:
-    for format in FORMATS:
+    for format in (*FORMATS, "sm90_gated"):
         a = (*make.packed(80, 136, format), 80, 136, format)
         yield Sample(f"{format}, first", (*a, make.normal(136, 24), "gelu", "first"))
         yield Sample(f"{format}, second", (*a, make.normal(40, 136).t(), "silu", "second"))

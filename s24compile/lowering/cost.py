@@ -1,6 +1,10 @@
-"""When does 2:4 pay? A table measured on the GPU, read at the nearest layer; nothing is modelled that nobody measured.
+"""When does 2:4 pay? Layers measured on the GPU, and a roofline that carries them to other sizes and token counts.
 
 Legend: T tokens, D model width, F hidden width.
+
+Two things can make 2:4 slower than dense. Few tokens: packing and pruning are passes over memory that few operations
+pay for. And little work per launch: a 2:4 layer costs the host more than a dense one, and a GPU that waits for its host
+gains nothing from faster kernels.
 """
 
 from __future__ import annotations
@@ -16,47 +20,103 @@ from s24compile.layer import Layer
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One row: the time of a step dense (Inductor) over that of s24."""
+    """One row: GPU microseconds of a step, forward and backward with packing, dense (Inductor) and 2:4."""
 
     width: int
     hidden: int
     gated: bool
     tokens: int
-    speedup: float
+    dense_us: float
+    sparse_us: float
+
+    @property
+    def layer(self) -> Layer:
+        """What was measured."""
+        return Layer(self.width, self.hidden, self.gated, self.tokens, torch.bfloat16)
 
 
-# H100 80GB HBM3, torch 2.11, bf16 autocast, forward and backward with packing; benchmarks/ffn.py, 2026-11-21.
-# The two small layers waited for the CPU: launches, not kernels, are what was slow.
+# H100 80GB HBM3, torch 2.11, bf16 autocast, fp32 master weights; benchmarks/ffn.py, 2026-11-24.
 HOPPER = (
-    Measured(768, 3072, False, 16384, 0.38),
-    Measured(1024, 2816, True, 16384, 0.40),
-    Measured(4096, 11008, True, 16384, 1.13),
+    Measured(768, 3072, False, 16384, 930, 722),
+    Measured(1024, 4096, False, 16384, 1451, 1019),
+    Measured(1280, 5120, False, 16384, 2229, 1576),
+    Measured(1600, 6400, False, 16384, 3221, 2492),
+    Measured(1024, 2816, True, 16384, 1546, 1231),
+    Measured(4096, 11008, True, 16384, 21130, 14145),
+    Measured(4096, 14336, True, 16384, 26948, 18480),
 )
+HOST_BOUND_US = 580
+"""2:4 layers shorter than this left the GPU waiting: a block of GPT-2 124M took its host 2.3 ms to launch (1.6 dense),
+which is what it takes the GPU at 13 000 tokens (benchmarks/nanogpt.py, 2026-11-24)."""
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Inductor's modes that replay CUDA graphs, where launches cost nothing."""
 
+DENSE_FLOPS_PER_US, SPARSE_FLOPS_PER_US = 0.69e9, 1.01e9
+"""Dense-equivalent rates of the GEMMs of these layers, cuBLAS and ours (benchmarks/gemm.py, the same day)."""
+BYTES_PER_US = 3.0e6
+"""Device memory of an H100 80GB, measured with a copy."""
+LAUNCH_US = 3.0
+"""What a kernel takes at least, from one to the next."""
 
 FORCE = "min_speedup=0 forces it"
 """Ends every sentence of `refuse_slow`."""
 
 
-def refuse_slow(layer: Layer, target: Target, min_speedup: float) -> str | None:
-    """A sentence if `layer` is not known to reach `min_speedup` on `target`; None if it is, and always on a CPU."""
+def refuse_slow(layer: Layer, target: Target, min_speedup: float, mode: str | None = None) -> str | None:
+    """A sentence if `layer` is not expected to reach `min_speedup` on `target`; None if it is, and always on a CPU."""
     if target.arch is None or min_speedup == 0:
         return None
     if target.arch != (9, 0):
-        return f"there is no 2:4 kernel for {target} yet, only the reference, which is slower than dense; {FORCE}"
+        return f"no 2:4 layer has been measured on {target}, and none is known to pay there; {FORCE}"
     if layer.dtype not in (torch.bfloat16, torch.float16):
         name = str(layer.dtype).removeprefix("torch.")
         return f"it computes in {name}, and the 2:4 kernels are for bf16 and fp16 (use autocast); {FORCE}"
     nearest = min(HOPPER, key=lambda row: _distance(row, layer))
-    if nearest.speedup >= min_speedup:
+    dense_us, sparse_us = estimate_us(layer, nearest)
+    source = f"from D {nearest.width}, F {nearest.hidden}, {nearest.tokens} tokens measured on an H100"
+    if sparse_us < HOST_BOUND_US and mode not in GRAPH_MODES:
+        return (
+            f"its 2:4 kernels would take {sparse_us:.0f} us a step ({source}), and below {HOST_BOUND_US} us the GPU "
+            "waits for the host, which launches dense layers faster; CUDA graphs (mode='reduce-overhead') help, and "
+            f"{FORCE}"
+        )
+    if dense_us / sparse_us >= min_speedup:
         return None
     return (
-        f"2:4 ran at {nearest.speedup:.2f} times dense speed in the nearest layer measured on an H100 "
-        f"(D {nearest.width}, F {nearest.hidden}, {nearest.tokens} tokens); min_speedup={min_speedup:g} asks for more, "
-        f"and {FORCE}"
+        f"2:4 is expected at {dense_us / sparse_us:.2f} times dense speed ({source}); min_speedup={min_speedup:g} asks "
+        f"for more, and {FORCE}"
     )
 
 
+def estimate_us(layer: Layer, nearest: Measured) -> tuple[float, float]:
+    """(dense, 2:4) GPU microseconds of a step of `layer`: its roofline, in proportion to the nearest measured layer's.
+
+    Without a token count, that of the measured layer.
+    """
+    layer = layer if layer.tokens is not None else dataclasses.replace(layer, tokens=nearest.tokens)
+    dense, sparse = roofline_us(layer)
+    dense_there, sparse_there = roofline_us(nearest.layer)
+    return nearest.dense_us * dense / dense_there, nearest.sparse_us * sparse / sparse_there
+
+
+def roofline_us(layer: Layer) -> tuple[float, float]:
+    """(dense, 2:4) microseconds by operations, bytes and launches.
+
+    Bytes are those that the GEMMs' own time does not cover. Dense: the activation and its gradient as passes of their
+    own, casts of weights and their gradients. 2:4: Z beside H in one epilogue and read in another, MVUE packing of both
+    gradients, packing of the weights both ways.
+    """
+    assert layer.tokens is not None
+    up = layer.hidden * (2 if layer.gated else 1)
+    flops = 6.0 * layer.tokens * layer.width * (up + layer.hidden)
+    weights = layer.width * (up + layer.hidden)
+    passes = 2.0 * layer.tokens * (3 * up + 2 * layer.hidden)
+    fused = 4.0 * layer.tokens * up + 3.125 * layer.tokens * (up + layer.width)
+    dense = flops / DENSE_FLOPS_PER_US + (passes + 12.0 * weights) / BYTES_PER_US + 10 * LAUNCH_US
+    sparse = flops / SPARSE_FLOPS_PER_US + (fused + 6.25 * weights) / BYTES_PER_US + 10 * LAUNCH_US
+    return dense, sparse
+
+
 def _distance(row: Measured, layer: Layer) -> float:
-    pairs = [(row.width, layer.width), (row.hidden, layer.hidden), (row.tokens, layer.tokens or row.tokens)]
+    pairs = [(row.width, layer.width), (row.hidden, layer.hidden)]
     return sum(math.log(a / max(1, b)) ** 2 for a, b in pairs) + 0.1 * (row.gated != layer.gated)

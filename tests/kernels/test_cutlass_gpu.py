@@ -13,7 +13,7 @@ from s24compile.kernels.gemm.cutlass.tuned import Choice
 
 pytestmark = pytest.mark.gpu
 
-STREAM_K = Schedule(stream_k=True)
+STREAM_K = Schedule(stream_k=True, deep=True)
 SIGNATURES = [
     Signature("bf16", "k", "k", "col", "bf16"),
     Signature("bf16", "k", "k", "row", "bf16"),

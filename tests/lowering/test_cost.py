@@ -1,5 +1,7 @@
 """The cost model: refuses with the measured number, asks nothing of a CPU, and can be overruled."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -7,24 +9,52 @@ from torch import nn
 import s24compile
 from s24compile.kernels.target import FAMILIES, Target
 from s24compile.layer import Layer
-from s24compile.lowering.cost import HOPPER, refuse_slow
+from s24compile.lowering.cost import HOPPER, estimate_us, refuse_slow
 
 H100 = Target("cuda", (9, 0), FAMILIES)
 SMALL = Layer(768, 3072, False, 16384, torch.bfloat16)
 LARGE = Layer(4096, 14336, True, 16384, torch.bfloat16)
 
 
-def test_refuse_what_was_measured_slower_and_say_the_number():
-    sentence = refuse_slow(SMALL, H100, 1.0)
+def test_refuse_what_asks_for_more_than_was_measured_and_say_the_number():
+    sentence = refuse_slow(SMALL, H100, 1.5)
     assert sentence is not None
-    assert f"{HOPPER[0].speedup:.2f} times dense" in sentence
+    assert f"{HOPPER[0].dense_us / HOPPER[0].sparse_us:.2f} times dense" in sentence
     assert "D 768, F 3072, 16384 tokens" in sentence
     assert "min_speedup=0 forces it" in sentence
 
 
-def test_take_what_was_measured_faster_up_to_the_factor_asked_for():
-    assert refuse_slow(LARGE, H100, 1.0) is None
-    assert refuse_slow(LARGE, H100, 1.3) is not None
+@pytest.mark.parametrize("row", HOPPER)
+def test_agree_with_every_measured_row(row):
+    ratio = row.dense_us / row.sparse_us
+    assert estimate_us(row.layer, row) == pytest.approx((row.dense_us, row.sparse_us))
+    assert refuse_slow(row.layer, H100, 0.99 * ratio) is None
+    assert refuse_slow(row.layer, H100, 1.01 * ratio) is not None
+
+
+@pytest.mark.parametrize("row", HOPPER)
+def test_predict_a_measured_row_from_the_others_within_a_sixth(row):
+    """What the roofline is for: layers that nobody measured."""
+    others = [other for other in HOPPER if other is not row and other.gated == row.gated]
+    nearest = min(others, key=lambda other: abs(other.width - row.width))
+    predicted = estimate_us(row.layer, nearest)
+    ratio = predicted[0] / predicted[1]
+    assert ratio == pytest.approx(row.dense_us / row.sparse_us, rel=1 / 6)
+
+
+def test_refuse_few_tokens_unless_launches_cost_nothing():
+    few = dataclasses.replace(SMALL, tokens=2048)
+    assert "the GPU waits for the host" in str(refuse_slow(few, H100, 1.0))
+    assert refuse_slow(dataclasses.replace(few, tokens=8192), H100, 1.0, "reduce-overhead") is None
+    assert refuse_slow(dataclasses.replace(few, tokens=None), H100, 1.0) is None
+
+
+def test_gain_more_with_more_tokens():
+    ratios = []
+    for tokens in (64, 512, 4096, 32768):
+        dense, sparse = estimate_us(dataclasses.replace(SMALL, tokens=tokens), HOPPER[0])
+        ratios.append(dense / sparse)
+    assert ratios == sorted(ratios)
 
 
 @pytest.mark.parametrize("layer", [SMALL, LARGE])
@@ -45,7 +75,7 @@ def test_show_the_refusal_where_the_options_fake_a_hopper():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         report = s24compile.explain(fast, torch.randn(4, 768))
     (site,) = report.refused
-    assert "times dense speed" in site.reason
+    assert "the GPU waits for the host" in site.reason
     assert report.target == "sm_90"
 
 

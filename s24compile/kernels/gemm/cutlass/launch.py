@@ -166,7 +166,7 @@ def _run(
     return d, z
 
 
-_NEEDS: dict[tuple[Plan, tuple[int, int, int]], int] = {}
+_NEEDS: dict[tuple[Kernel, tuple[int, int, int], int], int] = {}
 """Bytes of workspace of stream-K kernels."""
 
 
@@ -199,9 +199,10 @@ def submit(
     settings = (plan.raster, plan.swizzle, plan.splits, device, _sm_count(device), m_atoms, plan.pdl)
     tail = (*strides, *shape, *settings, 1.0, beta)
     if plan.stream_k:
-        need = _NEEDS.get((plan, shape))
+        key = plan.loaded.kernel, shape, plan.splits
+        need = _NEEDS.get(key)
         if need is None:
-            need = _NEEDS[plan, shape] = plan.loaded.workspace(loader.PROBLEM.pack(*pointers, 0, 0, *tail))
+            need = _NEEDS[key] = plan.loaded.workspace(loader.PROBLEM.pack(*pointers, 0, 0, *tail))
         workspace = _workspace(need, device, stream)
         problem = loader.PROBLEM.pack(*pointers, workspace.data_ptr(), need, *tail)
     else:

@@ -1,0 +1,49 @@
+"""Small calls of every built CUTLASS kernel and of the Triton kernels, for compute-sanitizer to watch.
+
+    compute-sanitizer --tool memcheck python benchmarks/sanitize.py
+
+Each result is checked too. Sizes are ragged on purpose: tiles that end outside the tensors are where accesses go wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.gemm import built_kernels
+from benchmarks.gemm_parts.check import check_kernel
+from s24compile.kernels import providers
+from s24compile.kernels.samples import samples
+
+NEEDS_GPU = True
+SIZES = ((264, 72, 136), (128, 31, 64))
+TRITON = ("pack_weight_", "pack_both", "mvue_pack", "mvue_pack_sum", "glu", "glu_backward", "flip_rate")
+
+
+def main() -> int:
+    """Returns 1 where a result is wrong; what is accessed out of bounds is the sanitizer's to say."""
+    torch.manual_seed(0)
+    failed = 0
+    kernels = built_kernels()
+    for kernel in kernels:
+        for size in SIZES:
+            failed += sum(not result.passes for result in check_kernel(kernel, size))
+    calls = 0
+    for op in TRITON:
+        provider = providers.find(op, "triton")
+        assert provider is not None, op
+        for sample in samples(op, "cuda", torch.bfloat16):
+            if provider.supports(*sample.args) is None:
+                provider.run(*sample.args)
+                calls += 1
+    torch.cuda.synchronize()
+    print(f"{len(kernels)} GEMM kernels, {calls} Triton calls, {failed} wrong")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
