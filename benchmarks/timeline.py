@@ -91,47 +91,44 @@ def profile_layer(name: str, limits: dict[str, float]) -> dict[str, Any]:
             one_step(sparse, x, gradient)
         torch.cuda.synchronize()
     kernels = [
-        (kernel.name, float(kernel.duration), event)
+        (kernel.name[:90], float(kernel.duration), event)
         for event in prof.events()
         for kernel in getattr(event, "kernels", [])
     ]
-    rows: dict[tuple[str, str, str | None], dict[str, Any]] = {}
-    for kernel_name, us, event in kernels:
-        op = event.name
-        while event is not None and not event.name.startswith("s24"):
-            event = event.cpu_parent
-        key = (op if event is None else event.name, kernel_name[:90])
-        shapes = None if event is None else str(event.input_shapes)
-        new: dict[str, Any] = {"op": key[0], "kernel": key[1], "us": 0.0, "calls": 0, "floor_us": None}
-        row = rows.setdefault((*key, shapes), new)
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for kernel_name, us, launched_by in kernels:
+        event = _s24_op(launched_by)
+        ours = event.name.startswith("s24")
+        new: dict[str, Any] = {"op": event.name, "kernel": kernel_name, "us": 0.0, "calls": 0, "floor_us": None}
+        row = rows.setdefault((event.name, kernel_name, str(event.input_shapes)), new)
         row["us"] += us / STEPS
-        row["calls"] += 1
-        if event is not None and row["floor_us"] is None:
+        row["calls"] += 1 / STEPS
+        if ours and row["floor_us"] is None and not kernel_name.startswith("Mem"):
             flops, moved = work(event.name, event.input_shapes, width, hidden, kind != "gelu")
             row["floor_us"] = max(flops / limits["flops_per_us"], moved / limits["bytes_per_us"])
             row["gflop"], row["megabytes"] = flops / 1e9, moved / 1e6
-    for row in rows.values():
-        row["calls"] /= STEPS
-    found = sorted(rows.values(), key=lambda row: -row["us"])
     # The last step's kernels, in the order in which they ran.
     ran = sorted(kernels, key=lambda item: item[2].time_range.start)
-    last = ran[-len(ran) // STEPS :]
-    order = [{"kernel": kernel_name[:90], "us": us, "op": _s24_op(event)} for kernel_name, us, event in last]
+    order = []
+    for kernel_name, us, launched_by in ran[-(len(ran) // STEPS) :]:
+        event = _s24_op(launched_by)
+        floor = rows[event.name, kernel_name, str(event.input_shapes)]["floor_us"]
+        order.append({"op": event.name, "us": us, "floor_us": floor})
     return {
         "layer": name,
         "host_us": host_us,
-        "kernel_us": sum(r["us"] for r in found),
-        "kernels": found,
+        "kernel_us": sum(row["us"] for row in rows.values()),
+        "kernels": sorted(rows.values(), key=lambda row: -row["us"]),
         "order": order,
     }
 
 
-def _s24_op(event: Any) -> str:
-    """The s24 op that launched a kernel, else the innermost op."""
-    name = str(event.name)
-    while event is not None and not event.name.startswith("s24"):
-        event = event.cpu_parent
-    return name if event is None else str(event.name)
+def _s24_op(event: Any) -> Any:
+    """The event of the s24 op that launched a kernel, else the one that launched it."""
+    outer = event
+    while outer is not None and not outer.name.startswith("s24"):
+        outer = outer.cpu_parent
+    return event if outer is None else outer
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
@@ -144,15 +141,14 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     figure, every = plt.subplots(len(results), 1, figsize=(12, 1.7 * len(results) + 0.8), squeeze=False)
     colours = {"mm": "#2a78d6", "mvue": "#e07b39", "pack": "#8a5fbf", "glu": "#3a9a5b"}
     for axes, result in zip(every[:, 0], results, strict=True):
-        floors = {(row["op"], round(row["us"] / row["calls"], 1)): row["floor_us"] for row in result["kernels"]}
         at = 0.0
         for step in result["order"]:
             name = step["op"].partition("::")[2] if step["op"].startswith("s24") else "cast"
             colour = next((c for part, c in colours.items() if part in name), "#9a9a9a")
             axes.broken_barh([(at, step["us"])], (0, 1), facecolor=colour, edgecolor="white", alpha=0.45)
-            near = [floor for (op, _), floor in floors.items() if op == step["op"] and floor]
-            if near:
-                axes.broken_barh([(at, min(step["us"], min(near)))], (0, 1), facecolor=colour, edgecolor="none")
+            if step["floor_us"]:
+                floor = min(step["us"], step["floor_us"])
+                axes.broken_barh([(at, floor)], (0, 1), facecolor=colour, edgecolor="none")
             if step["us"] > result["kernel_us"] / 40:
                 axes.text(at + step["us"] / 2, 0.5, name, rotation=90, ha="center", va="center", fontsize=6)
             at += step["us"]

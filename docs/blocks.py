@@ -111,14 +111,15 @@ def performance() -> str:
 
 def _section(path: Path) -> str:
     told: dict[str, Any] = json.loads(path.read_text())
+    told |= told.get("machine") or {}
     where = ", ".join(
         f"{name} {told[key]}" if name else str(told[key])
-        for key, name in (("device", ""), ("torch", "torch"), ("cuda", "CUDA"), ("date", ""))
+        for key, name in (("device", ""), ("gpu", ""), ("torch", "torch"), ("cuda", "CUDA"), ("date", ""))
         if told.get(key)
     )
     title = path.stem.replace("_", " ")
     lines = [f"### {title[0].upper()}{title[1:]}", "", f"*{where or 'circumstances not recorded'}*", ""]
-    rows = told.get("rows")
+    rows = told.get("rows") or told.get("shapes") or told.get("layers")
     if isinstance(rows, list) and rows and isinstance(rows[0], dict):
         lines += _table([_flat(row) for row in rows])
     else:
@@ -139,6 +140,8 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested numbers as columns "ms inductor"; lists (single rounds) are left out."""
     found: dict[str, str] = {}
     for name, value in row.items():
+        if name == "all_us":  # of every competitor: too wide a table
+            continue
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{name} ")
         elif not isinstance(value, list) and value is not None:

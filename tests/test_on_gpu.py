@@ -64,7 +64,7 @@ def test_agree_with_masked_dense_arithmetic(model, memory):
 
 def test_train_in_cuda_graphs(model):
     """Steps change the packed weights in place; a replayed graph must read the new ones."""
-    compiled = torch.compile(model, backend="s24", mode="reduce-overhead", options=options())
+    compiled = torch.compile(model, backend="s24", options=options(mode="reduce-overhead"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     x, target = torch.randn(4, 64, 256, device="cuda"), torch.randn(4, 64, 256, device="cuda")
     losses = []

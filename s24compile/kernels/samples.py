@@ -178,6 +178,14 @@ def _mm_dact(make: Maker) -> Iterator[Sample]:
         yield Sample(f"{format}, col", (*a, make.normal(24, 136).t(), make.normal(24, 72).t(), "silu", "col"))
 
 
+def _mm_add(make: Maker) -> Iterator[Sample]:
+    for format in FORMATS:
+        a = (*make.packed(72, 136, format), 72, 136, format)
+        yield Sample(f"{format}, col", (*a, make.normal(24, 136).t(), make.normal(24, 72).t()))
+        wide = torch.promote_types(make.dtype, torch.float32)
+        yield Sample(f"{format}, fp32", (*a, make.normal(136, 24), make.normal(24, 72).t().to(wide)))
+
+
 def _mm_glu(make: Maker) -> Iterator[Sample]:
     for format in (*FORMATS, "sm90_gated"):
         a = (*make.packed(80, 136, format), 80, 136, format)
@@ -275,6 +283,7 @@ SAMPLES: dict[str, Callable[[Maker], Iterator[Sample]]] = {
     "mm": _mm,
     "mm_act": _mm_act,
     "mm_dact": _mm_dact,
+    "mm_add": _mm_add,
     "mm_glu": _mm_glu,
     "mm_dglu": _mm_dglu,
     "act": _act,

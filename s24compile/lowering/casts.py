@@ -25,11 +25,11 @@ aten, prims, s24 = torch.ops.aten, torch.ops.prims, torch.ops.s24
 def absorb_casts(graph: fx.Graph, target: Target) -> int:
     """`mm` + cast -> `mm` with another `out_dtype`. Returns how many."""
     count = 0
-    for cast in [n for n in graph.nodes if _is_cast(n)]:
+    for cast in [n for n in graph.nodes if is_cast(n)]:
         source = cast.args[0]
         links = chain_from(source, s24.mm.default) if len(source.users) == 1 else None
-        readers = list(_readers(cast))
-        if links is None or not readers or any(reader.op != "output" for reader in readers):
+        used_by = list(readers(cast))
+        if links is None or not used_by or any(reader.op != "output" for reader in used_by):
             continue
         args = (*links[0].args[:-1], value_of(cast).dtype)
         if not has_kernel("mm", args, target):
@@ -43,7 +43,7 @@ def absorb_casts(graph: fx.Graph, target: Target) -> int:
     return count
 
 
-def _is_cast(node: fx.Node) -> bool:
+def is_cast(node: fx.Node) -> bool:
     """Whether a node changes the dtype of its first argument and nothing else."""
     if node.target is prims.convert_element_type.default:
         return True
@@ -54,10 +54,10 @@ def _is_cast(node: fx.Node) -> bool:
     return bool(before.device == after.device and before.layout == after.layout and before.dtype != after.dtype)
 
 
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
+def readers(node: fx.Node) -> Iterator[fx.Node]:
     """What uses a node, seen through views."""
     for user in node.users:
         if is_view(user):
-            yield from _readers(user)
+            yield from readers(user)
         else:
             yield user

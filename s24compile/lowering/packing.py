@@ -1,4 +1,4 @@
-"""Packing of gradients fused with what sums them, where the target has such a kernel.
+"""Packing of gradients: once for all who need it, and fused with what sums them where the target has such a kernel.
 
     db = sum(dz, 0);  p = s24.mvue_pack(dz, seed)   ->   p, db = s24.mvue_pack_sum(dz, seed)
 
@@ -16,8 +16,39 @@ from torch import fx
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, op_name, s24_calls, value_of
 from s24compile.lowering.select import has_kernel
+from s24compile.lowering.views import is_view
 
 aten, s24 = torch.ops.aten, torch.ops.s24
+
+
+def share_packs(graph: fx.Graph, target: Target) -> int:
+    """One `mvue_pack` for all that pack the same gradient. Returns how many went.
+
+    p = s24.mvue_pack(dy, seed0); q = s24.mvue_pack(dy, seed1)   ->   both are the first
+
+    Two linears whose outputs are summed have one dY: the projections of attention and feed-forward layer in a parallel
+    block. Each estimate stays unbiased; only their errors are no longer independent.
+    """
+    first: dict[tuple[Any, ...], fx.Node] = {}
+    count = 0
+    for pack in [n for n in s24_calls(graph) if op_name(n) == "mvue_pack"]:
+        g, _, dtype, fmt = pack.args
+        value = value_of(g)
+        key = (_memory(g), tuple(value.shape), value.stride(), value.storage_offset(), dtype, fmt)
+        known = first.setdefault(key, pack)
+        if known is not pack:
+            _replace_items(pack, known, (0, 1))
+            graph.erase_node(pack)
+            count += 1
+    graph.eliminate_dead_code()
+    return count
+
+
+def _memory(node: Any) -> Any:
+    """The node whose memory a chain of views looks at."""
+    while is_view(node):
+        node = node.args[0]
+    return node
 
 
 def fuse_bias_gradient(graph: fx.Graph, target: Target) -> int:

@@ -22,7 +22,20 @@ from s24compile.kernels.gemm.cutlass import gated, launch
 from tests.lowering.test_graphs import FusedGated, Gated, GeluMLP
 from tests.masked import gradients, live_masks, masked_call
 
+
+class Residual(nn.Module):
+    """A block compiled by itself: its last sum is what the caller gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Gated(nn.functional.silu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
 MODELS: dict[str, Any] = {
+    "residual": Residual,
     "gelu": GeluMLP,
     "swiglu": lambda: Gated(nn.functional.silu),
     "geglu": lambda: FusedGated(nn.functional.gelu),
@@ -53,7 +66,12 @@ def install_references() -> None:
         CALLS.append("mm_dglu")
         return reference.mm_dglu(values, metadata, rows, cols, "sm90", b, *rest)
 
+    def mm_add(values: Tensor, metadata: Tensor, rows: int, cols: int, b: Tensor, c: Tensor, *rest: Any) -> Tensor:
+        CALLS.append("mm_add")
+        return reference.mm_add(values, metadata, rows, cols, "sm90", b, c)
+
     launch.mm, launch.mm_act, launch.mm_dact = mm, mm_act, mm_dact  # type: ignore[assignment]
+    launch.mm_add = mm_add  # type: ignore[assignment]
     gated.mm_glu, gated.mm_dglu = mm_glu, mm_dglu  # type: ignore[assignment]
 
 
@@ -83,6 +101,7 @@ def check(name: str, inner: str, gradient: str) -> None:
         assert not pruned or nn.functional.cosine_similarity(got[key].flatten(), value.flatten(), dim=0) > 0.4
     assert (name == "gelu") == ("mm_act" in CALLS) == ("mm_dact" in CALLS), CALLS
     assert (name != "gelu") == ("mm_glu" in CALLS) == ("mm_dglu" in CALLS), CALLS
+    assert (name == "residual") == ("mm_add" in CALLS), CALLS
     assert len(CALLS) == (6 if gradient == "mvue" else 4), CALLS
 
 

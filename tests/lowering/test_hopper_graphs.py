@@ -174,3 +174,29 @@ def test_leave_an_activation_alone_whose_gradient_is_read_elsewhere(monkeypatch:
     forward, backward = lowered_for_hopper(Watched(), monkeypatch)
     assert "s24_cutlass.mm_act" in forward
     assert "mm_dact" not in backward
+
+
+class Parallel(nn.Module):
+    """Two projections into one sum, as attention and feed-forward layer of a parallel block have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Linear(16, 32, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x.tanh()) + self.b(x.sigmoid())
+
+
+def test_pack_a_gradient_once_for_all_who_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, backward = lowered_for_hopper(Parallel(), monkeypatch, targets="linear")
+    assert backward.count("s24_triton.mvue_pack(") == 1
+    assert backward.count("s24_cutlass.mm(") == 4
+
+
+def test_pack_different_gradients_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Apart(Parallel):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x.tanh()) + 2 * self.b(x.sigmoid())
+
+    _, backward = lowered_for_hopper(Apart(), monkeypatch, targets="linear")
+    assert backward.count("s24_triton.mvue_pack(") == 2

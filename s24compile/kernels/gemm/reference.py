@@ -74,6 +74,13 @@ def mm_dact(
     return dz.contiguous() if out_layout == "row" else dz.t().contiguous().t()
 
 
+def mm_add(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, c: Tensor) -> Tensor:
+    """D = A B + C in C's dtype, column-major, rounded once."""
+    wide = torch.promote_types(c.dtype, torch.float32)
+    product = mm(values, metadata, rows, cols, format, b, None, "col", wide)
+    return (product.t() + c.t().to(wide)).to(c.dtype).contiguous().t()
+
+
 def mm_glu(
     values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, act: str, gate: str
 ) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,17 @@ def _(
     return _empty(b, rows, out_layout)
 
 
+@custom_op("s24::mm_add", mutates_args=())
+def mm_add(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, c: Tensor) -> Tensor:
+    """D = S B + C [rows, n], column-major, in C's dtype: a residual without a pass of its own."""
+    return providers.run("mm_add", values, metadata, rows, cols, format, b, c)
+
+
+@mm_add.register_fake
+def _(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, c: Tensor) -> Tensor:
+    return _empty(c, rows, "col")
+
+
 @custom_op("s24::mm_glu", mutates_args=())
 def mm_glu(
     values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, act: str, gate: str

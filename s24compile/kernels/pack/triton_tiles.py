@@ -61,7 +61,7 @@ _READY: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
 def _launch(
     kernel: Any, programs: int, tile: Tile, device: torch.device, args: tuple[Any, ...], constants: dict[str, Any]
 ) -> None:
-    """Finds the compiled kernel again by itself: Triton's own way there takes 80 us of CPU, this one 10."""
+    """Finds the compiled kernel again by itself: Triton's own way there takes 80 us of CPU on a slow host."""
     if device.type != "cuda":
         _compile(kernel, programs, tile, args, constants)
         return

@@ -169,15 +169,17 @@ def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEF
     """The kernels that training one model needs, which `s24 build` builds ahead of time.
 
     Forward and dX: packed weights K-major times row-major activations, column-major D (its transpose is row-major),
-    with and without bias, with GELU in the epilogue (forward and backward), with GLUs, and dX straight in fp32. dW:
-    packed gradients K-major or M-major times row-major X, row-major D (column-major for Conv1D's transposed weights),
-    in the operands' dtype and straight to fp32 master gradients.
+    with and without bias, with GELU in the epilogue (forward and backward), with GLUs, with a residual, and dX straight
+    in fp32. dW: packed gradients K-major or M-major times row-major X, row-major D (column-major for Conv1D's
+    transposed weights), in the operands' dtype and straight to fp32 master gradients.
     """
     forward = [
         Signature(dtype, "k", "k", "col", dtype),
         Signature(dtype, "k", "k", "col", dtype, "bias", bias=dtype),
         Signature(dtype, "k", "k", "col", dtype, "bias", bias="fp32"),
         Signature(dtype, "k", "k", "col", "fp32"),
+        Signature(dtype, "k", "k", "col", dtype, "add"),
+        Signature(dtype, "k", "k", "col", "fp32", "add"),
     ]
     outputs: tuple[Output, ...] = (dtype, "fp32")
     for act in ("gelu", "gelu_tanh"):

@@ -130,6 +130,18 @@ def mm_dact(
     return launch.mm_dact(values, metadata, rows, cols, b, z, act, out_layout)
 
 
+def supports_add(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, c: Tensor
+) -> str | None:
+    """As `supports`; D is in C's dtype."""
+    return supports(values, metadata, rows, cols, format, b, None, "col", c.dtype)
+
+
+def mm_add(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, c: Tensor) -> Tensor:
+    """`s24::mm_add` on the CUTLASS kernels."""
+    return launch.mm_add(values, metadata, rows, cols, b, c, 1.0, "col")
+
+
 def supports_glu(
     values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, act: str, gate: str
 ) -> str | None:
@@ -172,6 +184,7 @@ PROVIDERS = {
     "mm": Provider("cutlass", mm, supported, supports),
     "mm_act": Provider("cutlass", mm_act, supported, supports_act),
     "mm_dact": Provider("cutlass", mm_dact, supported, supports_dact),
+    "mm_add": Provider("cutlass", mm_add, supported, supports_add),
     "mm_glu": Provider("cutlass", mm_glu, supported, supports_glu),
     "mm_dglu": Provider("cutlass", mm_dglu, supported, supports_dglu),
 }
