@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,13 +78,26 @@ def test_print_the_numbers_that_were_measured() -> None:
 
 
 def test_print_the_speeds_that_were_measured() -> None:
-    results = ROOT / "benchmarks/results"
-    flat = " ".join(README.split())
-    ffn = {row["layer"]: row["ratio"] for row in json.loads((results / "ffn.json").read_text())["rows"]}
-    assert f"{ffn['llama-7b swiglu']:.2f} times dense speed for Llama-7B's SwiGLU" in flat
-    assert f"{ffn['gpt2-124m gelu']:.2f} times for GPT-2 124M's" in flat
-    (step,) = json.loads((results / "nanogpt.json").read_text())["rows"]
-    assert f"a whole GPT-2 124M step at {step['ratio']:.2f} times" in flat
-    rows = json.loads((results / "memory_kernels.json").read_text())["rows"]
-    (search,) = [r for r in rows if r["shape"] == "8192x8192" and r["name"] == "pack transposable, search, bfloat16"]
-    assert f"{search['us']:.0f} us" in flat
+    def read(name: str) -> Any:
+        return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
+
+    rows = [line for line in README.splitlines() if line.startswith("|")]
+
+    def stated(part: str) -> str:
+        (line,) = [row for row in rows if part in row]
+        return line
+
+    gemm = read("gemm")
+    assert f"**{gemm['geomean']:.2f}** ({gemm['least']:.2f} to" in stated("geometric mean")
+    assert f"| {len(gemm['shapes'])} FFN matrix products" in stated("geometric mean")
+    names = {"gpt2-124m gelu": "124M GELU", "gpt2-350m gelu": "350M GELU", "gpt2-774m gelu": "774M GELU",
+             "gpt2-1558m gelu": "1558M GELU", "geglu 1024-2816": "GEGLU 1024", "llama-7b swiglu": "Llama-7B",
+             "llama-8b swiglu": "Llama-8B"}  # fmt: skip
+    for row in read("ffn")["rows"]:
+        line = stated(names[row["layer"]])
+        assert f"**{row['ratio']:.2f}**" in line
+    (block,) = read("block")["rows"]
+    assert f"**{block['ratios']['s24']:.2f}**" in stated("whole block")
+    (step,) = read("nanogpt")["rows"]
+    assert f"**{step['ratio']:.2f}**" in stated("whole training step")
+    assert f"trains {step['ratio']:.2f} times" in " ".join(README.split())

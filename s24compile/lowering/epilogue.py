@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, op_name, s24_calls, value_of
@@ -24,96 +25,69 @@ s24 = torch.ops.s24
 
 def fuse_activation(graph: fx.Graph, target: Target) -> int:
     """`mm` + `act` -> `mm_act`. Returns how many."""
-    count = 0
-    for act in [n for n in s24_calls(graph) if op_name(n) == "act"]:
-        z, kind = act.args
-        links = chain_from(z, s24.mm.default) if isinstance(z, fx.Node) else None
-        if links is None:
-            continue
-        values, metadata, rows, cols, fmt, b, bias, layout, dtype = links[0].args
-        args = (values, metadata, rows, cols, fmt, b, bias, kind, layout)
-        if dtype != value_of(b).dtype or not has_kernel("mm_act", args, target):
-            continue
-        # In the GEMM's place: z may have readers in front of the activation.
-        build = Builder(links[0])
-        both = build.call(s24.mm_act.default, *args)
-        links[0].replace_all_uses_with(build.item(both, 0))
-        after = Builder(act)
-        after.replace_with(repeat_views(after, links, build.item(both, 1)))
-        graph.erase_node(links[0])
-        count += 1
-    return count
-
-
-def fuse_activation_backward(graph: fx.Graph, target: Target) -> int:
-    """`mm` + `act_backward` -> `mm_dact`. Returns how many."""
-    count = 0
-    for backward in [n for n in s24_calls(graph) if op_name(n) == "act_backward"]:
-        dh, z, kind = backward.args
-        assert isinstance(dh, fx.Node)
-        assert isinstance(z, fx.Node)
-        links = chain_from(dh, s24.mm.default) if len(dh.users) == 1 else None
-        if links is None:
-            continue
-        values, metadata, rows, cols, fmt, b, bias, layout, dtype = links[0].args
-        if bias is not None or layout != "col" or dtype != value_of(b).dtype or dtype != value_of(z).dtype:
-            continue
-        if not value_of(z).is_contiguous():
-            continue
-        build = Builder(backward)
-        z_operand = as_operand_layout(build, links, z)
-        args = (values, metadata, rows, cols, fmt, b, z_operand, kind, layout)
-        if z_operand is None or not has_kernel("mm_dact", args, target):
-            continue
-        build.replace_with(repeat_views(build, links, build.call(s24.mm_dact.default, *args)))
-        count += 1
-    graph.eliminate_dead_code()
-    return count
+    return _fuse_forward(graph, target, "act", s24.mm_act.default)
 
 
 def fuse_glu(graph: fx.Graph, target: Target) -> int:
     """`mm` + `glu` -> `mm_glu`. Returns how many."""
-    count = 0
-    for glu in [n for n in s24_calls(graph) if op_name(n) == "glu"]:
-        z, act, gate = glu.args
+    return _fuse_forward(graph, target, "glu", s24.mm_glu.default)
+
+
+def fuse_activation_backward(graph: fx.Graph, target: Target) -> int:
+    """`mm` + `act_backward` -> `mm_dact`. Returns how many."""
+    return _fuse_backward(graph, target, "act_backward", s24.mm_dact.default)
+
+
+def fuse_glu_backward(graph: fx.Graph, target: Target) -> int:
+    """`mm` + `glu_backward` -> `mm_dglu`. Returns how many."""
+    return _fuse_backward(graph, target, "glu_backward", s24.mm_dglu.default)
+
+
+def _fuse_forward(graph: fx.Graph, target: Target, name: str, fused: OpOverload) -> int:
+    gated, count = name == "glu", 0
+    for node in [n for n in s24_calls(graph) if op_name(n) == name]:
+        z, *settings = node.args
         links = chain_from(z, s24.mm.default) if isinstance(z, fx.Node) else None
-        if links is None or not is_plain(links):
+        if links is None:
             continue
-        values, metadata, rows, cols, fmt, b, bias, layout, dtype = links[0].args
-        args = (values, metadata, rows, cols, fmt, b, act, gate)
-        if bias is not None or layout != "col" or dtype != value_of(b).dtype or not has_kernel("mm_glu", args, target):
+        *product, bias, layout, dtype = links[0].args
+        if gated and (bias is not None or layout != "col" or not is_plain(links)):
             continue
+        args = (*product, *settings) if gated else (*product, bias, *settings, layout)
+        if dtype != value_of(product[-1]).dtype or not has_kernel(fused._opname, args, target):
+            continue
+        # In the GEMM's place: z may have readers in front of the activation.
         build = Builder(links[0])
-        both = build.call(s24.mm_glu.default, *args)
+        both = build.call(fused, *args)
         links[0].replace_all_uses_with(build.item(both, 0))
-        after = Builder(glu)
-        after.replace_with(with_leading_dims(after, links, build.item(both, 1)))
+        after = Builder(node)
+        h = build.item(both, 1)
+        after.replace_with(with_leading_dims(after, links, h) if gated else repeat_views(after, links, h))
         graph.erase_node(links[0])
         count += 1
     return count
 
 
-def fuse_glu_backward(graph: fx.Graph, target: Target) -> int:
-    """`mm` + `glu_backward` -> `mm_dglu`. Returns how many."""
-    count = 0
-    for backward in [n for n in s24_calls(graph) if op_name(n) == "glu_backward"]:
-        dh, z, act, gate = backward.args
+def _fuse_backward(graph: fx.Graph, target: Target, name: str, fused: OpOverload) -> int:
+    gated, count = name == "glu_backward", 0
+    for node in [n for n in s24_calls(graph) if op_name(n) == name]:
+        dh, z, *settings = node.args
         assert isinstance(dh, fx.Node)
         assert isinstance(z, fx.Node)
         links = chain_from(dh, s24.mm.default) if len(dh.users) == 1 else None
         if links is None:
             continue
-        values, metadata, rows, cols, fmt, b, bias, layout, dtype = links[0].args
-        if bias is not None or layout != "col" or dtype != value_of(b).dtype or dtype != value_of(z).dtype:
+        *product, bias, layout, dtype = links[0].args
+        if bias is not None or layout != "col" or dtype != value_of(product[-1]).dtype or dtype != value_of(z).dtype:
             continue
         if not value_of(z).is_contiguous():
             continue
-        build = Builder(backward)
+        build = Builder(node)
         z_operand = as_operand_layout(build, links, z)
-        args = (values, metadata, rows, cols, fmt, b, z_operand, act, gate)
-        if z_operand is None or not has_kernel("mm_dglu", args, target):
+        args = (*product, z_operand, *settings) if gated else (*product, z_operand, *settings, layout)
+        if z_operand is None or not has_kernel(fused._opname, args, target):
             continue
-        build.replace_with(with_leading_dims(build, links, build.call(s24.mm_dglu.default, *args)))
+        build.replace_with(with_leading_dims(build, links, build.call(fused, *args)))
         count += 1
     graph.eliminate_dead_code()
     return count
