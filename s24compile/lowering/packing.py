@@ -34,7 +34,9 @@ def share_packs(graph: fx.Graph, target: Target) -> int:
     for pack in [n for n in s24_calls(graph) if op_name(n) == "mvue_pack"]:
         g, _, dtype, fmt = pack.args
         value = value_of(g)
-        key = (_memory(g), tuple(value.shape), value.stride(), value.storage_offset(), dtype, fmt)
+        # As text: symbolic sizes have no hash.
+        view = str((tuple(value.shape), value.stride(), value.storage_offset()))
+        key = (_memory(g), view, dtype, fmt)
         known = first.setdefault(key, pack)
         if known is not pack:
             _replace_items(pack, known, (0, 1))

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._prims_common import is_contiguous_or_false
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, value_of
@@ -66,4 +68,7 @@ def _fits(x: Any, result: torch.Tensor) -> bool:
     if not isinstance(x, fx.Node):
         return False
     value = value_of(x)
-    return bool(value.shape == result.shape and value.dtype == result.dtype and value.is_contiguous())
+    if not isinstance(value, torch.Tensor) or value.dtype != result.dtype or value.dim() != result.dim():
+        return False
+    same = all(statically_known_true(a == b) for a, b in zip(value.shape, result.shape, strict=True))
+    return same and is_contiguous_or_false(value)

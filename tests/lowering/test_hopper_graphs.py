@@ -187,8 +187,12 @@ class Parallel(nn.Module):
         return self.a(x.tanh()) + self.b(x.sigmoid())
 
 
-def test_pack_a_gradient_once_for_all_who_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, backward = lowered_for_hopper(Parallel(), monkeypatch, targets="linear")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_pack_a_gradient_once_for_all_who_need_it(dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 8, 16, requires_grad=True)
+    if dynamic:
+        torch._dynamo.mark_dynamic(x, 1)
+    _, backward = lowered_for_hopper(Parallel(), monkeypatch, x, targets="linear")
     assert backward.count("s24_triton.mvue_pack(") == 1
     assert backward.count("s24_cutlass.mm(") == 4
 

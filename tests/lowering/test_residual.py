@@ -91,3 +91,13 @@ def test_leave_other_sums(function: Callable[..., Any]) -> None:
 
 def test_leave_targets_without_the_kernel() -> None:
     assert absorb_residuals(traced(lambda x, h: x + product(h)), Target()) == 0
+
+
+def test_add_with_symbolic_token_counts() -> None:
+    def function(h: Tensor) -> Tensor:
+        values, metadata = FORMATS["sm90"].empty(D, F, h.dtype, h.device)
+        x = h.float()[:, :D].contiguous()
+        return x + s24.mm(values, metadata, D, F, "sm90", h.t(), None, "col", h.dtype).t()
+
+    graph = make_fx(function, tracing_mode="symbolic")(torch.randn(T, F, dtype=torch.bfloat16)).graph
+    assert absorb_residuals(graph, HOPPER) == 1
