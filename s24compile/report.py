@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 
@@ -111,11 +111,16 @@ class Report:
         )
 
     def _memory(self) -> str:
-        saved = ", ".join(f"{name} {format_bytes(count)}" for name, count in self.saved_bytes.items())
+        saved = describe_saved(self.saved_bytes)
         less = sum(site.recomputable_bytes for site in self.rewritten)
         return f"they save {saved} for the backward" + (
             f"; memory='save' saves {format_bytes(less)} less" if less else ""
         )
+
+
+def describe_saved(saved: Mapping[str, int]) -> str:
+    """Bytes by name, in words."""
+    return ", ".join(f"{name} {format_bytes(count)}" for name, count in saved.items())
 
 
 def format_bytes(count: int) -> str:

@@ -17,12 +17,13 @@ from s24compile.lowering.casts import absorb_casts
 from s24compile.lowering.epilogue import fuse_activation, fuse_activation_backward, fuse_glu, fuse_glu_backward
 from s24compile.lowering.layout import choose_layouts
 from s24compile.lowering.linear import lower_linear
-from s24compile.lowering.memory import describe_saved, saved_bytes
+from s24compile.lowering.memory import saved_bytes
 from s24compile.lowering.packing import fuse_bias_gradient, share_packs
 from s24compile.lowering.printing import print_graph
 from s24compile.lowering.residual import absorb_residuals
 from s24compile.lowering.seeds import take_seeds
 from s24compile.lowering.select import select
+from s24compile.report import describe_saved
 from s24compile.tracing import trace_graph
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ from torch._guards import TracingContext
 from torch.utils.checkpoint import CheckpointPolicy
 
 from s24compile.lowering.build import op_name, s24_calls
-from s24compile.lowering.views import is_view
-from s24compile.report import format_bytes
+from s24compile.lowering.views import base_of
 
 RECOMPUTED = frozenset({"act", "glu"})
 
@@ -44,27 +43,16 @@ def saved_bytes(graph: fx.Graph) -> dict[str, int]:
     linears = [node for node in s24_calls(graph) if op_name(node) == "linear"]
     if metadata is None or metadata.num_symints_saved_for_bw is None or not linears:
         return {}
-    roles: dict[fx.Node, str] = {_source(linear.args[0]): "X" for linear in linears}  # type: ignore[arg-type]
+    roles: dict[fx.Node, str] = {base_of(linear.args[0]): "X" for linear in linears}
     roles |= dict.fromkeys(linears, "Z")
     roles |= {node: "H" for node in s24_calls(graph) if op_name(node) in RECOMPUTED}
     (output,) = graph.find_nodes(op="output")
-    sources = dict.fromkeys(_source(node) for node in output.args[0][metadata.tensors_saved_for_backwards_slice])
+    sources = dict.fromkeys(base_of(node) for node in output.args[0][metadata.tensors_saved_for_backwards_slice])
     found = dict.fromkeys(("Z", "H", "X"), 0)
     for source in sources:
         if source in roles:
             found[roles[source]] += _nbytes(source.meta["val"])
     return {name: count for name, count in found.items() if count}
-
-
-def describe_saved(saved: dict[str, int]) -> str:
-    """The bytes as the log says them."""
-    return ", ".join(f"{name} {format_bytes(count)}" for name, count in saved.items())
-
-
-def _source(node: fx.Node) -> fx.Node:
-    while is_view(node):
-        node = node.args[0]  # type: ignore[assignment]
-    return node
 
 
 def _nbytes(value: Tensor) -> int:

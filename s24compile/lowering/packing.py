@@ -16,7 +16,7 @@ from torch import fx
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, op_name, s24_calls, value_of
 from s24compile.lowering.select import has_kernel
-from s24compile.lowering.views import is_view
+from s24compile.lowering.views import base_of
 
 aten, s24 = torch.ops.aten, torch.ops.s24
 
@@ -36,7 +36,7 @@ def share_packs(graph: fx.Graph, target: Target) -> int:
         value = value_of(g)
         # As text: symbolic sizes have no hash.
         view = str((tuple(value.shape), value.stride(), value.storage_offset()))
-        key = (_memory(g), view, dtype, fmt)
+        key = (base_of(g), view, dtype, fmt)
         known = first.setdefault(key, pack)
         if known is not pack:
             _replace_items(pack, known, (0, 1))
@@ -44,13 +44,6 @@ def share_packs(graph: fx.Graph, target: Target) -> int:
             count += 1
     graph.eliminate_dead_code()
     return count
-
-
-def _memory(node: Any) -> Any:
-    """The node whose memory a chain of views looks at."""
-    while is_view(node):
-        node = node.args[0]
-    return node
 
 
 def fuse_bias_gradient(graph: fx.Graph, target: Target) -> int:

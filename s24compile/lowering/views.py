@@ -6,6 +6,8 @@ such views, so a fused op takes the GEMM's own layout and the views are repeated
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -21,6 +23,13 @@ VIEWS = frozenset(
 def is_view(node: fx.Node) -> bool:
     """Whether a node only looks at its first argument's memory in another shape."""
     return node.op == "call_function" and node.target in VIEWS
+
+
+def base_of(node: Any) -> Any:
+    """The node whose memory a chain of views looks at."""
+    while is_view(node):
+        node = node.args[0]
+    return node
 
 
 def chain_from(node: fx.Node, op: object) -> list[fx.Node] | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from s24compile.kernels.gemm import cusparselt as gemm
 from s24compile.kernels.pack.cusparselt import NAME, pack_weight_, refuse
+from s24compile.kernels.pack.reference import each_operand
 from s24compile.kernels.providers import Provider
 
 
@@ -25,13 +26,8 @@ def pack_weights_(
     weight_layout: str,
 ) -> None:
     """See fused/reference.py."""
-    start = 0
-    for i, count in enumerate(counts):
-        stop = start + count
-        parts, numbers = weights[start:stop], patterns[start:stop]
-        v_t, m_t = (values_t[i], metadata_t[i]) if values_t else (None, None)
-        pack_weight_(parts, numbers, values[i], metadata[i], v_t, m_t, None, select, search, format, weight_layout)
-        start = stop
+    for operand in each_operand(weights, counts, patterns, values, metadata, values_t, metadata_t):
+        pack_weight_(*operand, None, select, search, format, weight_layout)
 
 
 def _supports(

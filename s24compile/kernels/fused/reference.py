@@ -13,7 +13,7 @@ from torch import Tensor
 from s24compile.kernels.decay.reference import masked_decay_patterns_
 from s24compile.kernels.glu.reference import glu, glu_backward
 from s24compile.kernels.mvue.reference import mvue_pack
-from s24compile.kernels.pack.reference import pack_weight_
+from s24compile.kernels.pack.reference import each_operand, pack_weight_
 from s24compile.kernels.patterns import PatternKind
 
 
@@ -74,13 +74,8 @@ def pack_weights_(
         weights, patterns: those of the first operand, then those of the second, ...; `counts[i]` of operand i.
         values, metadata: one per operand; values_t, metadata_t: the same, or empty lists.
     """
-    start = 0
-    for i, count in enumerate(counts):
-        stop = start + count
-        parts, numbers = list(weights[start:stop]), list(patterns[start:stop])
-        v_t, m_t = (values_t[i], metadata_t[i]) if values_t else (None, None)
-        pack_weight_(parts, numbers, values[i], metadata[i], v_t, m_t, None, select, search, format, weight_layout)
-        start = stop
+    for operand in each_operand(weights, counts, patterns, values, metadata, values_t, metadata_t):
+        pack_weight_(*operand, None, select, search, format, weight_layout)
 
 
 def masked_decay_many_(

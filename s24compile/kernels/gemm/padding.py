@@ -12,8 +12,8 @@ ALIGNMENT = 16
 """Bytes that both libraries want addresses to be multiples of."""
 
 
-def round_up(size: int, to: int) -> int:
-    """The next multiple of `to`."""
+def round_up(size: int, to: int = 8) -> int:
+    """The next multiple of `to` (8: 16 bytes in 16-bit elements)."""
     return (size + to - 1) // to * to
 
 
@@ -53,20 +53,3 @@ def empty_result(b: Tensor, bias: Tensor | None, rows: int, out_layout: str, out
     """C where m, k or n is 0: nothing, or sums of nothing plus the bias."""
     zeros = b.new_zeros((rows, b.shape[1]))
     return result(zeros if bias is None else zeros + bias[:, None], rows, b.shape[1], out_layout, out_dtype)
-
-
-def refuse_dtypes(values: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> str | None:
-    """A sentence unless the operands share a 16-bit dtype, and output and bias are of it or of fp32."""
-    if values.dtype not in (torch.bfloat16, torch.float16):
-        return f"it takes bf16 and fp16 operands, not {_short(values.dtype)}"
-    if b.dtype != values.dtype:
-        return f"the operands have two dtypes, {_short(values.dtype)} and {_short(b.dtype)}"
-    if out_dtype not in (values.dtype, torch.float32):
-        return f"it writes {_short(values.dtype)}, or that widened to fp32, not {_short(out_dtype)}"
-    if bias is not None and bias.dtype not in (values.dtype, torch.float32):
-        return f"it takes a bias in {_short(values.dtype)} or fp32, not {_short(bias.dtype)}"
-    return None
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
 """Calls of an op that go straight to its kernel, past torch's dispatcher, where nobody in between wants to see them.
 
-Through the dispatcher a Python kernel costs about 30 us of CPU on a server's core, an op that mutates its arguments
-five times that; a training step of a 12-layer GPT makes a hundred such calls.
+The dispatcher takes a Python kernel's arguments apart and puts them together again, and an op that mutates its
+arguments passes through three more layers; a training step of a 12-layer GPT makes a hundred such calls.
 """
 
 from __future__ import annotations

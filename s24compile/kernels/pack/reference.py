@@ -5,6 +5,8 @@ Legend: w [m, k] with groups of four along k.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -180,3 +182,21 @@ def pack_weight_(
     kept = [gather_kept(w.t(), c) for w, c in zip(logical, codes, strict=True)]
     values_t.copy_(cast(torch.cat(kept, dim=1), values_t.dtype))
     metadata_t.copy_(FORMATS[layout.transposed].encode(torch.cat(codes, dim=1), values_t.dtype))
+
+
+def each_operand(
+    weights: Sequence[Tensor],
+    counts: Sequence[int],
+    patterns: Sequence[Tensor],
+    values: Sequence[Tensor],
+    metadata: Sequence[Tensor],
+    values_t: Sequence[Tensor],
+    metadata_t: Sequence[Tensor],
+) -> Iterator[tuple[list[Tensor], list[Tensor], Tensor, Tensor, Tensor | None, Tensor | None]]:
+    """The first six arguments of `pack_weight_` for each operand of a `pack_weights_`, see fused/reference.py."""
+    start = 0
+    for i, count in enumerate(counts):
+        stop = start + count
+        transposed = (values_t[i], metadata_t[i]) if values_t else (None, None)
+        yield list(weights[start:stop]), list(patterns[start:stop]), values[i], metadata[i], *transposed
+        start = stop

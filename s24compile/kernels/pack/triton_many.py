@@ -13,6 +13,7 @@ from torch import Tensor
 
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.pack import triton_tiles as tiles
+from s24compile.kernels.pack.reference import each_operand
 from s24compile.kernels.pack.triton import pack_weight_, pattern_table
 from s24compile.kernels.pack.triton_batch import table
 from s24compile.kernels.pack.triton_blocks import pack_many
@@ -108,12 +109,10 @@ def pack_weights_(
         _PLANS[key] = plan
     for launch_one in plan.launches:
         _launch(*launch_one)
-    for i in plan.alone:
-        start = sum(counts[:i])
-        stop = start + counts[i]
-        parts, numbers = weights[start:stop], patterns[start:stop]
-        v_t, m_t = (values_t[i], metadata_t[i]) if values_t else (None, None)
-        pack_weight_(parts, numbers, values[i], metadata[i], v_t, m_t, None, select, search, format, weight_layout)
+    if plan.alone:
+        operands = list(each_operand(weights, counts, *buffers))
+        for i in plan.alone:
+            pack_weight_(*operands[i], None, select, search, format, weight_layout)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from s24compile.kernels.gemm.padding import round_up
+
 
 def operand(t: torch.Tensor, row_major: str, col_major: str) -> tuple[str, torch.Tensor, int]:
     """Which direction of a 2-D operand is contiguous, the operand (copied if TMA cannot take it), and its pitch."""
@@ -55,8 +57,3 @@ def like_output(source: torch.Tensor, target: torch.Tensor, layout: str, dtype: 
 def empty(m: int, n: int, layout: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """D [M, N] as the op's fake says: "row" has strides (N, 1), "col" (1, M)."""
     return torch.empty_strided((m, n), (n, 1) if layout == "row" else (1, m), dtype=dtype, device=device)
-
-
-def round_up(size: int, to: int = 8) -> int:
-    """The next multiple of `to` (8: TMA's 16 bytes in 16-bit elements)."""
-    return (size + to - 1) // to * to

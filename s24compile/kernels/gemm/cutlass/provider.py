@@ -7,6 +7,7 @@ from torch import Tensor
 
 from s24compile.kernels.gemm.cutlass import build, gated, launch
 from s24compile.kernels.gemm.cutlass.instantiations import ACTIVATIONS
+from s24compile.kernels.gemm.dtypes import refuse_dtypes, short
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.target import Target
 
@@ -38,15 +39,7 @@ def supports(
         return supports_glu(values, metadata, rows, cols, format, b, "relu", "first")
     if format != "sm90":
         return f"it reads the sm90 format, not {format}"
-    if values.dtype not in (torch.bfloat16, torch.float16):
-        return f"it takes bf16 and fp16 operands, not {_short(values.dtype)}"
-    if b.dtype != values.dtype:
-        return f"the operands have two dtypes, {_short(values.dtype)} and {_short(b.dtype)}"
-    if out_dtype not in (values.dtype, torch.float32):
-        return f"it writes {_short(values.dtype)} or fp32, not {_short(out_dtype)}"
-    if bias is not None and bias.dtype not in (values.dtype, torch.float32):
-        return f"it takes a bias in {_short(values.dtype)} or fp32, not {_short(bias.dtype)}"
-    return None
+    return refuse_dtypes(values, b, bias, out_dtype)
 
 
 def mm(
@@ -111,7 +104,7 @@ def supports_dact(
 ) -> str | None:
     """As `supports`; Z is in B's dtype too."""
     if z.dtype != b.dtype:
-        return f"Z is in {_short(z.dtype)} and the operands in {_short(b.dtype)}"
+        return f"Z is in {short(z.dtype)} and the operands in {short(b.dtype)}"
     return supports_act(values, metadata, rows, cols, format, b, None, act, out_layout)
 
 
@@ -174,10 +167,6 @@ def mm_dglu(
 ) -> Tensor:
     """`s24::mm_dglu` on the CUTLASS kernels."""
     return gated.mm_dglu(values, metadata, rows, cols, b, z, act, gate)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 PROVIDERS = {

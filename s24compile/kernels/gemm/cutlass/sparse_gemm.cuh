@@ -236,7 +236,7 @@ struct Gemm {
     return cudaSuccess;
   }
 
-  // The parameters of problems seen before. Making them encodes three to five TMA descriptors, 25 us of CPU; a training
+  // The parameters of problems seen before. Making them encodes three to five TMA descriptors; a training
   // step repeats its addresses. Direct-mapped: a collision only costs making them again.
   struct Remembered {
     Problem problem;
