@@ -34,10 +34,27 @@ def forward(fit, z):
     return np.maximum(z, np.float32(0)) - t * np.exp2(-horner(t, coefficients(fit, "tail")))
 
 
+def density(t):
+    return np.exp2(np.float32(-0.72134752) * t * t - np.float32(1.32574806))
+
+
 def slope(fit, z):
     t = tail_argument(z)
-    phi = np.exp2(np.float32(-0.72134752) * t * t - np.float32(1.32574806))
-    return np.float32(0.5) + np.copysign(np.float32(0.5) - phi * horner(t, coefficients(fit, "slope")), z)
+    return np.float32(0.5) + np.copysign(np.float32(0.5) - density(t) * horner(t, coefficients(fit, "slope")), z)
+
+
+def both(fit, z):
+    """Value and slope as a gated layer's backward pass computes them together."""
+    t = tail_argument(z)
+    if fit == "ErfFit":
+        phi = density(t)
+        s = phi * horner(t, coefficients(fit, "slope"))
+        q = phi * t + s
+    else:
+        q = np.exp2(-horner(t, coefficients(fit, "tail")))
+        cubic, linear = map(np.float32, re.findall(r"float tu = t \* fmaf\((\S+)f, t \* t, (\S+)f\)", TEMPLATE)[0])
+        s = q * (np.float32(1) + (q - np.float32(1)) * t * (cubic * t * t + linear))
+    return np.maximum(z, np.float32(0)) - t * q, np.float32(0.5) + np.copysign(np.float32(0.5) - s, z)
 
 
 def exact(fit, z):
@@ -57,6 +74,9 @@ def test_stay_below_what_bf16_can_tell(fit):
     h, d = exact(fit, z.astype(np.float64))
     assert np.all(np.abs(forward(fit, z) - h) <= 4e-5 + np.abs(h) * 2.0**-11)
     assert np.all(np.abs(slope(fit, z) - d) <= 1e-4)
+    value, derivative = both(fit, z)
+    assert np.all(np.abs(value - h) <= 4e-5 + np.abs(h) * 2.0**-11)
+    assert np.all(np.abs(derivative - d) <= 1.3e-4)
 
 
 @pytest.mark.parametrize("fit", ["ErfFit", "TanhFit"])
@@ -65,6 +85,7 @@ def test_keep_the_negative_tail_relatively_exact(fit):
     z = np.linspace(-4, -0.01, 4001).astype(np.float32)
     h, _ = exact(fit, z.astype(np.float64))
     assert np.all(np.abs(forward(fit, z) / h - 1) <= 2.0**-9)
+    assert np.all(np.abs(both(fit, z)[0] / h - 1) <= 2.0**-9)
 
 
 @pytest.mark.parametrize("fit", ["ErfFit", "TanhFit"])

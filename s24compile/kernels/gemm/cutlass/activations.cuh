@@ -3,8 +3,8 @@
 // An epilogue has about 5 instructions' time per element of D: with K = 768 the arithmetic of a tile takes 5400 cycles,
 // and 30 instructions an element (erff, expf, a division) take as many. So GELU's normal tail is a power of two of a
 // polynomial: one instruction of the special function unit and six multiply-adds. Coefficients are minimax fits
-// (tests/kernels/test_activation_fits.py holds them against fp64): h is within 2e-5 + 2^-11 |h| of the exact value, and
-// h' within 1e-4, where rounding to bf16 costs 2^-9. CUTLASS's own forms use the hardware's tanh (error 2^-11), which
+// (tests/kernels/test_activation_fits.py holds them against fp64): h is within 4e-5 + 2^-11 |h| of the exact value, and
+// h' within 1.3e-4, where rounding to bf16 costs 2^-9. CUTLASS's own forms use the hardware's tanh (error 2^-11), which
 // the cancellation of 1 + tanh(x) at negative x turns into whole per cents.
 #pragma once
 
@@ -36,8 +36,19 @@ CUTLASS_DEVICE float horner(float x, float c, Rest... rest) {
 
 CUTLASS_DEVICE float sigmoid(float x) { return __fdividef(1.0f, 1.0f + exp2_fast(-1.4426950408889634f * x)); }
 
+// What the backward pass of a gated layer needs of one z: f(z) and f'(z), sharing what they have in common.
+struct Both {
+  float value, slope;
+};
+
+CUTLASS_DEVICE float normal_density(float t) { return exp2_fast(fmaf(t * -0.72134752f, t, -1.32574806f)); }
+
 // GELU by its tail: with t = |z|, gelu(z) = max(z, 0) - t Q(t), Q(t) = 1 - Phi(t) = 2^-tail(t), and
 // gelu'(z) = s(t) for z < 0, 1 - s(t) otherwise, s(t) = Q(t) - t phi(t) = phi(t) slope(t).
+struct Tails {
+  float q, s;
+};
+
 template <class Fit>
 struct Gelu {
   CUTLASS_DEVICE static float forward(float z) {
@@ -46,8 +57,12 @@ struct Gelu {
   }
   CUTLASS_DEVICE static float slope(float z) {
     float t = tail_argument(z);
-    float phi = exp2_fast(fmaf(t * -0.72134752f, t, -1.32574806f));
-    return 0.5f + copysignf(fmaf(-phi, Fit::slope(t), 0.5f), z);
+    return 0.5f + copysignf(fmaf(-normal_density(t), Fit::slope(t), 0.5f), z);
+  }
+  CUTLASS_DEVICE static Both both(float z) {
+    float t = tail_argument(z);
+    Tails tails = Fit::tails(t);
+    return {fmaf(-t, tails.q, fmaxf(z, 0.0f)), 0.5f + copysignf(0.5f - tails.s, z)};
   }
 };
 
@@ -57,8 +72,14 @@ struct ErfFit {
                   -0.005598981399089098f, 0.0002939064579550177f);
   }
   CUTLASS_DEVICE static float slope(float t) {
-    return horner(t, 1.2531569125779825f, -1.9940464164521552f, 0.5901405205329997f, -0.2498120061102087f,
-                  0.06336666596995041f, -0.006866916841078608f);
+    return horner(t, 1.2530968476699098f, -1.9927580843238328f, 0.5873391504666499f, -0.2519092820380253f,
+                  0.07046762592761696f, -0.011100018236791865f, 0.0007339999442935012f);
+  }
+  // Q = phi (slope + t): no second power.
+  CUTLASS_DEVICE static Tails tails(float t) {
+    float phi = normal_density(t);
+    float s = phi * slope(t);
+    return {fmaf(phi, t, s), s};
   }
 };
 
@@ -71,6 +92,12 @@ struct TanhFit {
     return horner(t, 1.2532057953980866f, -1.9957518074061917f, 0.59969041490395f, -0.2664083847969481f,
                   0.08356918393352025f, -0.0196128426322916f, 0.0026105372342798807f);
   }
+  // Q is the sigmoid of -u, u = sqrt(8 / pi) (t + 0.044715 t^3), so s = Q (1 - (1 - Q) t u').
+  CUTLASS_DEVICE static Tails tails(float t) {
+    float q = exp2_fast(-tail(t));
+    float tu = t * fmaf(0.21406574f, t * t, 1.5957691f);
+    return {q, q * fmaf(q - 1.0f, tu, 1.0f)};
+  }
 };
 
 using GeluErf = Gelu<ErfFit>;
@@ -82,12 +109,17 @@ struct Silu {
     float s = sigmoid(z);
     return fmaf(fmaf(-z, s, z), s, s);
   }
+  CUTLASS_DEVICE static Both both(float z) {
+    float s = sigmoid(z);
+    return {z * s, fmaf(fmaf(-z, s, z), s, s)};
+  }
 };
 
 struct Relu {
   // Written so that NaN passes through, as torch's relu does.
   CUTLASS_DEVICE static float forward(float z) { return z < 0.0f ? 0.0f : z; }
   CUTLASS_DEVICE static float slope(float z) { return z > 0.0f ? 1.0f : 0.0f; }
+  CUTLASS_DEVICE static Both both(float z) { return {forward(z), slope(z)}; }
 };
 
 // The epilogue visitor tree calls Fn<float> and Fn<Array<float, N>>; these adapt a function to both.

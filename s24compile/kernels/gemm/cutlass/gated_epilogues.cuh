@@ -199,9 +199,9 @@ struct GluGradientStore : Store {
       cutlass::Array<float, N> d_gate, d_up;
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < N; ++i) {
-        float z = float(gate[i]);
-        d_up[i] = dh[i] * Function::forward(z);
-        d_gate[i] = dh[i] * float(up[i]) * Function::slope(z);
+        Both f = Function::both(float(gate[i]));
+        d_up[i] = dh[i] * f.value;
+        d_gate[i] = dh[i] * float(up[i]) * f.slope;
       }
       Base::visit(acc, v, m, n, d_up);
       return d_gate;
