@@ -105,29 +105,20 @@ def check_packing() -> str:
 
 
 def check_algorithms() -> str:
-    """How many there are, whether they agree, and what the search is worth for one large product."""
+    """What the library's search for an algorithm is worth for one large product."""
     a, mask = sparse(4096, 4096, BF16)
     values, metadata = raw.pack(a, mask, BF16, "cusparselt")
     x = torch.randn(8192, 4096, device="cuda", dtype=BF16)
-    expected, agreeing, known = a.float() @ x.t().float(), 0, 0
-    for algorithm in range(cusparselt.LAST + 1):
-        try:
-            found = torch._cslt_sparse_mm(values, x.t(), transpose_result=True, alg_id=algorithm).t()
-        except RuntimeError:
-            break
-        known += 1
-        agreeing += relative_error(found, expected) < 0.01
-    assert known, "not even the default algorithm runs"
 
     def run(i: int) -> Tensor:
         return cusparselt.mm(values, metadata, 4096, 4096, "cusparselt", x.t(), None, "col", BF16)
 
-    run(0)
+    error = relative_error(run(0), a.float() @ x.t().float())
+    assert error < 0.01, f"off by {error:.2e}"
     fastest = next(reversed(cusparselt._fastest.values()))
     default = burst_us(lambda i: torch._cslt_sparse_mm(values, x.t(), transpose_result=True), 5)
     took, cublas = burst_us(run, 5), burst_us(lambda i: torch.mm(x, a.t()), 5)
-    said = f"{known} algorithms, {agreeing} agree; number {fastest} takes {took:.0f} us, the default {default:.0f}"
-    return f"{said}, cuBLAS {cublas:.0f}"
+    return f"number {fastest} takes {took:.0f} us, the default {default:.0f}, cuBLAS {cublas:.0f}"
 
 
 def check_graph_capture() -> str:
@@ -197,6 +188,13 @@ def main() -> None:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cuSPARSELt {torch.backends.cusparselt.version()}"
     )
 
+    if arch[0] == 8:
+        passed.append(ask("Ampere: products", lambda: check_products("sm80", ampere.mm)))
+    elif given.oracle.is_file():
+        with standing_in(Oracle(given.oracle)):
+            passed.append(ask("Ampere: products, by the oracle", lambda: check_products("sm80", ampere.mm)))
+    else:
+        print(f"skip  Ampere: {given.oracle} is not there; python -m benchmarks.gemm_parts.sm80 builds it")
     if torch.backends.cusparselt.is_available():
         providers._on_device.cache_clear()
         with mock.patch.object(providers, "_detect", return_value=HOPPER):
@@ -211,14 +209,6 @@ def main() -> None:
         providers._on_device.cache_clear()
     else:
         print("skip  cuSPARSELt: this build of torch has none")
-
-    if arch[0] == 8:
-        passed.append(ask("Ampere: products", lambda: check_products("sm80", ampere.mm)))
-    elif given.oracle.is_file():
-        with standing_in(Oracle(given.oracle)):
-            passed.append(ask("Ampere: products, by the oracle", lambda: check_products("sm80", ampere.mm)))
-    else:
-        print(f"skip  Ampere: {given.oracle} is not there; python -m benchmarks.gemm_parts.sm80 builds it")
     sys.exit(not all(passed))
 
 

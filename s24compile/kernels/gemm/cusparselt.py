@@ -3,11 +3,13 @@
 Legend: A [m, k] sparse, B [k, n] dense, C [m, n].
 
 A peer to measure against, and the stand-in where CUTLASS's kernels cannot be built (`availability.py`). torch makes the
-library's plan anew in every call, some 0.4 ms of CPU on an H100 machine; which of its algorithms is fastest is found
-here once per shape and kept.
+library's plan anew in every call, some 0.4 ms of CPU on an H100 machine; which of its algorithms is fastest is asked of
+the library once per shape and kept.
 
 * B is row-major or column-major without gaps; C is row-major, or column-major by `transpose_result`: neither costs a
   copy. The bias is one value per row of C.
+* fp16 with a column-major C always runs the library's default: some of the algorithms that its search would try there
+  end with an illegal instruction (0.8.0 on an H100), which costs the process its GPU.
 * C is of B's dtype (torch takes `out_dtype` for 8 bits only). Where fp32 is asked for, C is widened, which rounds
   weight gradients as torch.autocast does.
 * m and k must be multiples of 16, n of 8 (torch.sparse's own constraints). What does not fit is padded.
@@ -30,10 +32,8 @@ log = logging.getLogger(__name__)
 
 SPARSE, COLUMNS = 16, 8
 """What m and k, and what n must be multiples of."""
-DEFAULT, LAST = 0, 63
-"""The library's own choice of an algorithm, and the highest id that is tried; it refuses ids that it does not have."""
-REPEATS = 3
-"""Timed runs of each algorithm."""
+DEFAULT = 0
+"""The library's own choice of an algorithm."""
 
 _Key = tuple[object, ...]
 _fastest: dict[_Key, int] = {}
@@ -89,12 +89,17 @@ def mm(
         c = torch._cslt_sparse_mm(a, b, bias=added, transpose_result=turned, alg_id=algorithm)
         return c.t() if turned else c
 
+    def search() -> int:
+        if turned and b.dtype == torch.float16:
+            return DEFAULT
+        return torch._cslt_sparse_mm_search(a, b, bias=added, transpose_result=turned)
+
     # A step whose token count varies must not search at each of them: one search for all n up to a power of two.
     key = (m, b.shape[0], (b.shape[1] - 1).bit_length(), b.dtype, b.is_contiguous(), turned, bias is None, b.device)
-    return result(_run_fastest(run, key), rows, n, out_layout, out_dtype)
+    return result(_run_fastest(run, search, key), rows, n, out_layout, out_dtype)
 
 
-def _run_fastest(run: Callable[[int], Tensor], key: _Key) -> Tensor:
+def _run_fastest(run: Callable[[int], Tensor], search: Callable[[], int], key: _Key) -> Tensor:
     """Runs the fastest algorithm known for `key`; finds it first, unless a CUDA graph is being captured.
 
     Under torch.use_deterministic_algorithms the default runs: a search may end otherwise in the next process.
@@ -105,7 +110,7 @@ def _run_fastest(run: Callable[[int], Tensor], key: _Key) -> Tensor:
     if algorithm is None:
         if torch.cuda.is_current_stream_capturing():
             return run(DEFAULT)
-        algorithm = _fastest[key] = search(run)
+        algorithm = _fastest[key] = search()
         log.debug("cuSPARSELt's algorithm %d is the fastest for %s", algorithm, key)
     try:
         return run(algorithm)
@@ -114,35 +119,6 @@ def _run_fastest(run: Callable[[int], Tensor], key: _Key) -> Tensor:
             raise
         _fastest[key] = DEFAULT  # it took another n of these, and not this one
         return run(DEFAULT)
-
-
-def search(run: Callable[[int], Tensor]) -> int:
-    """The id of the fastest algorithm. Waits for the GPU.
-
-    One that gives other numbers than the default is passed over: compressed matrices do not depend on the algorithm in
-    torch's way of calling, but the library promises that for its deprecated calls only.
-    """
-    expected = run(DEFAULT)
-    tolerance = 0.02 * float(expected.abs().max())
-    best = (_milliseconds(run, DEFAULT), DEFAULT)
-    for algorithm in range(DEFAULT + 1, LAST + 1):
-        try:
-            found = run(algorithm)
-        except RuntimeError:
-            break
-        if torch.allclose(found, expected, rtol=0.02, atol=tolerance, equal_nan=True):
-            best = min(best, (_milliseconds(run, algorithm), algorithm))
-    return best[1]
-
-
-def _milliseconds(run: Callable[[int], Tensor], algorithm: int) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(REPEATS):
-        run(algorithm)
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
 
 
 PROVIDERS = {"mm": Provider("cusparselt", mm, supported, supports)}
