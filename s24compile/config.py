@@ -30,8 +30,9 @@ class Config:
     """Regexes searched in module paths ("blocks.0.mlp.c_fc"); if any are given, only matching linears are taken."""
     exclude: tuple[str, ...] = ()
     """Regexes searched in module paths; matching linears stay dense. Wins over `include`."""
-    gradient: Literal["mvue", "dense"] = "mvue"
-    """Weight gradient from the MVUE-pruned output gradient (2:4 GEMM), or from the dense one."""
+    gradient: Literal["mvue", "auto", "dense"] = "mvue"
+    """Weight gradient from the MVUE-pruned output gradient (2:4 GEMM), or from the dense one. "auto": pruned only in
+    linears of enough input features for the 2:4 GEMM to win back what pruning costs, which leaves less noise."""
     input_gradient: Literal["auto", "dense", "mvue"] = "auto"
     """Input gradient of the row-wise recipes, whose masks are not 2:4 along the output features. "auto" and "dense":
     a dense GEMM. "mvue": dZ is replaced by its MVUE along the output features [S-STE], so that all three GEMMs
@@ -69,7 +70,7 @@ class Config:
             object.__setattr__(self, "inner_options", tuple(sorted(self.inner_options.items())))
         self._choice("recipe", RECIPES)
         self._choice("targets", ("ffn", "linear"))
-        self._choice("gradient", ("mvue", "dense"))
+        self._choice("gradient", ("mvue", "auto", "dense"))
         self._choice("input_gradient", ("auto", "dense", "mvue"))
         self._choice("freshness", ("auto", "always"))
         self._choice("memory", ("speed", "save"))

@@ -16,7 +16,7 @@ from torch import fx
 from s24compile import passes
 from s24compile.config import Config
 from s24compile.kernels.target import Target
-from s24compile.lowering.cost import refuse_slow
+from s24compile.lowering.cost import MVUE_FROM, refuse_slow
 from s24compile.lowering.select import gated_format
 from s24compile.marks import config_of, marks_in
 from s24compile.operand import Operand
@@ -95,5 +95,6 @@ def linear_options(config: Config, target: Target) -> passes.LinearOptions:
         gated_format=gated_format(target),
         dx=dx,
         dw=config.gradient,
+        mvue_from=MVUE_FROM,
         alignment=alignment,
     )

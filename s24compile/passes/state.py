@@ -35,7 +35,8 @@ class LinearOptions:
     dx: str = "sparse"
     """"sparse" (packed W^T), "dense" or "mvue": how the backward gets dX."""
     dw: str = "mvue"
-    """"mvue" or "dense": how the backward gets dW."""
+    """"mvue" or "dense": how the backward gets dW; "auto": "mvue" from `mvue_from` input features on."""
+    mvue_from: int = 0
     alignment: int = 16
     """Both dims of a weight must be multiples of this (at least 4: the transposable blocks are 4x4)."""
 

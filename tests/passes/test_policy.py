@@ -230,6 +230,17 @@ def test_use_the_options_of_each_decorator():
     assert transposed == [("a", True), ("a", True), ("b", False), ("b", False)]
 
 
+@pytest.mark.parametrize(
+    ("dw", "mvue_from", "expected"),
+    [("auto", 64, ["dense", "mvue"]), ("auto", 65, ["dense", "dense"]), ("mvue", 65, ["mvue", "mvue"])],
+)
+def test_prune_output_gradients_by_the_input_features_of_each_linear(dw, mvue_from, expected):
+    capture = Capture(options=passes.LinearOptions(dw=dw, mvue_from=mvue_from))
+    torch._dynamo.reset()
+    torch.compile(Sized(32, 64, 32), backend=capture)(input_of())
+    assert [node.args[-1] for node in capture.nodes if node.target is torch.ops.s24.linear.default] == expected
+
+
 class MarkedSingle(nn.Module):
     """A decorated module that is no feed-forward layer."""
 

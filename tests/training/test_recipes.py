@@ -182,7 +182,7 @@ def test_learn_with_all_three_gemms_sparse(recipe):
         ({"total_steps": 0}, "total_steps"),
         ({"dense_after": 11, "total_steps": 10}, "total_steps=10"),
         ({"recipe": "ftsst"}, "'fst', 'sste'"),
-        ({"gradient": "sparse"}, "'mvue', 'dense'"),
+        ({"gradient": "sparse"}, "'mvue', 'auto', 'dense'"),
         ({"recipe": "ste", "input_gradient": "sparse"}, "'auto', 'dense', 'mvue'"),
         ({"recipe": "fst", "input_gradient": "mvue"}, "transposable"),
         ({"recipe": "fst", "input_gradient": "dense"}, "transposable"),
