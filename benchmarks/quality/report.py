@@ -2,8 +2,9 @@
 
     python -m benchmarks.quality.report --folder out/quality/runs
 
-Writes results/quality.json and one PNG per model size and training length. Times come from windows without a
-compilation; a run's wall clock is steps times mean step time, phase by phase, so a resumed run counts like any other.
+Writes results/quality.json and one PNG per model size and training length. Step times are those that `narrow.py` took
+with nothing else on the GPU, or else of windows without a compilation if the run had the GPU to itself; a run's wall
+clock is steps times step time, phase by phase, so a resumed run counts like any other.
 Runs on different devices, texts or plans are never put into one table.
 """
 
@@ -14,11 +15,24 @@ import dataclasses
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+
+TIMES = "times.json"
+"""Step times that `narrow.py` leaves in the folder of the runs."""
+Speed = tuple[str, int, str, str]
+"""What a step time depends on: model size, hidden width, options of the sparse phase ("" for dense), device."""
+
+
+def speed_of(header: Mapping[str, Any], *, sparse: bool) -> Speed:
+    """The key of a run's step time in one of its phases. Schedules and decay leave it as it is."""
+    options = header["options"] if sparse else None
+    kept = {k: v for k, v in (options or {}).items() if k not in ("decay", "dense_after")}
+    text = json.dumps(kept, sort_keys=True) if kept else ""
+    return header["plan"]["size_name"], header["hidden"], text, header["device"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +41,8 @@ class Result:
 
     header: dict[str, Any]
     lines: list[dict[str, Any]]
+    times: Mapping[Speed, float] = dataclasses.field(default_factory=dict)
+    """Step times in ms that were measured apart."""
 
     @property
     def name(self) -> str:
@@ -46,17 +62,25 @@ class Result:
         return float(self.lines[-1]["validation_loss"])
 
     def step_ms(self, *, sparse: bool) -> float | None:
-        """Mean time of a step of one phase; None if there was none, or none without compilation."""
-        times = [line["step_ms"] for line in self.lines if line["warm"] and line["sparse"] == sparse]
-        return statistics.fmean(times) if times else None
+        """Time of a step of one phase; None if there was none, none without compilation, or the GPU was shared."""
+        lines = [line for line in self.lines if line["sparse"] == sparse]
+        if not lines:
+            return None
+        known = self.times.get(speed_of(self.header, sparse=sparse))
+        times = [line["step_ms"] for line in lines if line["warm"]]
+        if known is not None or self.header["plan"].get("share", 1) > 1 or not times:
+            return known
+        return statistics.fmean(times)
 
-    def clock(self) -> list[float]:
-        """Seconds of training at each line."""
+    def clock(self) -> list[float] | None:
+        """Seconds of training at each line; None where a phase's step time is not known."""
         means = {sparse: self.step_ms(sparse=sparse) for sparse in (False, True)}
         seconds, before, passed = [], 0, 0.0
         for line in self.lines:
             mean = means[line["sparse"]]
-            passed += (line["step"] - before) * (line["step_ms"] if mean is None else mean) / 1e3
+            if mean is None:
+                return None
+            passed += (line["step"] - before) * mean / 1e3
             before = line["step"]
             seconds.append(passed)
         return seconds
@@ -64,6 +88,7 @@ class Result:
     def row(self, dense: Result | None) -> dict[str, Any]:
         """One row of the table."""
         flips = [line["flip_rate"] for line in self.lines if "flip_rate" in line and line["sparse"]]
+        clock, of_dense = self.clock(), None if dense is None else dense.clock()
         return {
             "variant": self.name,
             "hidden": self.header["hidden"],
@@ -73,8 +98,8 @@ class Result:
             "gap": None if dense is None else self.loss - dense.loss,
             "sparse_step_ms": self.step_ms(sparse=True),
             "dense_step_ms": self.step_ms(sparse=False),
-            "wall_clock_s": self.clock()[-1],
-            "time_of_dense": None if dense is None else self.clock()[-1] / dense.clock()[-1],
+            "wall_clock_s": None if clock is None else clock[-1],
+            "time_of_dense": None if clock is None or of_dense is None else clock[-1] / of_dense[-1],
             "ends_sparse": self.lines[-1]["sparse"],
             "flip_rate_peak": max(flips, default=None),
             "flip_rate_last": flips[-1] if flips else None,
@@ -83,11 +108,13 @@ class Result:
 
 def read(folder: Path) -> list[Result]:
     """The finished runs of a folder."""
-    results = []
+    results, file = [], folder / TIMES
+    measured = json.loads(file.read_text()) if file.is_file() else []
+    times: dict[Speed, float] = {tuple(entry["speed"]): entry["step_ms"] for entry in measured}
     for file in sorted(folder.glob("*.jsonl")):
         header, *lines = map(json.loads, file.read_text().splitlines())
         if lines and "validation_loss" in lines[-1] and lines[-1]["step"] >= _length(header):
-            results.append(Result(header, lines))
+            results.append(Result(header, lines, times))
     return results
 
 
@@ -144,7 +171,8 @@ def draw(group: tuple[str, ...], members: Sequence[Result], path: Path) -> None:
         # Ten colours, and more variants than that.
         style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "linewidth": 1.1}
         by_step.plot(steps, losses, marker=".", label=f"{result.name} {result.loss:.4f}", **style)
-        by_time.plot([clock[i] for i in looked], losses, marker=".", **style)
+        if clock is not None:
+            by_time.plot([clock[i] for i in looked], losses, marker=".", **style)
         known = [line for line in result.lines if line.get("step_flip_rate")]
         flips.plot([line["step"] for line in known], [line["step_flip_rate"] for line in known], **style)
     flips.set_yscale("log")
@@ -164,16 +192,28 @@ def draw(group: tuple[str, ...], members: Sequence[Result], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def decay_searches(folder: Path) -> list[dict[str, Any]]:
+    """What `decay.py` left in the folder: the lambda that was chosen, and mu of each candidate."""
+    found = []
+    for file in sorted(folder.glob("decay-*.json")):
+        told = json.loads(file.read_text())
+        _, size, steps = file.stem.split("-")
+        mu = {trial["decay"]: trial["mu"] for trial in told["trials"]}
+        found.append({"size": size, "steps": int(steps), "chosen": told["chosen"], "advice": told["advice"], "mu": mu})
+    return found
+
+
 def main() -> None:
     """Prints the tables, writes JSON and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("out/quality/runs"))
     parser.add_argument("--results", type=Path, default=record.RESULTS)
     flags = parser.parse_args()
-    document = []
-    for number, (group, members) in enumerate(tables(read(flags.folder)).items()):
+    document: list[dict[str, Any]] = []
+    for group, members in tables(read(flags.folder)).items():
         print(f"\n{group[0]}, {group[1]} steps, text {group[2]}, {group[3]}\n\n{markdown(members)}")
-        picture = flags.results / f"quality_{group[0]}_{group[1]}_{number}.png"
+        same = sum((told["size"], str(told["steps"])) == group[:2] for told in document)  # other texts or devices
+        picture = flags.results / f"quality_{group[0]}_{group[1]}{f'_{same + 1}' if same else ''}.png"
         draw(group, members, picture)
         dense = dense_of(members)
         document.append(
@@ -182,13 +222,16 @@ def main() -> None:
                 "steps": int(group[1]),
                 "device": group[3],
                 "torch": members[0].header["torch"],
+                "date": max(result.header["date"] for result in members),
                 "corpus": members[0].header["corpus"],
                 "picture": picture.name,
                 "rows": [result.row(dense) for result in members],
                 "options": {result.name: result.header["options"] for result in members},
             }
         )
-    record.write("quality", {"tables": document}, flags.results)
+    # Not `record.write`: this machine only reads what others measured.
+    told = {"benchmark": "quality", "tables": document, "decay_searches": decay_searches(flags.folder)}
+    (flags.results / "quality.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def _length(header: dict[str, Any]) -> int:

@@ -2,11 +2,12 @@
 
     python -m benchmarks.quality.run --list
     python -m benchmarks.quality.run --size 30m --steps 2400 --budget-s 540
-    python -m benchmarks.quality.run --size 30m --steps 2400 --variants dense,half,ste-mvue-dx,narrow=1408 --gpus 8
+    python -m benchmarks.quality.run --size 30m --steps 2400 --variants dense,half,narrow=1408 --gpus 2 --share 3
     python -m benchmarks.quality.report --folder out/quality
 
 Finished runs are skipped, an unfinished one goes on from its checkpoint bit for bit. With --gpus N, runs are dealt
-out to N processes with one GPU each.
+out to N processes with one GPU each; with --share M too, to M processes a GPU: small models leave it idle, but their
+step times then say nothing, and `narrow.py` has to measure them.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     deadline = time.monotonic() + flags.budget_s
     plans = [
-        Plan(flags.size, SIZES[flags.size], variant(name), flags.steps, seed=seed, inner=flags.inner)
+        Plan(flags.size, SIZES[flags.size], variant(name), flags.steps, seed=seed, inner=flags.inner, share=flags.share)
         for name in (flags.variants.split(",") if flags.variants else BASIC)
         for seed in ([flags.one_seed] if flags.one_seed else range(1, flags.seeds + 1))
     ]
     waiting = [plan for plan in plans if not is_done(plan, flags.out)]
     print(f"{len(plans)} runs, {len(plans) - len(waiting)} of them done", flush=True)
-    if flags.gpus > 1:
+    if not flags.one_seed and flags.gpus * flags.share > 1:
         return _deal(waiting, flags, deadline)
     corpus = corpora.load(flags.corpus)
     device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,19 +95,19 @@ def train(plan: Plan, corpus: corpora.Corpus, folder: Path, device: str, deadlin
 
 
 def _deal(plans: list[Plan], flags: argparse.Namespace, deadline: float) -> int:
-    """Gives each GPU the next run when it has finished its last."""
+    """Gives each place the next run when it has finished its last; place i is on GPU i mod `gpus`."""
     waiting = list(plans)
     busy: dict[int, subprocess.Popen[bytes]] = {}
     statuses: list[int] = []
     while waiting or busy:
-        for gpu in range(flags.gpus):
-            process = busy.get(gpu)
+        for place in range(flags.gpus * flags.share):
+            process = busy.get(place)
             if process is not None and process.poll() is not None:
                 statuses.append(process.returncode)
-                del busy[gpu]
+                del busy[place]
             left = deadline - time.monotonic()
-            if gpu not in busy and waiting and left > 0:
-                busy[gpu] = _start(waiting.pop(0), gpu, left, flags)
+            if place not in busy and waiting and left > 0:
+                busy[place] = _start(waiting.pop(0), place % flags.gpus, left, flags)
         if not busy:
             break
         time.sleep(0.5)
@@ -118,10 +119,16 @@ def _start(plan: Plan, gpu: int, seconds: float, flags: argparse.Namespace) -> s
     words = [
         sys.executable, "-m", "benchmarks.quality.run", "--one-seed", str(plan.seed), "--size", flags.size,
         "--steps", str(flags.steps), "--variants", plan.variant.name, "--corpus", str(flags.corpus),
-        "--out", str(flags.out), "--inner", flags.inner, "--budget-s", f"{seconds:.0f}",
+        "--out", str(flags.out), "--inner", flags.inner, "--budget-s", f"{seconds:.0f}", "--share", str(flags.share),
     ]  # fmt: skip
     words += ["--device", flags.device] if flags.device else []
-    return subprocess.Popen(words, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)})
+    return subprocess.Popen(words, env={**os.environ, "CUDA_VISIBLE_DEVICES": visible_device(gpu)})
+
+
+def visible_device(gpu: int) -> str:
+    """The name of the `gpu`-th device that this process may use, for one that may use it alone."""
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[gpu] if named else str(gpu)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("out/quality/runs"))
     parser.add_argument("--budget-s", type=float, default=float("inf"), help="stop, resumably, after these seconds")
     parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--share", type=int, default=1, help="processes a GPU")
     parser.add_argument("--device", default="", help="default: cuda where there is one")
     parser.add_argument("--inner", default="inductor")
     parser.add_argument("--list", action="store_true", help="list the variants")

@@ -53,6 +53,8 @@ class Plan:
     validate_every: int = 200
     inner: str = "inductor"
     """What compiles the rewritten graph (tests take "aot_eager")."""
+    share: int = 1
+    """Processes on the GPU; above 1, step times say nothing."""
 
     @property
     def length(self) -> int:
@@ -135,7 +137,7 @@ class Run:
             started, first = time.perf_counter(), self.step
             while self.step < end:
                 masks = self._masks() if self.step == end - 1 else []
-                loss += self._train_step()
+                loss += self.train_step()
                 phases.append(self.sparse)
             self._wait()
             seconds = time.perf_counter() - started
@@ -202,7 +204,8 @@ class Run:
         self.file.write_text("".join(lines[:1] + kept))
 
     def _identity(self) -> dict[str, Any]:
-        return {name: self.header[name] for name in ("plan", "hidden", "options", "corpus")}
+        identity = {name: self.header[name] for name in ("plan", "hidden", "options", "corpus")}
+        return {**identity, "plan": {**identity["plan"], "share": None}}
 
     def _optimizer(self) -> torch.optim.Optimizer:
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
@@ -212,7 +215,7 @@ class Run:
             return s24compile.AdamW_STEP(groups, betas=(0.9, 0.95), total_steps=self.plan.length)
         return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=self.device.startswith("cuda"))
 
-    def _train_step(self) -> Tensor:
+    def train_step(self) -> Tensor:
         """One optimizer step; returns its loss on the device."""
         size = self.plan.size
         if self.head and self.step == self.head:

@@ -12,7 +12,7 @@ import torch
 from benchmarks.quality import corpus as corpora
 from benchmarks.quality import report
 from benchmarks.quality import run as runner
-from benchmarks.quality.narrow import step_ms, width_of_time
+from benchmarks.quality.narrow import keep, step_ms, width_of_time
 from benchmarks.quality.sizes import SIZES
 from benchmarks.quality.training import Plan, Run
 from benchmarks.quality.variants import BASIC, VARIANTS, variant
@@ -135,7 +135,7 @@ def test_see_the_same_batches_whatever_the_variant_draws(corpus, tmp_path, devic
         seen = []
         run._loss = lambda part, places, seen=seen, plain=run._loss: seen.append(places) or plain(part, places)
         for _ in range(3):
-            run._train_step()
+            run.train_step()
         losses.append(torch.stack(seen))
     assert torch.equal(*losses)
 
@@ -207,13 +207,44 @@ def test_train_in_slices_and_report(folder, tmp_path, capsys, monkeypatch):
 
 def test_deal_runs_out_to_processes(folder, tmp_path):
     words = ["--size", "toy", "--steps", "20", "--corpus", str(folder), "--out", str(tmp_path), "--inner", "eager"]
-    assert runner.main([*words, "--variants", "dense", "--seeds", "2", "--gpus", "2", "--budget-s", "300"]) == 0
+    assert runner.main([*words, "--variants", "dense", "--seeds", "2", "--share", "2", "--budget-s", "300"]) == 0
     names = [result.name for members in report.tables(report.read(tmp_path)).values() for result in members]
     assert sorted(names) == ["dense", "dense (seed 2)"]
 
 
 def line_of(step, step_ms, *, sparse, warm=True, **more):
     return {"step": step, "train_loss": 1.0, "step_ms": step_ms, "sparse": sparse, "warm": warm, **more}
+
+
+def test_name_devices_as_the_caller_restricted_them(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [runner.visible_device(gpu) for gpu in (0, 1)] == ["3", "5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert runner.visible_device(1) == "1"
+
+
+HEADER = {
+    "plan": {"size_name": "toy", "share": 1, "seed": 1, "variant": {"name": "fst"}},
+    "hidden": 128,
+    "parameters": 1000,
+    "options": {"recipe": "fst", "decay": 0.1, "dense_after": 30},
+    "device": "GPU",
+}
+
+
+def test_take_step_times_from_elsewhere_where_the_gpu_was_shared():
+    lines = [line_of(10, 99.0, sparse=True), line_of(20, 77.0, sparse=False, validation_loss=1.0)]
+    shared = {**HEADER, "plan": {**HEADER["plan"], "share": 3}}
+    blind = report.Result(shared, lines)
+    assert blind.step_ms(sparse=True) is None
+    assert blind.clock() is None
+    assert blind.row(blind)["time_of_dense"] is None
+    times = {
+        ("toy", 128, '{"recipe": "fst"}', "GPU"): 20.0,
+        ("toy", 128, "", "GPU"): 30.0,
+        ("toy", 64, "", "GPU"): 1.0,
+    }
+    assert report.Result(shared, lines, times).clock() == pytest.approx([0.2, 0.5])
 
 
 def test_count_no_compilation_as_time_of_training():
@@ -224,7 +255,7 @@ def test_count_no_compilation_as_time_of_training():
         line_of(40, 700.0, sparse=False, warm=False),
         line_of(50, 30.0, sparse=False, validation_loss=1.0),
     ]
-    result = report.Result({}, lines)
+    result = report.Result(HEADER, lines)
     assert (result.step_ms(sparse=True), result.step_ms(sparse=False)) == (15.0, 30.0)
     assert result.clock() == pytest.approx([0.15, 0.30, 0.45, 0.75, 1.05])
 
@@ -236,5 +267,11 @@ def test_find_the_width_of_a_step_time(wanted, width):
     assert len(asked) <= 7
 
 
-def test_measure_a_step(corpus, device):
-    assert step_ms(plan_of("ste", steps=12), corpus, device) > 0
+def test_measure_a_step_and_keep_its_time(corpus, device, tmp_path):
+    speed, milliseconds = step_ms(plan_of("ste", steps=12), corpus, device)
+    assert milliseconds > 0
+    assert speed[:2] == ("toy", 128)
+    keep({speed: 5.0, ("toy", 64, "", "GPU"): 7.0}, tmp_path / "times.json")
+    keep({speed: milliseconds}, tmp_path / "times.json")
+    kept = {tuple(entry["speed"]): entry["step_ms"] for entry in json.loads((tmp_path / "times.json").read_text())}
+    assert kept == {speed: milliseconds, ("toy", 64, "", "GPU"): 7.0}
