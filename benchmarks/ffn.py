@@ -4,7 +4,8 @@
     python benchmarks/ffn.py --layers gpt2 --dense inductor
 
 T = 16384 tokens, bf16 autocast, fp32 master weights, packing once a step included. TFLOP/s are dense-equivalent: 2 T D
-F a linear, three times that with its backward. Checked against masked dense arithmetic before timing.
+F a linear, three times that with its backward. Checked against masked dense arithmetic before timing. --gradients times
+other values of the option `gradient` too: what the 2:4 weight gradient is worth.
 """
 
 from __future__ import annotations
@@ -72,14 +73,16 @@ def make(kind: str, width: int, hidden: int) -> nn.Module:
     return GatedMLP(width, hidden, act).cuda()
 
 
-def measure(name: str, dense: tuple[str, ...]) -> dict[str, Any]:
+def measure(name: str, dense: tuple[str, ...], also: tuple[str, ...] = ()) -> dict[str, Any]:
     """One row of the table."""
     kind, width, hidden, bar = LAYERS[name]
     torch._dynamo.reset()
     torch.manual_seed(0)
     x = torch.randn(TOKENS, width, device="cuda", requires_grad=True)
-    candidates = variants(make(kind, width, hidden), dense, {"s24": {"min_speedup": 0.0}})
-    error = check(candidates[-1], x)
+    sparse: dict[str, dict[str, Any]] = {"s24": {"min_speedup": 0.0}}
+    sparse |= {f"s24 {gradient} dW": {"min_speedup": 0.0, "gradient": gradient} for gradient in also}
+    candidates = variants(make(kind, width, hidden), dense, sparse)
+    error = max(check(v, x) for v in candidates if v.sparse)
     times = medians_ms(candidates, x)
     best = min(times[d] for d in dense)
     flop = 3 * (2 if kind == "gelu" else 3) * 2 * TOKENS * width * hidden
@@ -94,6 +97,7 @@ def measure(name: str, dense: tuple[str, ...]) -> dict[str, Any]:
         "tflops": {n: flop / t / 1e9 for n, t in times.items()},
         "peak_bytes": {v.name: peak_bytes(v, x) for v in candidates},
         "ratio": best / times["s24"],
+        "ratios": {n: best / times[n] for n in sparse},
         "bar": bar,
     }
 
@@ -103,13 +107,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", nargs="*", default=[], help="parts of layer names; default: all")
     parser.add_argument("--dense", nargs="*", default=list(DENSE), choices=list(DENSE))
+    parser.add_argument("--gradients", nargs="*", default=[], choices=["dense", "auto"], help="further values to time")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     given = parser.parse_args()
     rows = []
     for name in LAYERS:
         if given.layers and not any(part in name for part in given.layers):
             continue
-        row = measure(name, tuple(given.dense))
+        row = measure(name, tuple(given.dense), tuple(given.gradients))
         rows.append(row)
         spelled = ", ".join(f"{n} {t:.3f} ms" for n, t in row["ms"].items())
         queued = "/".join(f"{us:.0f}" for us in row["host_us"].values())

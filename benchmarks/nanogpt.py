@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import statistics
 import sys
@@ -63,7 +64,7 @@ def host_ms(step: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) 
     return statistics.median(spent)
 
 
-def measure(size: str, dense: tuple[str, ...], targets: str, steps: int) -> dict[str, Any]:
+def measure(size: str, dense: tuple[str, ...], targets: str, steps: int, gradient: str = "mvue") -> dict[str, Any]:
     """One row of the table."""
     layers, heads, width, bar = SIZES[size]
     torch._dynamo.reset()
@@ -72,7 +73,7 @@ def measure(size: str, dense: tuple[str, ...], targets: str, steps: int) -> dict
     model = GPT(config).cuda()
     tokens = torch.randint(VOCABULARY, (4, BATCH, LENGTH + 1), device="cuda")
     ways = {name: DENSE[name] for name in dense}
-    ways["s24"] = {"backend": "s24", "options": {"targets": targets, "min_speedup": 0.0}}
+    ways["s24"] = {"backend": "s24", "options": {"targets": targets, "gradient": gradient, "min_speedup": 0.0}}
     times: dict[str, list[float]] = {name: [] for name in ways}
     losses, peaks, trainers = {}, {}, {}
     for name, how in ways.items():
@@ -100,7 +101,7 @@ def measure(size: str, dense: tuple[str, ...], targets: str, steps: int) -> dict
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratio = min(medians[d] for d in dense) / medians["s24"]
     return {
-        "size": size, "targets": targets, "ms": medians,
+        "size": size, "targets": targets, "gradient": gradient, "ms": medians,
         "host_ms": {n: host_ms(s, tokens[0]) for n, s in trainers.items()},
         "loss": losses, "step_peak_bytes": peaks, "ratio": ratio,
         "bar": bar if targets == "ffn" else 1.27,
@@ -113,20 +114,21 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--dense", nargs="*", default=["inductor"], choices=list(DENSE))
     parser.add_argument("--targets", nargs="*", default=["ffn"], choices=["ffn", "linear"])
+    parser.add_argument("--gradients", nargs="*", default=["mvue"], choices=["mvue", "auto", "dense"])
     parser.add_argument("--steps", type=int, default=40, help="steps a burst; 40 hold one mask search")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     given = parser.parse_args()
     rows = []
     for size in given.sizes:
-        for targets in given.targets:
-            row = measure(size, tuple(given.dense), targets, given.steps)
+        for targets, gradient in itertools.product(given.targets, given.gradients):
+            row = measure(size, tuple(given.dense), targets, given.steps, gradient)
             rows.append(row)
             spelled = ", ".join(f"{n} {t:.2f} ms" for n, t in row["ms"].items())
             queued = "/".join(f"{ms:.1f}" for ms in row["host_ms"].values())
             peaks = "/".join(f"{size / 1e9:.2f}" for size in row["step_peak_bytes"].values())
             print(
-                f"{size} {targets:6} {spelled}; x{row['ratio']:.3f} (bar {row['bar']:.2f}); host {queued} ms, "
-                f"peak {peaks} GB",
+                f"{size} {targets:6} {gradient:5} {spelled}; x{row['ratio']:.3f} (bar {row['bar']:.2f}); "
+                f"host {queued} ms, peak {peaks} GB",
                 flush=True,
             )
             record.write("nanogpt", {"rows": rows}, given.out)

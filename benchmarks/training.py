@@ -55,6 +55,8 @@ class Variant:
 
 def variants(module: nn.Module, dense: tuple[str, ...], sparse: dict[str, dict[str, Any]]) -> list[Variant]:
     """Copies of `module` compiled dense with the named Inductor modes, and by s24 with the given options."""
+    # They share one code object, and Dynamo counts what it compiled for it: 8 and the next would run eagerly.
+    torch._dynamo.config.recompile_limit = 64
     made = []
     for name in dense:
         own = copy.deepcopy(module)

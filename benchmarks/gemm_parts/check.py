@@ -59,12 +59,7 @@ def check_kernel(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda
         return
     dtype, out = DTYPES[signature.dtype], DTYPES[signature.out]
     choice = tuned.Choice(kernel.schedule)
-    s = random_sparse(m, k, dtype, device, signature.a)
-    b = (
-        torch.randn(k, n, device=device, dtype=dtype)
-        if signature.b == "n"
-        else torch.randn(n, k, device=device, dtype=dtype).t()
-    )
+    s, b = random_sparse(m, k, dtype, device, signature.a), random_dense(k, n, dtype, device, signature.b)
     dense = s.dense()
     product = dense.double() @ b.double()
     bias = torch.randn(m, device=device, dtype=DTYPES[signature.bias]) if signature.bias else None
@@ -92,6 +87,12 @@ def check_kernel(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda
         yield report("D", got, product + c.double(), (eager_z.float() + c.float()).to(out))
 
 
+def random_dense(k: int, n: int, dtype: torch.dtype, device: str, major: str) -> Tensor:
+    """B [k, n], contiguous along `major`."""
+    b = torch.randn(k, n, device=device, dtype=dtype)
+    return b if major == "n" else b.t().contiguous().t()
+
+
 def check_gated(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda") -> Iterable[Check]:
     """`check_kernel` of a gated epilogue; m is rounded up to what the format and TMA take."""
     signature, (m, n, k) = kernel.signature, size
@@ -99,8 +100,7 @@ def check_gated(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda"
     m = (m + unit - 1) // unit * unit
     dtype, act = DTYPES[signature.dtype], signature.act
     choice = tuned.Choice(kernel.schedule)
-    s = random_sparse(m, k, dtype, device)
-    b = torch.randn(n, k, device=device, dtype=dtype).t()
+    s, b = random_sparse(m, k, dtype, device), random_dense(k, n, dtype, device, signature.b)
     exact, eager = s.dense().double() @ b.double(), s.dense() @ b
 
     def report(what: str, got: Tensor, exact: Tensor, eager: Tensor) -> Check:
