@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+QUALITY = RESULTS / "quality.json"
 MARK = re.compile(r"<!-- made: ([\w-]+) -->")
 
 
@@ -104,7 +105,7 @@ def refusals() -> str:
 
 def performance() -> str:
     """A section for each result that exists: where and when it was measured, its rows, its chart."""
-    files = sorted(RESULTS.rglob("*.json"))
+    files = sorted(set(RESULTS.rglob("*.json")) - {QUALITY})
     sections = [_section(path) for path in files]
     return "\n\n".join(sections) or "No results are committed yet."
 
@@ -149,6 +150,30 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
+def quality() -> str:
+    """A table of losses and a picture for each model size and length that was trained."""
+    sections = []
+    for told in json.loads(QUALITY.read_text())["tables"]:
+        title = f"### {told['size'].upper()}, {told['steps']} steps"
+        where = (
+            f"*{told['device']}, torch {told['torch']}, {told['date']}; {told['corpus']['bytes'] / 1e6:.0f} MB of text*"
+        )
+        rows = [
+            {
+                "variant": row["variant"],
+                "F": str(row["hidden"]),
+                "loss": f"{row['loss']:.4f}",
+                "gap": "" if row["gap"] is None else f"{row['gap']:+.4f}",
+                "ends 2:4": "yes" if row["ends_sparse"] else "",
+                "time of dense": "" if row["time_of_dense"] is None else f"{row['time_of_dense']:.3f}",
+            }
+            for row in told["rows"]
+        ]
+        picture = f"![losses](pictures/{told['picture']})"
+        sections.append("\n".join([title, "", where, "", *_table(rows), "", picture]))
+    return "\n\n".join(sections)
+
+
 def demo() -> str:
     """The picture of `make demo`, where one is committed."""
     there = (ROOT / "assets" / "demo.png").exists()
@@ -163,4 +188,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "refusals": refusals,
     "performance": performance,
+    "quality": quality,
 }
