@@ -10,7 +10,9 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("checks", ["triton_checks.py", "triton_format_checks.py", "triton_mask_checks.py"])
+@pytest.mark.parametrize(
+    "checks", ["triton_checks.py", "triton_format_checks.py", "triton_mask_checks.py", "triton_far_checks.py"]
+)
 def test_triton_kernels_agree_with_their_references(checks):
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     path = str(Path(__file__).with_name(checks))
