@@ -43,6 +43,9 @@ class Config:
     """Optimizer steps between two searches of the transposable mask [FST 5.3]."""
     dense_after: int | None = None
     """Train dense from the forward after this many optimizer steps (0 = always dense). None: never."""
+    dense_start: Literal["full", "masked"] = "full"
+    """What a scheduled dense phase starts from: "full" W with the elements that were pruned until then, as [FST] has
+    it, or "masked" M.W, so that the model computes the same before and after the switch; they train on from 0."""
     total_steps: int | None = None
     """Length of the run in optimizer steps; with `dense_after=None` the "fst" recipe ends dense for the last 1/6."""
     freshness: Literal["auto", "always"] = "auto"
@@ -72,6 +75,7 @@ class Config:
         self._choice("targets", ("ffn", "linear"))
         self._choice("gradient", ("mvue", "auto", "dense"))
         self._choice("input_gradient", ("auto", "dense", "mvue"))
+        self._choice("dense_start", ("full", "masked"))
         self._choice("freshness", ("auto", "always"))
         self._choice("memory", ("speed", "save"))
         self._choice("inner", ("inductor", "aot_eager", "eager"))
