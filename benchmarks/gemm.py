@@ -87,8 +87,8 @@ def built_kernels() -> list[Kernel]:
         for b in ("k", "n")
         for d in ("row", "col")
         for out in (dtype, "fp32")
-        for epilogue in ("plain", "bias", "add", "act", "dact", "glu", "dglu")
-        for act in (check.ACTS if epilogue.endswith(("act", "glu")) else ("",))
+        for epilogue in ("plain", "bias", "add", "act", "dact", "dact_sum", "glu", "dglu")
+        for act in (check.ACTS if epilogue in ("act", "dact", "dact_sum", "glu", "dglu") else ("",))
         for bias in ((dtype, "fp32") if epilogue in ("bias", "act") else ("",))
     ]
     hows = dict.fromkeys([*tune.SCHEDULES, *tuned.schedules(), Schedule()])

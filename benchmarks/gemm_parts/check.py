@@ -76,11 +76,16 @@ def check_kernel(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda
         z, h = launch.mm_act(*packed, bias, signature.act, signature.d, choice)
         yield report("Z", z, shifted, eager_z)
         yield report("H", h, activation(signature.act, shifted), activation(signature.act, eager_z))
-    elif signature.epilogue == "dact":
+    elif signature.epilogue in ("dact", "dact_sum"):
         z = _laid_out(torch.randn(m, n, device=device, dtype=out), signature.d)
-        got = launch.mm_dact(*packed, z, signature.act, signature.d, choice)
         eager = (eager_z.float() * slope(signature.act, z.float())).to(out)
-        yield report("dZ", got, product * slope(signature.act, z.double()), eager)
+        exact = product * slope(signature.act, z.double())
+        if signature.epilogue == "dact":
+            got = launch.mm_dact(*packed, z, signature.act, signature.d, choice)
+        else:
+            got, sums = launch.mm_dact_sum(*packed, z, signature.act, signature.d, choice)
+            yield report("db", sums, exact.sum(1), eager.sum(1, dtype=torch.float32))
+        yield report("dZ", got, exact, eager)
     else:
         c = _laid_out(torch.randn(m, n, device=device, dtype=out), signature.d)
         got = launch.mm_add(*packed, c, 1.0, signature.d)

@@ -18,7 +18,7 @@ COPY_BYTES_PER_US = 3.0e6
 
 
 def time_epilogues(shape: Shape, act: str = "gelu", choices: tuple[Choice | None, ...] = (None,)) -> dict[str, Any]:
-    """Microseconds of fw1 plain, with bias, with activation (Z and H written), and with the derivative (Z read)."""
+    """Microseconds of fw1 plain, with activation (Z and H written), and with the derivative (Z read), also summed."""
     dtype, (m, n, k) = torch.bfloat16, (shape.m, shape.n, shape.k)
     s = random_sparse(m, k, dtype, "cuda")
     bs = activations(shape, dtype, 3)
@@ -32,6 +32,7 @@ def time_epilogues(shape: Shape, act: str = "gelu", choices: tuple[Choice | None
             f"plain{tag}": lambda i, c=choice: launch.mm(*packed, bs[i % 3], None, "col", dtype, c),
             f"act{tag}": lambda i, c=choice: launch.mm_act(*packed, bs[i % 3], bias, act, "col", c),
             f"dact{tag}": lambda i, c=choice: launch.mm_dact(*packed, bs[i % 3], zs[i % 3], act, "col", c),
+            f"dact_sum{tag}": lambda i, c=choice: launch.mm_dact_sum(*packed, bs[i % 3], zs[i % 3], act, "col", c),
         }
     times = compare_us(runs)
     return {"shape": [m, n, k], "act": act, "us": times, "extra_bytes_us": 2 * m * n / COPY_BYTES_PER_US}

@@ -42,6 +42,7 @@ FAMILY_OF: dict[str, str] = {
     "mm": "gemm",
     "mm_act": "gemm",
     "mm_dact": "gemm",
+    "mm_dact_sum": "gemm",
     "mm_add": "gemm",
     "mm_glu": "gemm",
     "mm_dglu": "gemm",

@@ -283,6 +283,7 @@ SAMPLES: dict[str, Callable[[Maker], Iterator[Sample]]] = {
     "mm": _mm,
     "mm_act": _mm_act,
     "mm_dact": _mm_dact,
+    "mm_dact_sum": _mm_dact,
     "mm_add": _mm_add,
     "mm_glu": _mm_glu,
     "mm_dglu": _mm_dglu,

@@ -18,7 +18,7 @@ from s24compile.lowering.epilogue import fuse_activation, fuse_activation_backwa
 from s24compile.lowering.layout import choose_layouts
 from s24compile.lowering.linear import lower_linear
 from s24compile.lowering.memory import saved_bytes
-from s24compile.lowering.packing import fuse_bias_gradient, share_packs
+from s24compile.lowering.packing import fuse_bias_gradient, fuse_sum_into_activation, share_packs
 from s24compile.lowering.printing import print_graph
 from s24compile.lowering.residual import absorb_residuals
 from s24compile.lowering.seeds import take_seeds
@@ -40,6 +40,7 @@ LOWERING: tuple[Callable[[fx.Graph, Target], int], ...] = (
     absorb_residuals,
     absorb_casts,
     choose_layouts,
+    fuse_sum_into_activation,
     take_seeds,
     select,
 )

@@ -1,6 +1,7 @@
 """Packing of gradients: once for all who need it, and fused with what sums them where the target has such a kernel.
 
     db = sum(dz, 0);  p = s24.mvue_pack(dz, seed)   ->   p, db = s24.mvue_pack_sum(dz, seed)
+    dz = s24.mm_dact(...) -> views;  db = sum(dz, 0)   ->   dz, db = s24.mm_dact_sum(...)   where dz is not packed
 
 Saves reading dz [T, F] once. (`s24.glu_backward_pack`, which also saves writing and reading dz for gated layers, is not
 used: at 16384 x 11008 it takes 1.45 ms on an H100, its two parts 1.03 ms; benchmarks/results/memory_kernels.json.)
@@ -12,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, op_name, s24_calls, value_of
 from s24compile.lowering.select import has_kernel
-from s24compile.lowering.views import base_of
+from s24compile.lowering.views import base_of, is_view
 
 aten, s24 = torch.ops.aten, torch.ops.s24
 
@@ -64,6 +66,43 @@ def fuse_bias_gradient(graph: fx.Graph, target: Target) -> int:
         count += 1
     graph.eliminate_dead_code()
     return count
+
+
+def fuse_sum_into_activation(graph: fx.Graph, target: Target) -> int:
+    """`mm_dact` and a sum over the tokens of its result -> `mm_dact_sum`. Returns how many.
+
+    For bias gradients that no packing pass has taken. Runs behind `choose_layouts`, which knows matrices alone.
+    """
+    count = 0
+    for product in [n for n in s24_calls(graph) if op_name(n) == "mm_dact"]:
+        total = next((t for view in _as_rows(product) if (t := _column_sum(view)) is not None), None)
+        if total is None or not has_kernel("mm_dact_sum", product.args, target):
+            continue
+        build = Builder(product)
+        both = build.call(s24.mm_dact_sum.default, *product.args)
+        total.replace_all_uses_with(build.item(both, 1))
+        graph.erase_node(total)
+        build.replace_with(build.item(both, 0))
+        count += 1
+    graph.eliminate_dead_code()
+    return count
+
+
+def _as_rows(product: fx.Node) -> list[fx.Node]:
+    """The views of a GEMM's result [F, T] that are its transpose [T, F]."""
+    features, tokens = value_of(product).shape
+    found, todo = [], list(product.users)
+    while todo:
+        node = todo.pop()
+        if is_view(node):
+            shape = value_of(node).shape
+            todo.extend(node.users)
+            # [T, F] out of [F, T] by views alone is the transpose, whose last dim is contiguous, or a reshape, for
+            # which it is not.
+            transposed = len(shape) == 2 and value_of(node).stride() == value_of(product).stride()[::-1]
+            if transposed and statically_known_true(shape[0] == tokens) and statically_known_true(shape[1] == features):
+                found.append(node)
+    return found
 
 
 def _column_sum(g: Any) -> fx.Node | None:

@@ -165,6 +165,16 @@ def test_leave_no_op_to_the_reference(make: Any, monkeypatch: pytest.MonkeyPatch
         assert "clone" not in text
 
 
+@pytest.mark.parametrize(("gradient", "packed"), [("dense", 0), ("mvue", 2)])
+def test_sum_a_bias_gradient_where_dz_is_read_or_made(
+    gradient: str, packed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, backward = lowered_for_hopper(GeluMLP(), monkeypatch, gradient=gradient)
+    assert backward.count("= s24_triton.mvue_pack_sum(") == packed
+    assert backward.count("= s24_cutlass.mm_dact_sum(") == (not packed)
+    assert backward.count("= sum(") == (not packed), "dY comes from outside: nothing of ours reads it"
+
+
 def test_leave_an_activation_alone_whose_gradient_is_read_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     class Watched(GeluMLP):
         def forward(self, x: Tensor) -> Tensor:

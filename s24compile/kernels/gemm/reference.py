@@ -68,10 +68,26 @@ def mm_dact(
     out_layout: str,
 ) -> Tensor:
     """dZ = (A B) * act'(Z), the product rounded once."""
+    return mm_dact_sum(values, metadata, rows, cols, format, b, z, act, out_layout)[0]
+
+
+def mm_dact_sum(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    z: Tensor,
+    act: str,
+    out_layout: str,
+) -> tuple[Tensor, Tensor]:
+    """`mm_dact`, and the sums of dZ over its columns before it is rounded (fp32; fp64 for fp64)."""
     wide = torch.promote_types(b.dtype, torch.float32)
     dh = mm(values, metadata, rows, cols, format, b, None, out_layout, wide)
-    dz = activations.act_backward(dh, z.to(wide), act).to(b.dtype)
-    return dz.contiguous() if out_layout == "row" else dz.t().contiguous().t()
+    dz = activations.act_backward(dh, z.to(wide), act)
+    rounded = dz.to(b.dtype)
+    return rounded.contiguous() if out_layout == "row" else rounded.t().contiguous().t(), dz.sum(1)
 
 
 def mm_add(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, c: Tensor) -> Tensor:

@@ -6,7 +6,7 @@
 `packing`                 pack, unpack, pack_both, pack_weight_
 `estimation`              mvue, mvue_pack
 `gemm`                    mm, linear
-`epilogues`               mm_act, mm_dact, mm_add, mm_glu, mm_dglu
+`epilogues`               mm_act, mm_dact, mm_dact_sum, mm_add, mm_glu, mm_dglu
 `activation`              act, act_backward
 `elementwise`             glu, glu_backward, masked_decay_, masked_decay_patterns_
 `fused`                   mvue_pack_sum, glu_backward_pack, pack_weights_, masked_decay_many_
@@ -21,7 +21,7 @@ from __future__ import annotations
 from s24compile.kernels.ops.activation import act, act_backward
 from s24compile.kernels.ops.direct import define_direct_ops
 from s24compile.kernels.ops.elementwise import glu, glu_backward, masked_decay_, masked_decay_patterns_
-from s24compile.kernels.ops.epilogues import mm_act, mm_add, mm_dact, mm_dglu, mm_glu
+from s24compile.kernels.ops.epilogues import mm_act, mm_add, mm_dact, mm_dact_sum, mm_dglu, mm_glu
 from s24compile.kernels.ops.estimation import mvue, mvue_pack
 from s24compile.kernels.ops.fused import glu_backward_pack, masked_decay_many_, mvue_pack_sum, pack_weights_
 from s24compile.kernels.ops.gemm import linear, mm
@@ -56,6 +56,7 @@ OPS = (
     linear,
     mm_act,
     mm_dact,
+    mm_dact_sum,
     mm_add,
     mm_glu,
     mm_dglu,

@@ -5,6 +5,7 @@ Legend: S packed [rows, cols], B [cols, n]; "col" results have strides (1, rows)
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.library import custom_op
 
@@ -76,6 +77,37 @@ def _(
     out_layout: str,
 ) -> Tensor:
     return _empty(b, rows, out_layout)
+
+
+@custom_op("s24::mm_dact_sum", mutates_args=())
+def mm_dact_sum(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    z: Tensor,
+    act: str,
+    out_layout: str,
+) -> tuple[Tensor, Tensor]:
+    """`mm_dact`, and the fp32 sums of dZ over its columns [rows]: the bias gradient, summed before dZ is rounded."""
+    return providers.run("mm_dact_sum", values, metadata, rows, cols, format, b, z, act, out_layout)
+
+
+@mm_dact_sum.register_fake
+def _(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    z: Tensor,
+    act: str,
+    out_layout: str,
+) -> tuple[Tensor, Tensor]:
+    return _empty(b, rows, out_layout), b.new_empty(rows, dtype=torch.promote_types(b.dtype, torch.float32))
 
 
 @custom_op("s24::mm_add", mutates_args=())

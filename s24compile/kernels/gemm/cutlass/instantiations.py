@@ -14,7 +14,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 
 Element = Literal["bf16", "fp16"]
 Output = Literal["bf16", "fp16", "fp32"]
-Epilogue = Literal["plain", "bias", "act", "dact", "add", "glu", "dglu"]
+Epilogue = Literal["plain", "bias", "act", "dact", "dact_sum", "add", "glu", "dglu"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,11 @@ class Signature:
     out: Output
     """Of D; also of Z ("act" writes it, "dact" reads it) and of C ("add")."""
     epilogue: Epilogue = "plain"
-    """plain: D = S B. bias: + bias[m]. act: Z = S B + bias[m], D = f(Z). dact: D = (S B) f'(Z). add: + beta C.
+    """plain: D = S B. bias: + bias[m]. act: Z = S B + bias[m], D = f(Z). dact: D = (S B) f'(Z). dact_sum:
+    also the sums over its rows. add: + beta C.
     glu: Z = S B, D = f(gate) up, S in the "sm90_gated" format. dglu: both halves of dZ from dH = S B and Z."""
     act: str = ""
-    """Name in ACTIVATIONS, for those four that have one."""
+    """Name in ACTIVATIONS, for those five that have one."""
     bias: Literal["", "bf16", "fp16", "fp32"] = ""
     """Type of the bias, for "bias" and "act"; the pointer may be null for "act"."""
 
@@ -56,6 +57,7 @@ class Signature:
             "bias": f"s24::Bias<{out}, {bias}>",
             "act": f"s24::Act<s24::{self.act}, {out}, {layout}, {bias}>",
             "dact": f"s24::DAct<s24::d{self.act}, {out}, {layout}>",
+            "dact_sum": f"s24::DActSum<s24::d{self.act}, {out}, {layout}>",
             "glu": f"s24::Glu<s24::{_FUNCTIONS.get(self.act)}, {out}>",
             "dglu": f"s24::DGlu<s24::{_FUNCTIONS.get(self.act)}, {out}, {layout}>",
         }[self.epilogue]
@@ -137,6 +139,7 @@ _FUNCTIONS = {"gelu": "GeluErf", "gelu_tanh": "GeluTanh", "silu": "Silu", "relu"
 _HEADERS = {
     "act": "activation_epilogues.cuh",
     "dact": "activation_epilogues.cuh",
+    "dact_sum": "bias_gradient_epilogue.cuh",
     "glu": "gated_epilogues.cuh",
     "dglu": "gated_epilogues.cuh",
 }
@@ -169,9 +172,10 @@ def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEF
     """The kernels that training one model needs, which `s24 build` builds ahead of time.
 
     Forward and dX: packed weights K-major times row-major activations, column-major D (its transpose is row-major),
-    with and without bias, with GELU in the epilogue (forward and backward), with GLUs, with a residual, and dX straight
-    in fp32. dW: packed gradients K-major or M-major times row-major X, row-major D (column-major for Conv1D's
-    transposed weights), in the operands' dtype and straight to fp32 master gradients.
+    with and without bias, with GELU in the epilogue (forward and backward, there with and without the bias gradient),
+    with GLUs, with a residual, and dX straight in fp32. dW: packed gradients K-major or M-major times row-major X,
+    row-major D (column-major for Conv1D's transposed weights), in the operands' dtype and straight to fp32 master
+    gradients.
     """
     forward = [
         Signature(dtype, "k", "k", "col", dtype),
@@ -182,9 +186,10 @@ def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEF
         Signature(dtype, "k", "k", "col", "fp32", "add"),
     ]
     outputs: tuple[Output, ...] = (dtype, "fp32")
+    derivatives: tuple[Epilogue, ...] = ("dact", "dact_sum")
     for act in ("gelu", "gelu_tanh"):
         forward += [Signature(dtype, "k", "k", "col", dtype, "act", act, bias) for bias in outputs]
-        forward.append(Signature(dtype, "k", "k", "col", dtype, "dact", act))
+        forward += [Signature(dtype, "k", "k", "col", dtype, way, act) for way in derivatives]
     gated: tuple[Epilogue, ...] = ("glu", "dglu")
     forward += [Signature(dtype, "k", "k", "col", dtype, way, act) for act in ("gelu", "silu") for way in gated]
     majors: tuple[Literal["k", "m"], ...] = ("k", "m")

@@ -103,6 +103,31 @@ def mm_dact(
     return _run(values, metadata, rows, cols, b, "dact", act, None, z, out_layout, b.dtype, choice=choice)[0]
 
 
+def mm_dact_sum(
+    values: torch.Tensor,
+    metadata: torch.Tensor,
+    rows: int,
+    cols: int,
+    b: torch.Tensor,
+    z: torch.Tensor,
+    act: str,
+    out_layout: str,
+    choice: tuned.Choice | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dZ, its fp32 sums over N [M]): `mm_dact`, and the bias gradient. Sums are of dZ before it is rounded.
+
+    The kernel sums the columns of each tile of D; the tiles of a row are added up here, always in the same order.
+    """
+    if min(rows, cols, b.shape[1]) == 0:
+        dz = mm(values, metadata, rows, cols, b, None, out_layout, b.dtype)
+        return dz, torch.zeros(rows, dtype=torch.float32, device=b.device)
+    dz, partial = _run(
+        values, metadata, rows, cols, b, "dact_sum", act, None, z, out_layout, b.dtype, choice=choice
+    )  # fmt: skip
+    assert partial is not None
+    return dz, partial[:, :rows].sum(0)
+
+
 def mm_add(
     values: torch.Tensor,
     metadata: torch.Tensor,
@@ -145,7 +170,7 @@ def _run(
 
     target, d = output(m, n, out_layout, out_dtype, b.device)
     pitch = target.stride(0 if out_layout == "row" else 1)
-    z = None
+    z = partial = None
     aux = source_pointer = aux_pitch = 0
     if epilogue == "act":
         z_target, z = output(m, n, out_layout, out_dtype, b.device)
@@ -153,7 +178,10 @@ def _run(
     elif source is not None:
         source = like_output(source, target, out_layout, out_dtype)
         aux_pitch = source.stride(0 if out_layout == "row" else 1)
-        aux, source_pointer = (source.data_ptr(), 0) if epilogue == "dact" else (0, source.data_ptr())
+        aux, source_pointer = (0, source.data_ptr()) if epilogue == "add" else (source.data_ptr(), 0)
+    if epilogue == "dact_sum":
+        tile_m, tile_n = plan.loaded.kernel.schedule.tile
+        bias = partial = b.new_empty(-(-n // tile_n), -(-m // tile_m) * tile_m, dtype=torch.float32)
 
     pointers = [values.data_ptr(), metadata.data_ptr(), b.data_ptr(), target.data_ptr(), source_pointer, aux]
     pointers.append(0 if bias is None else bias.data_ptr())
@@ -163,7 +191,7 @@ def _run(
         d.copy_(target[:m, :n])
         if z is not None:
             z.copy_(z_target[:m, :n])
-    return d, z
+    return d, z if partial is None else partial
 
 
 _NEEDS: dict[tuple[Kernel, tuple[int, int, int], int], int] = {}

@@ -123,6 +123,21 @@ def mm_dact(
     return launch.mm_dact(values, metadata, rows, cols, b, z, act, out_layout)
 
 
+def mm_dact_sum(
+    values: Tensor,
+    metadata: Tensor,
+    rows: int,
+    cols: int,
+    format: str,
+    b: Tensor,
+    z: Tensor,
+    act: str,
+    out_layout: str,
+) -> tuple[Tensor, Tensor]:
+    """`s24::mm_dact_sum` on the CUTLASS kernels."""
+    return launch.mm_dact_sum(values, metadata, rows, cols, b, z, act, out_layout)
+
+
 def supports_add(
     values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, c: Tensor
 ) -> str | None:
@@ -173,6 +188,7 @@ PROVIDERS = {
     "mm": Provider("cutlass", mm, supported, supports),
     "mm_act": Provider("cutlass", mm_act, supported, supports_act),
     "mm_dact": Provider("cutlass", mm_dact, supported, supports_dact),
+    "mm_dact_sum": Provider("cutlass", mm_dact_sum, supported, supports_dact),
     "mm_add": Provider("cutlass", mm_add, supported, supports_add),
     "mm_glu": Provider("cutlass", mm_glu, supported, supports_glu),
     "mm_dglu": Provider("cutlass", mm_dglu, supported, supports_dglu),

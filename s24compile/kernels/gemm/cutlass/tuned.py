@@ -17,7 +17,7 @@ from s24compile.kernels.gemm.cutlass.instantiations import DEFAULT, Schedule, Si
 from s24compile.kernels.gemm.cutlass.raster import choose_raster
 
 TABLE = Path(__file__).with_name("tuned.json")
-CLASSES = {"plain": "plain", "bias": "plain", "add": "plain"}
+CLASSES = {"plain": "plain", "bias": "plain", "add": "plain", "dact_sum": "dact"}
 """Epilogues that share entries; the others have their own."""
 
 
