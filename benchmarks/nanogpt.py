@@ -2,6 +2,7 @@
 
     python benchmarks/nanogpt.py                  124M, 350M, 774M, feed-forward layers only; 774M with targets="linear"
     python benchmarks/nanogpt.py --sizes 124m --dense inductor
+    python benchmarks/nanogpt.py --model nanoGPT/model.py        nanoGPT's own model and optimizer, from its repository
 
 bf16 autocast, fp32 weights, no dropout, vocabulary 50304, random tokens. A step is forward, backward, optimizer step
 and zero_grad; masks are searched every 40 steps inside the timed bursts. Losses of both are finite and reported.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import itertools
 import math
 import statistics
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -35,14 +38,34 @@ SIZES = {"124m": (12, 12, 768, 1.18), "350m": (24, 16, 1024, 1.18), "774m": (36,
 """Name -> (layers, heads, width, bar)."""
 
 
-def trainer(model: GPT, compile_with: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+def make(size: str, file: Path | None) -> nn.Module:
+    """The model of a size, dropout and biases off: the demo's, or nanoGPT's out of its model.py."""
+    layers, heads, width, _ = SIZES[size]
+    shape = {"vocab_size": VOCABULARY, "block_size": LENGTH, "n_layer": layers, "n_head": heads, "n_embd": width}
+    if file is None:
+        return GPT(GPTConfig(**shape, dropout=0.0, bias=False))
+    spec = importlib.util.spec_from_file_location("nanogpt_model", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    made: nn.Module = module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False))
+    return made
+
+
+def trainer(model: nn.Module, compile_with: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function that does one training step on tokens [B, S + 1] and returns the loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    own = getattr(model, "configure_optimizers", None)
+    if own is not None:
+        optimizer = own(weight_decay=0.1, learning_rate=1e-4, betas=(0.9, 0.95), device_type="cuda")
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     run = torch.compile(model, dynamic=False, **compile_with)
 
     def step(tokens: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = run(tokens[:, :-1], tokens[:, 1:])[1]
+            loss = run(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[1]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -64,13 +87,13 @@ def host_ms(step: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) 
     return statistics.median(spent)
 
 
-def measure(size: str, dense: tuple[str, ...], targets: str, steps: int, gradient: str = "mvue") -> dict[str, Any]:
+def measure(
+    size: str, dense: tuple[str, ...], targets: str, steps: int, gradient: str, file: Path | None
+) -> dict[str, Any]:
     """One row of the table."""
-    layers, heads, width, bar = SIZES[size]
     torch._dynamo.reset()
     torch.manual_seed(0)
-    config = GPTConfig(VOCABULARY, LENGTH, layers, heads, width, dropout=0.0, bias=False)
-    model = GPT(config).cuda()
+    model = make(size, file).cuda()
     tokens = torch.randint(VOCABULARY, (4, BATCH, LENGTH + 1), device="cuda")
     ways = {name: DENSE[name] for name in dense}
     ways["s24"] = {"backend": "s24", "options": {"targets": targets, "gradient": gradient, "min_speedup": 0.0}}
@@ -104,7 +127,7 @@ def measure(size: str, dense: tuple[str, ...], targets: str, steps: int, gradien
         "size": size, "targets": targets, "gradient": gradient, "ms": medians,
         "host_ms": {n: host_ms(s, tokens[0]) for n, s in trainers.items()},
         "loss": losses, "step_peak_bytes": peaks, "ratio": ratio,
-        "bar": bar if targets == "ffn" else 1.27,
+        "bar": SIZES[size][3] if targets == "ffn" else 1.27, "model": "nanoGPT" if file else "demo",
     }  # fmt: skip
 
 
@@ -116,12 +139,13 @@ def main() -> int:
     parser.add_argument("--targets", nargs="*", default=["ffn"], choices=["ffn", "linear"])
     parser.add_argument("--gradients", nargs="*", default=["mvue"], choices=["mvue", "auto", "dense"])
     parser.add_argument("--steps", type=int, default=40, help="steps a burst; 40 hold one mask search")
+    parser.add_argument("--model", type=Path, help="nanoGPT's model.py; default: the demo's model of the same shape")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     given = parser.parse_args()
     rows = []
     for size in given.sizes:
         for targets, gradient in itertools.product(given.targets, given.gradients):
-            row = measure(size, tuple(given.dense), targets, given.steps, gradient)
+            row = measure(size, tuple(given.dense), targets, given.steps, gradient, given.model)
             rows.append(row)
             spelled = ", ".join(f"{n} {t:.2f} ms" for n, t in row["ms"].items())
             queued = "/".join(f"{ms:.1f}" for ms in row["host_ms"].values())
