@@ -55,6 +55,10 @@ SIZES: Mapping[str, Size] = MappingProxyType(
         "30m": Size(8, 8, 512, sequence=512, batch=64, micro_batches=1, learning_rate=1e-3, warmup=200),
         # GPT-2 small, 85M parameters without embeddings, F 3072.
         "124m": Size(12, 12, 768, sequence=1024, batch=32, micro_batches=1, learning_rate=6e-4, warmup=200),
+        # 0.9M parameters, F 512: eight minutes a run on one core of a CPU. Ideas are tried on it, not judged.
+        "tiny": Size(
+            4, 4, 128, sequence=64, batch=48, micro_batches=1, learning_rate=2e-3, warmup=100, validation_tokens=65_536
+        ),
         # For tests of the harness on a CPU; its losses mean nothing.
         "toy": Size(
             2, 2, 32, sequence=16, batch=8, micro_batches=2, learning_rate=1e-3, warmup=2, validation_tokens=512
