@@ -146,6 +146,12 @@ class Config:
                 value=self.dense_after,
                 accepted=f"it must not exceed total_steps={self.total_steps}",
             )
+        if self.dense_start == "masked" and self.dense_from is None:
+            raise OptionError(
+                name="dense_start",
+                value=self.dense_start,
+                accepted="it needs a scheduled dense phase: dense_after=..., or total_steps=... with recipe='fst'",
+            )
         if self.recipe == "fst" and self.input_gradient != "auto":
             raise OptionError(
                 name="input_gradient",

@@ -180,6 +180,7 @@ def test_learn_with_all_three_gemms_sparse(recipe):
         ({"mask_interval": True}, "mask_interval"),
         ({"dense_after": -1}, "dense_after"),
         ({"dense_start": "zero"}, "'full', 'masked'"),
+        ({"dense_start": "masked"}, "needs a scheduled dense phase"),
         ({"total_steps": 0}, "total_steps"),
         ({"dense_after": 11, "total_steps": 10}, "total_steps=10"),
         ({"recipe": "ftsst"}, "'fst', 'sste'"),

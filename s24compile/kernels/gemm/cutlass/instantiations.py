@@ -33,7 +33,7 @@ class Signature:
     """Of D; also of Z ("act" writes it, "dact" reads it) and of C ("add")."""
     epilogue: Epilogue = "plain"
     """plain: D = S B. bias: + bias[m]. act: Z = S B + bias[m], D = f(Z). dact: D = (S B) f'(Z). dact_sum:
-    also the sums over its rows. add: + beta C.
+    the sum of each of its rows, too. add: + beta C.
     glu: Z = S B, D = f(gate) up, S in the "sm90_gated" format. dglu: both halves of dZ from dH = S B and Z."""
     act: str = ""
     """Name in ACTIVATIONS, for those five that have one."""
