@@ -45,7 +45,8 @@ class Config:
     """Train dense from the forward after this many optimizer steps (0 = always dense). None: never."""
     dense_start: Literal["full", "masked"] = "full"
     """What a scheduled dense phase starts from: "full" W with the elements that were pruned until then, as [FST] has
-    it, or "masked" M.W, so that the model computes the same before and after the switch; they train on from 0."""
+    it, or "masked" M.W, so that the model computes the same before and after the switch; they train on from 0.
+    Frozen weights stay whole."""
     total_steps: int | None = None
     """Length of the run in optimizer steps; with `dense_after=None` the "fst" recipe ends dense for the last 1/6."""
     freshness: Literal["auto", "always"] = "auto"

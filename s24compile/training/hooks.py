@@ -83,10 +83,10 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
         starts_masked = weight.dense_phase_starts_masked
         weight.steps += 1
         parameter = weight.parameter()
-        if starts_masked and parameter is not None:
-            bake_weight_(weight, parameter)
         if parameter is not None and (parameter.requires_grad or parameter.grad is not None):
             weight.tick = CLOCK.tick
+            if starts_masked:
+                bake_weight_(weight, parameter)
     watch_flips([weight for _, weight in held])
 
 

@@ -61,6 +61,15 @@ def test_a_full_start_leaves_the_weights_alone(options):
     assert all((p != 0).all() for name, p in model.named_parameters() if name.endswith("weight"))
 
 
+def test_frozen_weights_keep_what_they_could_not_learn_again():
+    def freeze(step, model):
+        model[0].weight.requires_grad_(False)
+
+    model, _ = trained(3, dense_start="masked", before_step=freeze)
+    assert (model[0].weight != 0).all()
+    assert (model[2].weight == 0).float().mean() >= 0.5
+
+
 def test_weights_that_were_dense_already_are_left_alone():
     def go_dense(step, model):
         if step == 2:
