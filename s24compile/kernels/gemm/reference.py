@@ -68,7 +68,7 @@ def mm_dact(
     out_layout: str,
 ) -> Tensor:
     """dZ = (A B) * act'(Z), the product rounded once."""
-    return mm_dact_sum(values, metadata, rows, cols, format, b, z, act, out_layout)[0]
+    return _rounded(_dact(values, metadata, rows, cols, format, b, z, act), out_layout, b.dtype)
 
 
 def mm_dact_sum(
@@ -83,11 +83,22 @@ def mm_dact_sum(
     out_layout: str,
 ) -> tuple[Tensor, Tensor]:
     """`mm_dact`, and the sums of dZ over its columns before it is rounded (fp32; fp64 for fp64)."""
+    dz = _dact(values, metadata, rows, cols, format, b, z, act)
+    return _rounded(dz, out_layout, b.dtype), dz.sum(1)
+
+
+def _dact(
+    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, z: Tensor, act: str
+) -> Tensor:
+    """dZ before it is rounded."""
     wide = torch.promote_types(b.dtype, torch.float32)
-    dh = mm(values, metadata, rows, cols, format, b, None, out_layout, wide)
-    dz = activations.act_backward(dh, z.to(wide), act)
-    rounded = dz.to(b.dtype)
-    return rounded.contiguous() if out_layout == "row" else rounded.t().contiguous().t(), dz.sum(1)
+    dh = mm(values, metadata, rows, cols, format, b, None, "row", wide)
+    return activations.act_backward(dh, z.to(wide), act)
+
+
+def _rounded(x: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
+    x = x.to(dtype)
+    return x.contiguous() if layout == "row" else x.t().contiguous().t()
 
 
 def mm_add(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, c: Tensor) -> Tensor:
