@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.quality import corpus as corpora
-from benchmarks.quality.report import TIMES, Result, Speed, speed_of
+from benchmarks.quality.report import TIMES, Result, Speed, read_times, speed_of
 from benchmarks.quality.run import train
 from benchmarks.quality.sizes import SIZES
 from benchmarks.quality.training import Plan
@@ -54,8 +54,7 @@ def step_ms(plan: Plan, corpus: corpora.Corpus, device: str) -> tuple[Speed, flo
 
 def keep(times: Mapping[Speed, float], file: Path) -> None:
     """Adds step times to the file, in place of older ones of the same kind."""
-    before = json.loads(file.read_text()) if file.is_file() else []
-    merged = {tuple(entry["speed"]): entry["step_ms"] for entry in before} | dict(times)
+    merged = read_times(file) | dict(times)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps([{"speed": speed, "step_ms": ms} for speed, ms in merged.items()], indent=1) + "\n")
 

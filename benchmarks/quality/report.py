@@ -30,7 +30,7 @@ Speed = tuple[str, int, str, str]
 def speed_of(header: Mapping[str, Any], *, sparse: bool) -> Speed:
     """The key of a run's step time in one of its phases. Schedules and decay leave it as it is."""
     options = header["options"] if sparse else None
-    kept = {k: v for k, v in (options or {}).items() if k not in ("decay", "dense_after")}
+    kept = {k: v for k, v in (options or {}).items() if k not in ("decay", "dense_after", "dense_start")}
     text = json.dumps(kept, sort_keys=True) if kept else ""
     return header["plan"]["size_name"], header["hidden"], text, header["device"]
 
@@ -68,7 +68,7 @@ class Result:
             return None
         known = self.times.get(speed_of(self.header, sparse=sparse))
         times = [line["step_ms"] for line in lines if line["warm"]]
-        if known is not None or self.header["plan"].get("share", 1) > 1 or not times:
+        if known is not None or self.header["share"] > 1 or not times:
             return known
         return statistics.fmean(times)
 
@@ -108,14 +108,18 @@ class Result:
 
 def read(folder: Path) -> list[Result]:
     """The finished runs of a folder."""
-    results, file = [], folder / TIMES
-    measured = json.loads(file.read_text()) if file.is_file() else []
-    times: dict[Speed, float] = {tuple(entry["speed"]): entry["step_ms"] for entry in measured}
+    results, times = [], read_times(folder / TIMES)
     for file in sorted(folder.glob("*.jsonl")):
         header, *lines = map(json.loads, file.read_text().splitlines())
         if lines and "validation_loss" in lines[-1] and lines[-1]["step"] >= _length(header):
             results.append(Result(header, lines, times))
     return results
+
+
+def read_times(file: Path) -> dict[Speed, float]:
+    """What `narrow.keep` wrote; nothing where there is no such file."""
+    measured = json.loads(file.read_text()) if file.is_file() else []
+    return {tuple(entry["speed"]): entry["step_ms"] for entry in measured}
 
 
 def tables(results: Iterable[Result]) -> dict[tuple[str, ...], list[Result]]:

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     deadline = time.monotonic() + flags.budget_s
     plans = [
-        Plan(flags.size, SIZES[flags.size], variant(name), flags.steps, seed=seed, inner=flags.inner, share=flags.share)
+        Plan(flags.size, SIZES[flags.size], variant(name), flags.steps, seed=seed, inner=flags.inner)
         for name in (flags.variants.split(",") if flags.variants else BASIC)
         for seed in ([flags.one_seed] if flags.one_seed else range(1, flags.seeds + 1))
     ]
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     corpus = corpora.load(flags.corpus)
     device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
     for plan in waiting:
-        if not train(plan, corpus, flags.out, device, deadline):
+        if not train(plan, corpus, flags.out, device, deadline, flags.share):
             return 3
     return 0
 
@@ -63,7 +63,7 @@ def is_done(plan: Plan, folder: Path) -> bool:
     return file.is_file() and f'"step": {plan.length},' in file.read_text().splitlines()[-1]
 
 
-def train(plan: Plan, corpus: corpora.Corpus, folder: Path, device: str, deadline: float) -> bool:
+def train(plan: Plan, corpus: corpora.Corpus, folder: Path, device: str, deadline: float, share: int = 1) -> bool:
     """Trains one run until it is done or the time is over; returns whether it is done."""
     if time.monotonic() >= deadline:
         return False
@@ -71,7 +71,7 @@ def train(plan: Plan, corpus: corpora.Corpus, folder: Path, device: str, deadlin
     torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()
-    run = Run(plan, corpus, folder, device)
+    run = Run(plan, corpus, folder, device, share)
     run.start()
     saved = time.monotonic()
     for line in run.windows():

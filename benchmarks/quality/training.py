@@ -53,8 +53,6 @@ class Plan:
     validate_every: int = 200
     inner: str = "inductor"
     """What compiles the rewritten graph (tests take "aot_eager")."""
-    share: int = 1
-    """Processes on the GPU; above 1, step times say nothing."""
 
     @property
     def length(self) -> int:
@@ -71,7 +69,7 @@ class Plan:
 class Run:
     """One run in progress. Iterate `windows()` to train it."""
 
-    def __init__(self, plan: Plan, corpus: Corpus, folder: Path, device: str) -> None:
+    def __init__(self, plan: Plan, corpus: Corpus, folder: Path, device: str, share: int = 1) -> None:
         self.plan, self.corpus, self.device = plan, corpus, device
         self.file = folder / f"{plan.file_name}.jsonl"
         self.checkpoint = folder / f"{plan.file_name}.pt"
@@ -106,6 +104,7 @@ class Run:
             "options": options,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "tokens_a_step": plan.size.tokens_a_step,
+            "share": share,  # processes on the device; above 1, step times say nothing
             "corpus": corpus.description,
             **circumstances(),
         }
@@ -204,8 +203,7 @@ class Run:
         self.file.write_text("".join(lines[:1] + kept))
 
     def _identity(self) -> dict[str, Any]:
-        identity = {name: self.header[name] for name in ("plan", "hidden", "options", "corpus")}
-        return {**identity, "plan": {**identity["plan"], "share": None}}
+        return {name: self.header[name] for name in ("plan", "hidden", "options", "corpus")}
 
     def _optimizer(self) -> torch.optim.Optimizer:
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
