@@ -88,7 +88,7 @@ def built_kernels() -> list[Kernel]:
         for d in ("row", "col")
         for out in (dtype, "fp32")
         for epilogue in ("plain", "bias", "add", "act", "dact", "dact_sum", "glu", "dglu")
-        for act in (check.ACTS if epilogue in ("act", "dact", "dact_sum", "glu", "dglu") else ("",))
+        for act in (("",) if epilogue in ("plain", "bias", "add") else check.ACTS)
         for bias in ((dtype, "fp32") if epilogue in ("bias", "act") else ("",))
     ]
     hows = dict.fromkeys([*tune.SCHEDULES, *tuned.schedules(), Schedule()])

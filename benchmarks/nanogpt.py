@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
+import importlib
 import itertools
 import math
 import statistics
@@ -44,12 +44,8 @@ def make(size: str, file: Path | None) -> nn.Module:
     shape = {"vocab_size": VOCABULARY, "block_size": LENGTH, "n_layer": layers, "n_head": heads, "n_embd": width}
     if file is None:
         return GPT(GPTConfig(**shape, dropout=0.0, bias=False))
-    spec = importlib.util.spec_from_file_location("nanogpt_model", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(file.parent))
+    module = importlib.import_module(file.stem)
     made: nn.Module = module.GPT(module.GPTConfig(**shape, dropout=0.0, bias=False))
     return made
 
