@@ -54,7 +54,7 @@ def decide(state: State) -> int:
         fuel = None if fuel is None else fuel - 1
         match.taken = free
         claimed.update(linear.node for linear in free)
-    state.sites = [_site(match, "rewritten" if match.taken else "refused") for match in state.matches]
+    state.sites = [_site(match, state) for match in state.matches]
     if state.cut_reason and not state.matches:
         state.sites.append(Site("", "unknown", "", "refused", state.cut_reason))
     return len(claimed)
@@ -200,17 +200,17 @@ def _users_of_weight(scope: Scope, node: fx.Node) -> list[fx.Node]:
 _WEIGHT_VIEWS = CASTS | {"getattr", "t", "transpose", "permute", "contiguous"}
 
 
-def _site(match: Match, status: str) -> Site:
+def _site(match: Match, state: State) -> Site:
     """The report's row of a match."""
     linears = match.linears
     paths = [module_path(n.scope, n.node, n.weight) for n in linears]
-    reasons = [match.refusal] if match.refusal else _reasons(match, paths)
+    reasons = [match.refusal] if match.refusal else [*_reasons(match, paths), *_exact_gradients(match, paths, state)]
     names = [parameter_name(top) for n in linears for top in _tops(n) if top.op == "placeholder"]
     return Site(
         path=common_path(paths),
         family=match.family,
         shape=_shape(linears),
-        status="rewritten" if status == "rewritten" else "refused",
+        status="rewritten" if match.taken else "refused",
         reason="; ".join(reasons),
         source=user_line(linears[-1].node),
         weights=tuple(dict.fromkeys(names)),
@@ -227,6 +227,20 @@ def _reasons(match: Match, paths: list[str]) -> list[str]:
     if len(match.stays) == len(match.linears) and len(by_reason) == 1:
         return list(by_reason)
     return [f"{' and '.join(where)} stays dense: {why}" for why, where in by_reason.items()]
+
+
+def _exact_gradients(match: Match, paths: list[str], state: State) -> list[str]:
+    """Which of the taken linears gradient="auto" gives their exact weight gradient, and why."""
+    options = state.options_for(mark_of(match.linears[0].node))
+    where = [
+        path or linear.node.name
+        for linear, path in zip(match.linears, paths, strict=True)
+        if linear in match.taken and options.dw == "auto" and options.dw_of(linear.in_features) == "dense"
+    ]
+    if not where:
+        return []
+    names = " and ".join(where)
+    return [f"exact weight gradient in {names}: pruning it pays from {options.mvue_from} input features"]
 
 
 def _shape(linears: list[Linear]) -> str:

@@ -19,7 +19,7 @@ from s24compile.passes.operands import Operands, Wanted
 from s24compile.passes.provenance import common_path, module_path
 from s24compile.passes.scope import fake, hop_name, known_fake
 from s24compile.passes.spelling import general_name, spell
-from s24compile.passes.state import LinearOptions, State
+from s24compile.passes.state import State
 
 ACTS = frozenset({"gelu", "gelu_tanh", "silu", "relu"})
 """What torch.ops.s24.glu and torch.ops.s24.act compute."""
@@ -161,14 +161,8 @@ def _sparse_linear(unit: Unit, packed: tuple[fx.Node, ...], builder: Builder, st
         unit.wanted.format,
         unit.wanted.layout,
         options.dx,
-        _weight_gradient(unit, options),
+        options.dw_of(unit.linears[0].in_features),
     )
-
-
-def _weight_gradient(unit: Unit, options: LinearOptions) -> str:
-    if options.dw != "auto":
-        return options.dw
-    return "mvue" if unit.linears[0].in_features >= options.mvue_from else "dense"
 
 
 def _bias(unit: Unit, builder: Builder) -> Any:

@@ -40,6 +40,12 @@ class LinearOptions:
     alignment: int = 16
     """Both dims of a weight must be multiples of this (at least 4: the transposable blocks are 4x4)."""
 
+    def dw_of(self, in_features: int) -> str:
+        """ "mvue" or "dense", for a linear of that many input features."""
+        if self.dw != "auto":
+            return self.dw
+        return "mvue" if in_features >= self.mvue_from else "dense"
+
 
 @dataclasses.dataclass
 class Rewrite:

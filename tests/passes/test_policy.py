@@ -239,6 +239,9 @@ def test_prune_output_gradients_by_the_input_features_of_each_linear(dw, mvue_fr
     torch._dynamo.reset()
     torch.compile(Sized(32, 64, 32), backend=capture)(input_of())
     assert [node.args[-1] for node in capture.nodes if node.target is torch.ops.s24.linear.default] == expected
+    exact = [name for name, gradient in zip(("fc1", "fc2"), expected, strict=True) if gradient == "dense"]
+    said = f"exact weight gradient in {' and '.join(exact)}: pruning it pays from {mvue_from} input features"
+    assert [site.reason for site in capture.sites] == [said if exact else ""]
 
 
 class MarkedSingle(nn.Module):
