@@ -1,10 +1,12 @@
 """Packing of gradients: once for all who need it, and fused with what sums them where the target has such a kernel.
 
     db = sum(dz, 0);  p = s24.mvue_pack(dz, seed)   ->   p, db = s24.mvue_pack_sum(dz, seed)
-    dz = s24.mm_dact(...) -> views;  db = sum(dz, 0)   ->   dz, db = s24.mm_dact_sum(...)   where dz is not packed
+    dz = s24.mm_dact(...) -> views;  db = sum(dz, 0)   ->   dz, db = s24.mm_dact_sum(...)
 
-Saves reading dz [T, F] once. (`s24.glu_backward_pack`, which also saves writing and reading dz for gated layers, is not
-used: the gradient of a GLU is in the epilogue of dH's GEMM; benchmarks/NOTES-memory.md.)
+Saves reading dz [T, F] once. Where dz is both made by a GEMM and packed, the GEMM sums: at 16384 x 3072 that costs
+8 us, in the packing pass 22 (H100, results/epilogues.json and memory_kernels.json). `s24.glu_backward_pack`, which also
+saves writing and reading dz for gated layers, is not used: the gradient of a GLU is in the epilogue of dH's GEMM;
+benchmarks/NOTES-memory.md.
 """
 
 from __future__ import annotations
@@ -49,9 +51,15 @@ def share_packs(graph: fx.Graph, target: Target) -> int:
 
 
 def fuse_bias_gradient(graph: fx.Graph, target: Target) -> int:
-    """`mvue_pack` and a sum over the same gradient -> `mvue_pack_sum`. Returns how many."""
+    """`mvue_pack` and a sum over the same gradient -> `mvue_pack_sum`. Returns how many.
+
+    Leaves to `fuse_sum_into_activation` what a GEMM's epilogue can sum.
+    """
     count = 0
     for pack in [n for n in s24_calls(graph) if op_name(n) == "mvue_pack"]:
+        maker = base_of(pack.args[0])
+        if maker.target is s24.mm_dact.default and has_kernel("mm_dact_sum", maker.args, target):
+            continue
         total = _column_sum(pack.args[0])
         if total is None or not has_kernel("mvue_pack_sum", pack.args, target):
             continue
@@ -71,7 +79,7 @@ def fuse_bias_gradient(graph: fx.Graph, target: Target) -> int:
 def fuse_sum_into_activation(graph: fx.Graph, target: Target) -> int:
     """`mm_dact` and a sum over the tokens of its result -> `mm_dact_sum`. Returns how many.
 
-    For bias gradients that no packing pass has taken. Runs behind `choose_layouts`, which knows matrices alone.
+    Runs behind `choose_layouts`, which knows matrices alone.
     """
     count = 0
     for product in [n for n in s24_calls(graph) if op_name(n) == "mm_dact"]:

@@ -125,9 +125,12 @@ def test_every_provider_agrees_with_the_reference(op, index, name, dtype):
     elif op == "glu_backward_pack":
         compare_glu_backward_pack(ours, theirs, args)
         return
+    elif op == "mm_dact_sum":
+        compare_unrounded_sums(ours[1], args)
+        ours, theirs = ours[:1], theirs[:1]
     wide = [_wide(arg) for arg in samples(op, DEVICE, dtype)[index].args]
     exact = leaves_after(reference, wide) if op in ROUNDED else theirs
-    for a, b, c in zip(ours, theirs, exact, strict=True):
+    for a, b, c in zip(ours, theirs, exact[: len(ours)], strict=True):
         if name in NARROW and op == "mm":
             b = b.to(args[0].dtype).to(b.dtype)
         if op in ROUNDED and a.is_floating_point():
@@ -159,6 +162,23 @@ def leaves_after(run, args):
 def compare_sums(sums, g):
     """Column sums in fp32, against torch's own fp32 sums."""
     assert_as_close_as_torch(sums, g.sum(0, dtype=sums.dtype), g.double().sum(0), "column sums")
+
+
+SLOPE_ERROR = 1e-4
+"""Of an epilogue's act': what test_activation_fits.py holds activations.cuh to."""
+
+
+def compare_unrounded_sums(sums, args):
+    """Sums of dH act'(Z) before dZ is rounded: what the slope of the epilogue and fp32 sums may be off by."""
+    values, metadata, rows, cols, format, b, z, act, _ = args
+    gemm = {op: providers.find(op, "reference").run for op in ("mm", "mm_dact_sum")}
+    operands = values.double(), metadata, rows, cols, format, b.double()
+    exact = gemm["mm_dact_sum"](*operands, z.double(), act, "row")[1]
+    terms = gemm["mm"](*operands, None, "row", torch.float64).abs().sum(1)
+    # Each of the K + N additions of a row rounds by half an epsilon of at most the sum of all that is added.
+    rounding = (cols + b.shape[1]) * torch.finfo(torch.float32).eps * terms
+    assert sums.dtype == torch.float32
+    assert bool(((sums.double() - exact).abs() <= SLOPE_ERROR * terms + rounding).all())
 
 
 def compare_glu_backward_pack(ours, theirs, args):
