@@ -1,14 +1,20 @@
-"""What the fused epilogues cost beside the plain GEMM, against the time that their extra bytes would take alone."""
+"""What the fused epilogues cost beside the plain GEMM, against the time that their extra bytes would take alone.
+
+python -m benchmarks.gemm_parts.epilogues        GPT-2's first projections at 16384 tokens; results/epilogues.json
+"""
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import record
 from benchmarks.gemm_parts.operands import random_sparse
 from benchmarks.gemm_parts.ours import activations
-from benchmarks.gemm_parts.shapes import Shape
+from benchmarks.gemm_parts.shapes import Shape, shapes
 from benchmarks.gemm_parts.timing import compare_us
 from s24compile.kernels.gemm.cutlass import launch
 from s24compile.kernels.gemm.cutlass.tuned import Choice
@@ -36,3 +42,21 @@ def time_epilogues(shape: Shape, act: str = "gelu", choices: tuple[Choice | None
         }
     times = compare_us(runs)
     return {"shape": [m, n, k], "act": act, "us": times, "extra_bytes_us": 2 * m * n / COPY_BYTES_PER_US}
+
+
+def main() -> None:
+    """Times, prints a row a shape, writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    given = parser.parse_args()
+    rows = []
+    for shape in shapes(("gpt2",), (16384,)):
+        if shape.role == "fw1":
+            rows.append({"model": shape.model} | time_epilogues(shape))
+            spelled = ", ".join(f"{name} {us:.1f}" for name, us in rows[-1]["us"].items())
+            print(f"{rows[-1]['shape']} {spelled} us; extra bytes {rows[-1]['extra_bytes_us']:.1f} us", flush=True)
+            record.write("epilogues", {"rows": rows}, given.out)
+
+
+if __name__ == "__main__":
+    main()
