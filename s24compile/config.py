@@ -10,8 +10,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from s24compile.errors import OptionError, UnknownOptionError
+from s24compile.training.recipe import RECIPES
 
-RECIPES = ("fst", "sste", "step", "srste", "ste")
+
+class _OfRecipe:
+    """The default of a field whose value is the recipe's own: replaced when a Config is made."""
+
+    def __repr__(self) -> str:
+        return "<the recipe's>"
+
+
+_OF_RECIPE: Any = _OfRecipe()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,32 +32,33 @@ class Config:
     """
 
     recipe: str = "fst"
-    """"fst" (ICML 2024), "sste" (NeurIPS 2024), "step" (ICML 2023), "srste" (ICLR 2021) or "ste"."""
+    """"fst" (ICML 2024), "fst-exact" (the same with exact weight gradients and masks searched at every step), "sste"
+    (NeurIPS 2024), "step" (ICML 2023), "srste" (ICLR 2021) or "ste"."""
     targets: Literal["ffn", "linear"] = "ffn"
     """"ffn": the linears of feed-forward layers. "linear": every linear but embeddings and the LM head."""
     include: tuple[str, ...] = ()
     """Regexes searched in module paths ("blocks.0.mlp.c_fc"); if any are given, only matching linears are taken."""
     exclude: tuple[str, ...] = ()
     """Regexes searched in module paths; matching linears stay dense. Wins over `include`."""
-    gradient: Literal["mvue", "auto", "dense"] = "mvue"
+    gradient: Literal["mvue", "auto", "dense"] = _OF_RECIPE
     """Weight gradient from the MVUE-pruned output gradient (2:4 GEMM), or from the dense one. "auto": pruned only in
-    linears of enough input features for the 2:4 GEMM to win back what pruning costs, which leaves less noise."""
+    linears of enough input features for the 2:4 GEMM to win back what pruning costs, which leaves less noise.
+    Default "mvue"; "dense" with "fst-exact"."""
     input_gradient: Literal["auto", "dense", "mvue"] = "auto"
     """Input gradient of the row-wise recipes, whose masks are not 2:4 along the output features. "auto" and "dense":
     a dense GEMM. "mvue": dZ is replaced by its MVUE along the output features [S-STE], so that all three GEMMs
-    are 2:4. "fst" needs neither: its masks are 2:4 both ways, and its input gradient is sparse and exact."""
-    decay: float = 6e-5
-    """Masked decay lambda of [FST 4.2], added to the gradients of pruned weights. 0 switches it off."""
-    mask_interval: int = 40
-    """Optimizer steps between two searches of the transposable mask [FST 5.3]."""
+    are 2:4. "fst" and "fst-exact" need neither: their masks are 2:4 both ways, and the input gradient is
+    sparse and exact."""
+    decay: float = _OF_RECIPE
+    """Masked decay lambda of [FST 4.2], added to the gradients of pruned weights ("srste": taken from the weights
+    [SR-STE Eq. 8]). 0 switches it off. Default 6e-5; 2e-4 with "srste"."""
+    mask_interval: int = _OF_RECIPE
+    """Optimizer steps between two searches of the transposable mask [FST 5.3]. Default 40; 1 with "fst-exact"."""
     dense_after: int | None = None
     """Train dense from the forward after this many optimizer steps (0 = always dense). None: never."""
-    dense_start: Literal["full", "masked"] = "full"
-    """What a scheduled dense phase starts from: "full" W with the elements that were pruned until then, as [FST] has
-    it, or "masked" M.W, so that the model computes the same before and after the switch; they train on from 0.
-    Frozen weights stay whole."""
     total_steps: int | None = None
-    """Length of the run in optimizer steps; with `dense_after=None` the "fst" recipe ends dense for the last 1/6."""
+    """Length of the run in optimizer steps; "fst" and "fst-exact" end dense for its last 1/6, unless `dense_after` is
+    given."""
     freshness: Literal["auto", "always"] = "auto"
     """"auto": pack again after an optimizer step or an in-place edit. "always": before every forward, for code that
     writes weights through `.data`."""
@@ -72,11 +82,13 @@ class Config:
             object.__setattr__(self, field, value)
         if isinstance(self.inner_options, Mapping):
             object.__setattr__(self, "inner_options", tuple(sorted(self.inner_options.items())))
-        self._choice("recipe", RECIPES)
+        self._choice("recipe", tuple(RECIPES))
+        for field in ("gradient", "decay", "mask_interval"):
+            if getattr(self, field) is _OF_RECIPE:
+                object.__setattr__(self, field, getattr(RECIPES[self.recipe], field))
         self._choice("targets", ("ffn", "linear"))
         self._choice("gradient", ("mvue", "auto", "dense"))
         self._choice("input_gradient", ("auto", "dense", "mvue"))
-        self._choice("dense_start", ("full", "masked"))
         self._choice("freshness", ("auto", "always"))
         self._choice("memory", ("speed", "save"))
         self._choice("inner", ("inductor", "aot_eager", "eager"))
@@ -108,7 +120,7 @@ class Config:
     @property
     def dense_from(self) -> int | None:
         """The optimizer step from which the weights train dense, or None for never."""
-        if self.dense_after is not None or self.total_steps is None or self.recipe != "fst":
+        if self.dense_after is not None or self.total_steps is None or not RECIPES[self.recipe].ends_dense:
             return self.dense_after
         return self.total_steps - self.total_steps // 6
 
@@ -147,18 +159,12 @@ class Config:
                 value=self.dense_after,
                 accepted=f"it must not exceed total_steps={self.total_steps}",
             )
-        if self.dense_start == "masked" and self.dense_from is None:
-            raise OptionError(
-                name="dense_start",
-                value=self.dense_start,
-                accepted="it needs a scheduled dense phase: dense_after=..., or total_steps=... with recipe='fst'",
-            )
-        if self.recipe == "fst" and self.input_gradient != "auto":
+        if RECIPES[self.recipe].dx == "sparse" and self.input_gradient != "auto":
             raise OptionError(
                 name="input_gradient",
                 value=self.input_gradient,
-                accepted="recipe='fst' has an exact 2:4 input gradient, its masks being transposable: leave it 'auto', "
-                "or take one of 'sste', 'step', 'srste', 'ste'",
+                accepted=f"recipe={self.recipe!r} has an exact 2:4 input gradient, its masks being transposable: leave "
+                "it 'auto', or take one of 'sste', 'step', 'srste', 'ste'",
             )
         if self.memory == "save" and self.inner == "eager":
             raise OptionError(

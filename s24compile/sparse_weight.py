@@ -113,12 +113,6 @@ class SparseWeight:
                 return driven
         return phase_at(self.steps, self._dense_from, self._asked_phase, self._asked_at)
 
-    @property
-    def dense_phase_starts_masked(self) -> bool:
-        """Whether the next optimizer step is the last one of the sparse phase, and pruned elements then become 0."""
-        due = self.steps + 1 == self._dense_from and self.config.dense_start == "masked"
-        return due and self.phase == "sparse"
-
     def flips(self) -> Tensor | None:
         """The flip rate as a 0-d float32 tensor on the weight's device: no host sync. None before the second search."""
         if self.patterns is None or self.previous is None:

@@ -13,12 +13,11 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from s24compile.baking import bake_weight_
 from s24compile.checkpoint import Entry, problem_of_entry
 from s24compile.errors import CheckpointError, ModelError, OptionError
 from s24compile.operand import pack_all
 from s24compile.operand_map import operands_of
-from s24compile.sparse_weight import SparseWeight
+from s24compile.sparse_weight import SparseWeight, writing_state
 from s24compile.training.schedule import PHASES, Phase
 from s24compile.weights import TOLD, WEIGHTS, told_about
 
@@ -143,7 +142,22 @@ def bake_(model: nn.Module) -> None:
             accepted="export them as they are, or call s24compile.set_phase(model, 'sparse') first",
         )
     for name, parameter in named.items():
-        bake_weight_(weights[name], parameter)
+        _bake_weight_(weights[name], parameter)
+
+
+def _bake_weight_(weight: SparseWeight, parameter: Parameter) -> None:
+    with writing_state(parameter.device):
+        weight.prepare(parameter)
+        if not weight.has_mask:
+            weight.search(parameter)
+            weight.searched(weight.content(parameter))
+        if weight.recipe.soft:
+            assert weight.scale is not None
+            kept = weight.scale * torch.ops.s24.soft_threshold(weight.logical(parameter.detach()))
+            parameter.copy_(weight.as_stored(kept))
+            weight.set_scale(torch.ones_like(weight.scale))
+        else:
+            parameter.masked_fill_(~weight.mask, 0)
 
 
 def _check_names(parameters: Mapping[str, Parameter], state: Mapping[str, Any]) -> None:

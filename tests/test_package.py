@@ -28,12 +28,12 @@ LEAVES = (
     "tracing",
     "training.recipe",
 )
-STATE = ("weights", "sparse_weight", "baking", "operand", "operand_map", "checkpoint", "state", "training")
+STATE = ("weights", "sparse_weight", "operand", "operand_map", "checkpoint", "state", "training")
 
 # A module may import what its longest matching row lists (a name stands for the modules below it too).
 ARROWS: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "config": ("errors",),
+    "config": ("errors", "training.recipe"),
     "layer": (),
     "report": (),
     "tracing": (),

@@ -1,7 +1,6 @@
 """How training reaches the weights without a line in the user's loop: the hooks that every torch optimizer calls.
 
-The pre-hook applies masked decay, the post-hook counts the step, and bakes the weights whose dense phase it begins if
-`Config.dense_start` says so. Facts that shape both (CATALOGUE 3b, b4): a subclass
+The pre-hook applies masked decay, the post-hook counts the step. Facts that shape both (CATALOGUE 3b, b4): a subclass
 that calls `super().step()` fires them twice; with a closure the gradients do not exist yet when the pre-hook runs;
 under GradScaler a fused optimizer still has scaled gradients then, and fires on a skipped step too (it is counted:
 finding out would stop the host until the device has answered).
@@ -20,7 +19,6 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from s24compile.baking import bake_weight_
 from s24compile.sparse_weight import CLOCK, DRIVEN, SparseWeight
 from s24compile.training.decay import decay_
 from s24compile.training.flip_rate import watch_flips
@@ -72,21 +70,15 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Counts the step for the weights that the optimizer holds, and lets their packed forms go stale.
-
-    A weight that this step leaves at the start of its dense phase is baked, so what a checkpoint saves is that already.
-    """
+    """Counts the step for the weights that the optimizer holds, and lets their packed forms go stale."""
     CLOCK.tick += 1
     held = _not_held_by(_outer_steps(), held_by(optimizer))
     _meet(optimizer, [weight for _, weight in held if not weight.held])
     for _, weight in held:
-        starts_masked = weight.dense_phase_starts_masked
         weight.steps += 1
         parameter = weight.parameter()
         if parameter is not None and (parameter.requires_grad or parameter.grad is not None):
             weight.tick = CLOCK.tick
-            if starts_masked:
-                bake_weight_(weight, parameter)
     watch_flips([weight for _, weight in held])
 
 

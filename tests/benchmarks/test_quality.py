@@ -140,7 +140,7 @@ def test_see_the_same_batches_whatever_the_variant_draws(corpus, tmp_path, devic
     assert torch.equal(*losses)
 
 
-@pytest.mark.parametrize("name", ["fst", "ste-mvue-dx", "step", "fst-l1-no-mvue-masked"])
+@pytest.mark.parametrize("name", ["fst", "ste-mvue-dx", "step", "fst-l1-no-mvue"])
 def test_go_on_bitwise_where_the_budget_ended(name, corpus, tmp_path):
     device = "cpu"  # on a GPU the embedding's gradient adds up in any order
     whole = Run(plan_of(name), corpus, tmp_path / "whole", device)

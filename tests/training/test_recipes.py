@@ -179,15 +179,15 @@ def test_learn_with_all_three_gemms_sparse(recipe):
         ({"mask_interval": 2.5}, "mask_interval"),
         ({"mask_interval": True}, "mask_interval"),
         ({"dense_after": -1}, "dense_after"),
-        ({"dense_start": "zero"}, "'full', 'masked'"),
-        ({"dense_start": "masked"}, "needs a scheduled dense phase"),
         ({"total_steps": 0}, "total_steps"),
         ({"dense_after": 11, "total_steps": 10}, "total_steps=10"),
-        ({"recipe": "ftsst"}, "'fst', 'sste'"),
+        ({"recipe": "ftsst"}, "'fst', 'fst-exact', 'sste'"),
+        ({"decay": None}, "decay"),
         ({"gradient": "sparse"}, "'mvue', 'auto', 'dense'"),
         ({"recipe": "ste", "input_gradient": "sparse"}, "'auto', 'dense', 'mvue'"),
         ({"recipe": "fst", "input_gradient": "mvue"}, "transposable"),
         ({"recipe": "fst", "input_gradient": "dense"}, "transposable"),
+        ({"recipe": "fst-exact", "input_gradient": "mvue"}, "transposable"),
     ],
 )
 def test_refuse_options_by_name_value_and_what_is_accepted(options, said):
@@ -201,12 +201,53 @@ def test_refuse_options_by_name_value_and_what_is_accepted(options, said):
     assert not s24compile.sparse_weights(model), "nothing has changed"
 
 
+def test_take_what_is_not_given_from_the_recipe():
+    def own(**options):
+        config = Config(**options)
+        return config.gradient, config.decay, config.mask_interval
+
+    assert own() == own(recipe="fst") == ("mvue", 6e-5, 40), "as published"
+    assert own(recipe="fst-exact") == ("dense", 6e-5, 1)
+    assert own(recipe="fst-exact", gradient="auto", decay=0.0, mask_interval=7) == ("auto", 0.0, 7)
+    assert own(recipe="srste")[1] == 2e-4
+    spelled = Config(gradient="mvue", decay=6e-5, mask_interval=40)
+    assert (Config(), hash(Config())) == (spelled, hash(spelled)), "one backend to Dynamo"
+
+
+def test_give_weights_their_exact_gradient_and_new_masks_at_each_step():
+    """fst-exact is masked dense arithmetic: the forward and every gradient are those of M.W, on pruned weights too."""
+    model = ffn()
+    compiled = compiled_with(model, recipe="fst-exact", decay=0.0, total_steps=12)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step in range(12):
+        x = torch.randn(32, 16, generator=torch.Generator(model[0].weight.device).manual_seed(step))
+        compiled(x).square().mean().backward()
+        masks = masks_of(model)
+        for name, weight in s24compile.sparse_weights(model).items():
+            assert weight.phase == ("sparse" if step < 10 else "dense")
+            now = torch.ops.s24.transposable_mask(model.get_parameter(name).detach())
+            assert weight.phase == "dense" or torch.equal(masks[name], now), "searched at this step"
+        found = [p.grad for p in model.parameters()]
+        optimizer.zero_grad()
+        masked = {n: (p * masks[n] if step < 10 and n in masks else p) for n, p in model.named_parameters()}
+        leaves = {n: p.detach().requires_grad_() for n, p in masked.items()}
+        torch.func.functional_call(model, leaves, (x,)).square().mean().backward()
+        # dW is that of M.W, and reaches pruned weights as it is.
+        for grad, leaf in zip(found, leaves.values(), strict=True):
+            torch.testing.assert_close(grad, leaf.grad, rtol=1e-4, atol=1e-6)
+        for parameter, grad in zip(model.parameters(), found, strict=True):
+            parameter.grad = grad
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def test_take_a_tail_of_any_length_from_zero_to_all():
     assert Config(total_steps=600).dense_from == 500
+    assert Config(recipe="fst-exact", total_steps=600).dense_from == 500
     assert Config(total_steps=5).dense_from == 5, "a sixth of five steps is none"
     assert Config(total_steps=10, dense_after=10).dense_from == 10
     assert Config(total_steps=10, dense_after=0).dense_from == 0
-    assert Config(recipe="sste", total_steps=600).dense_from is None, "the tail belongs to fst"
+    assert Config(recipe="sste", total_steps=600).dense_from is None, "the tail belongs to fst and fst-exact"
     assert Config(recipe="sste", dense_after=7).dense_from == 7
 
 
