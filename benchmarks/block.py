@@ -60,15 +60,13 @@ def main() -> int:
     parser.add_argument("--dense", nargs="*", default=["inductor"], choices=list(DENSE))
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     given = parser.parse_args()
-    rows = []
     for width in given.widths:
         row = measure(width, tuple(given.dense))
-        rows.append(row)
         spelled = ", ".join(f"{n} {t:.3f} ms" for n, t in row["ms"].items())
         ratios = ", ".join(f"{n} x{r:.2f}" for n, r in row["ratios"].items())
         peaks = "/".join(f"{size / 1e6:.0f}" for size in row["peak_bytes"].values())
         print(f"block {width}: {spelled}; {ratios} (bar {BAR:.2f}); peak {peaks} MB", flush=True)
-        record.write("block", {"rows": rows}, given.out)
+        record.add_rows("block", [row], ("width",), given.out)
     return 0
 
 

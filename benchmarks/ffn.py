@@ -110,12 +110,10 @@ def main() -> int:
     parser.add_argument("--gradients", nargs="*", default=[], choices=["dense", "auto"], help="further values to time")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     given = parser.parse_args()
-    rows = []
     for name in LAYERS:
         if given.layers and not any(part in name for part in given.layers):
             continue
         row = measure(name, tuple(given.dense), tuple(given.gradients))
-        rows.append(row)
         spelled = ", ".join(f"{n} {t:.3f} ms" for n, t in row["ms"].items())
         queued = "/".join(f"{us:.0f}" for us in row["host_us"].values())
         memory = "/".join(f"{size / 1e6:.0f}" for size in row["peak_bytes"].values())
@@ -123,7 +121,7 @@ def main() -> int:
             f"{name:18} {spelled}; x{row['ratio']:.2f} (bar {row['bar']:.2f}); host {queued} us, peak {memory} MB",
             flush=True,
         )
-        record.write("ffn", {"rows": rows}, given.out)
+        record.add_rows("ffn", [row], ("layer",), given.out)
     return 0
 
 

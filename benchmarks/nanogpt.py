@@ -138,11 +138,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="nanoGPT's model.py; default: the demo's model of the same shape")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     given = parser.parse_args()
-    rows = []
     for size in given.sizes:
         for targets, gradient in itertools.product(given.targets, given.gradients):
             row = measure(size, tuple(given.dense), targets, given.steps, gradient, given.model)
-            rows.append(row)
             spelled = ", ".join(f"{n} {t:.2f} ms" for n, t in row["ms"].items())
             queued = "/".join(f"{ms:.1f}" for ms in row["host_ms"].values())
             peaks = "/".join(f"{size / 1e9:.2f}" for size in row["step_peak_bytes"].values())
@@ -151,7 +149,7 @@ def main() -> int:
                 f"host {queued} ms, peak {peaks} GB",
                 flush=True,
             )
-            record.write("nanogpt", {"rows": rows}, given.out)
+            record.add_rows("nanogpt", [row], ("size", "targets", "gradient", "model"), given.out)
     return 0
 
 

@@ -23,6 +23,18 @@ def write(name: str, measured: dict[str, Any], folder: Path = RESULTS) -> Path:
     return path
 
 
+def add_rows(name: str, rows: list[dict[str, Any]], key: tuple[str, ...], folder: Path = RESULTS) -> Path:
+    """Puts rows into the table `name`, each in place of the one with the same values of `key`; others stay.
+
+    A call need not measure all rows, so each says on what and when it was measured; the table says so for the last.
+    """
+    path = folder / f"{name}.json"
+    kept = json.loads(path.read_text())["rows"] if path.is_file() else []
+    now = {field: value for field, value in circumstances().items() if field in ("date", "device", "torch")}
+    table = {tuple(row.get(field) for field in key): row for row in [*kept, *(row | now for row in rows)]}
+    return write(name, {"rows": list(table.values())}, folder)
+
+
 def circumstances() -> dict[str, Any]:
     """Machine, versions and date of a measurement."""
     cuda = torch.cuda.is_available()

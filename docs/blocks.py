@@ -105,7 +105,7 @@ def refusals() -> str:
 
 def performance() -> str:
     """A section for each result that exists: where and when it was measured, its rows, its chart."""
-    files = sorted(set(RESULTS.rglob("*.json")) - {QUALITY})
+    files = sorted(set(RESULTS.glob("*.json")) - {QUALITY})
     sections = [_section(path) for path in files]
     return "\n\n".join(sections) or "No results are committed yet."
 
@@ -151,9 +151,10 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def quality() -> str:
-    """A table of losses and a picture for each model size and length that was trained."""
+    """A table of losses and a picture for each model size and length that was trained, then the decay searches."""
+    measured = json.loads(QUALITY.read_text())
     sections = []
-    for told in json.loads(QUALITY.read_text())["tables"]:
+    for told in measured["tables"]:
         title = f"### {told['size'].upper()}, {told['steps']} steps"
         where = (
             f"*{told['device']}, torch {told['torch']}, {told['date']}; {told['corpus']['bytes'] / 1e6:.0f} MB of text*"
@@ -171,6 +172,10 @@ def quality() -> str:
         ]
         picture = f"![losses](pictures/{told['picture']})"
         sections.append("\n".join([title, "", where, "", *_table(rows), "", picture]))
+    for found in measured["decay_searches"]:
+        title = f"### The decay that `tune_decay` chose: {found['size'].upper()}, {found['steps']} steps"
+        mu = [{"decay": decay, "mu": f"{value:.2f}"} for decay, value in found["mu"].items()]
+        sections.append("\n".join([title, "", *_table(mu), "", f"*{found['advice']}*"]))
     return "\n\n".join(sections)
 
 

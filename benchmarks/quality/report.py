@@ -30,7 +30,7 @@ Speed = tuple[str, int, str, str]
 def speed_of(header: Mapping[str, Any], *, sparse: bool) -> Speed:
     """The key of a run's step time in one of its phases. Schedules and decay leave it as it is."""
     options = header["options"] if sparse else None
-    kept = {k: v for k, v in (options or {}).items() if k not in ("decay", "dense_after", "dense_start")}
+    kept = {k: v for k, v in (options or {}).items() if k not in ("decay", "dense_after")}
     text = json.dumps(kept, sort_keys=True) if kept else ""
     return header["plan"]["size_name"], header["hidden"], text, header["device"]
 
@@ -123,26 +123,32 @@ def read_times(file: Path) -> dict[Speed, float]:
 
 
 def tables(results: Iterable[Result]) -> dict[tuple[str, ...], list[Result]]:
-    """The results by group, best loss first."""
+    """The results by group, least gap to dense first."""
     groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
         groups[result.group].append(result)
-    return {group: sorted(members, key=lambda r: r.loss) for group, members in sorted(groups.items())}
+
+    def order(result: Result) -> tuple[float, str]:
+        dense = dense_of(result, groups[result.group])
+        return result.loss - (dense.loss if dense else 0.0), result.name
+
+    return {group: sorted(members, key=order) for group, members in sorted(groups.items())}
 
 
-def dense_of(members: Sequence[Result]) -> Result | None:
-    """The dense run that the others are compared with."""
-    return next((result for result in members if result.name == "dense"), None)
+def dense_of(result: Result, members: Sequence[Result]) -> Result | None:
+    """The dense run that a result is compared with: of its own seed, for seeds differ more than recipes do."""
+    seed = result.header["plan"]["seed"]
+    dense = (other for other in members if other.header["plan"]["variant"]["name"] == "dense")
+    return next((other for other in dense if other.header["plan"]["seed"] == seed), None)
 
 
 def markdown(members: Sequence[Result]) -> str:
     """The table of one group."""
-    dense = dense_of(members)
     lines = [
         "| variant | F | steps | loss | gap | sparse ms | dense ms | time of dense | ends 2:4 | peak, last flips |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in (result.row(dense) for result in members):
+    for row in (result.row(dense_of(result, members)) for result in members):
         flips = _both(row["flip_rate_peak"], row["flip_rate_last"])
         cells = [
             row["variant"],
@@ -219,7 +225,6 @@ def main() -> None:
         same = sum((told["size"], str(told["steps"])) == group[:2] for told in document)  # other texts or devices
         picture = flags.results / f"quality_{group[0]}_{group[1]}{f'_{same + 1}' if same else ''}.png"
         draw(group, members, picture)
-        dense = dense_of(members)
         document.append(
             {
                 "size": group[0],
@@ -229,7 +234,7 @@ def main() -> None:
                 "date": max(result.header["date"] for result in members),
                 "corpus": members[0].header["corpus"],
                 "picture": picture.name,
-                "rows": [result.row(dense) for result in members],
+                "rows": [result.row(dense_of(result, members)) for result in members],
                 "options": {result.name: result.header["options"] for result in members},
             }
         )

@@ -72,11 +72,8 @@ def _variants() -> list[Variant]:
         Variant("fst-l1-tail3/6", _fst(1), tail=3 / 6),
         Variant("fst-l10-head1/6", _fst(10), head=1 / 6, tail=1 / 6),
         Variant("fst-l1-no-mvue", _fst(1, gradient="dense"), tail=1 / 6),
-        Variant("fst-l1-no-mvue-masked", _fst(1, gradient="dense", dense_start="masked"), tail=1 / 6),
-        Variant("fst-l1-no-mvue-masked-tail2/6", _fst(1, gradient="dense", dense_start="masked"), tail=2 / 6),
-        Variant("fst-l1-masked", _fst(1, dense_start="masked"), tail=1 / 6),
-        Variant("ste-no-mvue-masked", {**ste, "gradient": "dense", "dense_start": "masked"}, tail=1 / 6),
-        Variant("ste-masked-tail3/6", {**ste, "dense_start": "masked"}, tail=3 / 6),
+        Variant("fst-l1-no-mvue-decay0", _fst(1, 0.0, gradient="dense"), tail=1 / 6),
+        Variant("fst-l1-no-mvue-head1/6", _fst(1, gradient="dense"), head=1 / 6, tail=1 / 6),
         Variant("fst-l1-no-mvue-end", _fst(1, gradient="dense")),
         Variant("fst-l1-no-mvue-tail3/6", _fst(1, gradient="dense"), tail=3 / 6),
         Variant("fst-l1-auto", _fst(1, gradient="auto"), tail=1 / 6),
@@ -92,10 +89,15 @@ def _variants() -> list[Variant]:
         Variant("ste-mvue-dx-tail1/6", ste | three, tail=1 / 6),
         Variant("ste-mvue-dx-tail3/6", ste | three, tail=3 / 6),
         # Which linears are sensitive.
-        Variant("ste-up", {**ste, "exclude": (r"mlp\.c_proj",)}),
-        Variant("ste-down", {**ste, "exclude": (r"mlp\.c_fc",)}),
-        Variant("ste-early", {**ste, "exclude": (r"blocks\.([4-7])\.",)}),
-        Variant("ste-late", {**ste, "exclude": (r"blocks\.([0-3])\.",)}),
+        *(
+            Variant(f"fst-l1-no-mvue-end-{name}", _fst(1, gradient="dense", exclude=(left_out,)))
+            for name, left_out in (
+                ("up", r"mlp\.c_proj"),
+                ("down", r"mlp\.c_fc"),
+                ("early", r"blocks\.([4-7])\."),
+                ("late", r"blocks\.([0-3])\."),
+            )
+        ),
         Variant("sste", sste),
         Variant("sste-tail3/6", sste, tail=3 / 6),
         Variant("sste-no-mvue", {**sste, "gradient": "dense"}),

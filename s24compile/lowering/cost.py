@@ -35,13 +35,13 @@ class Measured:
         return Layer(self.width, self.hidden, self.gated, self.tokens, torch.bfloat16)
 
 
-# H100 80GB HBM3, torch 2.11, bf16 autocast, fp32 master weights; benchmarks/ffn.py, 2026-11-24.
+# H100 80GB HBM3, torch 2.11, bf16 autocast, fp32 master weights; benchmarks/ffn.py, 2026-11-24 and 26.
 HOPPER = (
-    Measured(768, 3072, False, 16384, 936, 715),
-    Measured(1024, 4096, False, 16384, 1461, 1023),
-    Measured(1280, 5120, False, 16384, 2253, 1592),
+    Measured(768, 3072, False, 16384, 914, 715),
+    Measured(1024, 4096, False, 16384, 1420, 1005),
+    Measured(1280, 5120, False, 16384, 2241, 1584),
     Measured(1600, 6400, False, 16384, 3221, 2492),
-    Measured(1024, 2816, True, 16384, 1558, 1220),
+    Measured(1024, 2816, True, 16384, 1558, 1217),
     Measured(4096, 11008, True, 16384, 20962, 14081),
     Measured(4096, 14336, True, 16384, 26948, 18480),
 )
@@ -59,7 +59,9 @@ LAUNCH_US = 3.0
 """What a kernel takes at least, from one to the next."""
 MVUE_FROM = math.ceil(3.125 / BYTES_PER_US / (2 / DENSE_FLOPS_PER_US - 2 / SPARSE_FLOPS_PER_US))
 """Input features K from which dW = MVUE(dZ^T) X takes less time than dZ^T X: pruning moves 3.125 bytes per element of
-dZ [T, N], and its 2:4 GEMM saves the difference of the two rates for 2 T N K operations. About 1100 on an H100."""
+dZ [T, N], and its 2:4 GEMM saves the difference of the two rates for 2 T N K operations. About 1100 on an H100, where
+"auto" is at least as fast as the better of the two at D = 768, 1024 and 1280, and 0.7% slower for the GEGLU
+(benchmarks/ffn.py)."""
 
 FORCE = "min_speedup=0 forces it"
 """Ends every sentence of `refuse_slow`."""
