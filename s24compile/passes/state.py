@@ -41,7 +41,7 @@ class LinearOptions:
     """Both dims of a weight must be multiples of this (at least 4: the transposable blocks are 4x4)."""
 
     def dw_of(self, in_features: int) -> str:
-        """ "mvue" or "dense", for a linear of that many input features."""
+        """How a linear of that many input features gets its dW: "mvue" or "dense"."""
         if self.dw != "auto":
             return self.dw
         return "mvue" if in_features >= self.mvue_from else "dense"

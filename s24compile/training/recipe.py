@@ -62,7 +62,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "fst", "Hu et al., ICML 2024", "transposable", "sparse", "gradient", uses_interval=True,
                 ends_dense=True,
             ),
-            # What docs/quality.md found best of all that saves time in narrow models.
+            # Of the recipes that save time forward and backward the one that lost least (docs/quality.md).
             Recipe(
                 "fst-exact", "Hu et al., ICML 2024, with exact weight gradients", "transposable", "sparse", "gradient",
                 uses_interval=True, ends_dense=True, gradient="dense", mask_interval=1,
