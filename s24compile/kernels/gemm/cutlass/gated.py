@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 from s24compile.kernels.gemm.cutlass import tuned
-from s24compile.kernels.gemm.cutlass.launch import make_plan, metadata_pitch, submit
 from s24compile.kernels.gemm.cutlass.layouts import empty, like_output, operand
+from s24compile.kernels.gemm.cutlass.plan import make_plan, metadata_pitch, submit
 
 
 def mm_glu(

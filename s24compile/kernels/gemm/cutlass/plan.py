@@ -1,0 +1,151 @@
+"""From a problem to a launch: which kernel one shape runs, its workspace, and the call into the loaded object.
+
+No call waits for the GPU, and a shape seen before costs one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from s24compile.errors import TargetError
+from s24compile.kernels.gemm.cutlass import build, loader, tuned
+from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature
+
+NAMES: dict[torch.dtype, Any] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+ATOM = 256
+"""uint16 of metadata that describe one atom of 64 rows x 64 k."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one shape of one signature runs: looked up once, then cached."""
+
+    loaded: loader.Loaded
+    raster: int
+    swizzle: int
+    splits: int
+    stream_k: bool
+    pdl: int
+
+
+@functools.lru_cache(maxsize=4096)
+def make_plan(
+    dtype: torch.dtype,
+    a_major: Any,
+    b_major: Any,
+    out_layout: Any,
+    out_dtype: torch.dtype,
+    epilogue: Any,
+    act: str,
+    bias: Any,
+    m: int,
+    n: int,
+    k: int,
+    choice: tuned.Choice | None,
+) -> Plan:
+    """Chooses and loads the kernel for one shape; builds it where it is missing.
+
+    The bias may be null in "act": the one kernel then serves both, typed by the output.
+    """
+    bias = bias or (NAMES[out_dtype] if epilogue == "act" else "")
+    signature = Signature(NAMES[dtype], a_major, b_major, out_layout, NAMES[out_dtype], epilogue, act, bias)
+    choice = choice or tuned.choose(signature, m, n, k)
+    loaded = _load(Kernel(signature, choice.schedule))
+    return Plan(
+        loaded,
+        int(choice.raster == "n"),
+        choice.swizzle,
+        choice.splits,
+        loaded.kernel.schedule.stream_k,
+        int(choice.pdl),
+    )
+
+
+def _load(kernel: Kernel) -> loader.Loaded:
+    """`kernel`, or where it cannot be built (no nvcc) another built schedule of the same signature.
+
+    Raises:
+        BuildError: neither is possible.
+    """
+    if build.missing_tools() is not None and build.object_path(kernel) is None:
+        for schedule in tuned.schedules():
+            if build.object_path(Kernel(kernel.signature, schedule)) is not None:
+                return loader.load(Kernel(kernel.signature, schedule))
+    return loader.load(kernel)
+
+
+def metadata_pitch(metadata: torch.Tensor) -> int:
+    """uint16 from one K atom to the next."""
+    k_atoms, m_atoms = metadata.shape[0], metadata.shape[1]
+    return metadata.stride(0) if k_atoms > 1 else m_atoms * ATOM
+
+
+_NEEDS: dict[tuple[Kernel, tuple[int, int, int], int], int] = {}
+"""Bytes of workspace of stream-K kernels."""
+
+
+def submit(
+    plan: Plan,
+    pointers: Sequence[int],
+    strides: Sequence[int],
+    shape: tuple[int, int, int],
+    m_atoms: int,
+    device: int,
+    beta: float = 0.0,
+) -> None:
+    """Launches one problem on the current stream of `device`.
+
+    Args:
+        pointers: values, metadata, B, D, C, aux, bias; 0 for what the epilogue lacks.
+        strides: those of values, metadata, B, D and aux; then `Problem::other`.
+        m_atoms: metadata atoms along M that the view holds.
+
+    Raises:
+        TargetError: the kernel refused the problem, or CUDA did.
+    """
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    settings = (plan.raster, plan.swizzle, plan.splits, device, _sm_count(device), m_atoms, plan.pdl)
+    tail = (*strides, *shape, *settings, 1.0, beta)
+    if plan.stream_k:
+        key = plan.loaded.kernel, shape, plan.splits
+        need = _NEEDS.get(key)
+        if need is None:
+            need = _NEEDS[key] = plan.loaded.workspace(loader.PROBLEM.pack(*pointers, 0, 0, *tail))
+        workspace = _workspace(need, device, stream)
+        problem = loader.PROBLEM.pack(*pointers, workspace.data_ptr(), need, *tail)
+    else:
+        problem = loader.PROBLEM.pack(*pointers, 0, 0, *tail)
+    code = plan.loaded.gemm(problem, stream)
+    if code != 0:
+        raise TargetError(
+            what=f"the kernel {plan.loaded.kernel.name} for M={shape[0]}, N={shape[1]}, K={shape[2]}",
+            target=f"cuda:{device}",
+            found=plan.loaded.explain(code),
+            accepted="choose another provider, or report this as a bug",
+        )
+
+
+@functools.cache
+def _sm_count(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+_workspaces: dict[tuple[int, int], torch.Tensor] = {}
+
+
+def _workspace(need: int, device: int, stream: int) -> torch.Tensor:
+    """Scratch memory, one buffer per device and stream: kernels of one stream run one after the other.
+
+    Under CUDA-graph capture it comes from the graph's own pool instead, since the graph may be replayed elsewhere.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        return torch.empty(need, dtype=torch.uint8, device=f"cuda:{device}")
+    workspace = _workspaces.get((device, stream))
+    if workspace is None or workspace.numel() < need:
+        workspace = _workspaces[device, stream] = torch.empty(need, dtype=torch.uint8, device=f"cuda:{device}")
+    return workspace
