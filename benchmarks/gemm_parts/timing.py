@@ -47,8 +47,12 @@ def compare_us(runs: Mapping[str, Run], burst_ms: float = 10.0, rounds: int = 5)
 
 
 def cpu_us(run: Run, calls: int = 200) -> float:
-    """CPU microseconds per call, the GPU kept busy elsewhere so that nothing is waited for."""
-    run(0)
+    """CPU microseconds per call, the GPU kept busy elsewhere so that nothing is waited for.
+
+    In a steady state, as in training: each operand set has been seen before.
+    """
+    for i in range(calls):
+        run(i)
     torch.cuda.synchronize()
     torch.cuda._sleep(SLEEP_CYCLES_PER_US * 20_000)
     begin = time.perf_counter()

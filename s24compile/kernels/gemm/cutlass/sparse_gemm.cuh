@@ -237,12 +237,13 @@ struct Gemm {
   }
 
   // The parameters of problems seen before. Making them encodes three to five TMA descriptors; a training
-  // step repeats its addresses. Direct-mapped: a collision only costs making them again.
+  // step repeats its addresses, a hundred of them for one kernel. Direct-mapped, and large enough that few collide: a
+  // collision costs making them again, at each step.
   struct Remembered {
     Problem problem;
     typename Kernel::Params params;
   };
-  static constexpr int kRemembered = 256;
+  static constexpr int kRemembered = 4096;
 
   static std::unique_ptr<Remembered>& place_of(Problem const& p) {
     static_assert(sizeof(Problem) % 8 == 0);
