@@ -8,40 +8,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from s24compile.kernels.gemm.cutlass import gated, launch, loader, plan
-from s24compile.kernels.gemm.cutlass.instantiations import Schedule
-from s24compile.kernels.gemm.cutlass.tuned import Choice
+from s24compile.kernels.gemm.cutlass import gated, launch, plan
+from s24compile.kernels.gemm.cutlass.instantiations import Schedule, training_set
+from s24compile.kernels.gemm.cutlass.tuned import Choice, schedules
+from tests.kernels import prebuild
+from tests.kernels.recorder import MULTIPROCESSORS, WORKSPACE_BYTES, recording
+from tests.kernels.test_cutlass_gpu import KERNELS
 
-FIELDS = (
-    *("values", "metadata", "b", "d", "source", "aux", "bias", "workspace", "workspace_bytes"),
-    *("values_stride", "metadata_stride", "b_stride", "d_stride", "aux_stride", "other"),
-    *("m", "n", "k", "raster", "swizzle", "splits", "device", "sm_count", "metadata_rows", "pdl", "alpha", "beta"),
-)  # fmt: skip
-"""Of `struct Problem` in sparse_gemm.cuh."""
 M, N, K = 72, 40, 128
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """The (kernel, problem) of every launch."""
-    made = []
-
-    def load(kernel):
-        def gemm(problem, stream):
-            assert stream == 7
-            made.append((kernel, dict(zip(FIELDS, loader.PROBLEM.unpack(problem), strict=True))))
-            return 0
-
-        return loader.Loaded(kernel, gemm, lambda problem: 4096)
-
-    monkeypatch.setattr(plan, "_load", load)
-    monkeypatch.setattr(plan, "_sm_count", lambda device: 132)
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 7, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(plan, "_workspace", lambda need, device, stream: torch.empty(need, dtype=torch.uint8))
-    plan.make_plan.cache_clear()
-    yield made
-    plan.make_plan.cache_clear()
+def calls():
+    """Every launch of the test."""
+    with recording() as made:
+        yield made
 
 
 def operands(m: int = M, k: int = K) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,24 +36,30 @@ def column_major(rows, columns, dtype=torch.bfloat16):
 def test_hand_over_the_tensors_as_they_lie(calls):
     (values, metadata), b, bias = operands(), column_major(K, N), torch.zeros(M)
     d = launch.mm(values, metadata, M, K, b, bias, "col", torch.bfloat16)
-    ((kernel, problem),) = calls
-    assert kernel.signature.name == "bf16_ak_bk_dcol_bf16_bias_fp32"
+    (call,) = calls
+    assert call.kernel.signature.name == "bf16_ak_bk_dcol_bf16_bias_fp32"
     wanted = {"values": values, "metadata": metadata, "b": b, "d": d, "bias": bias}
-    assert {name: problem[name] for name in wanted} == {name: t.data_ptr() for name, t in wanted.items()}
-    assert [problem[name] for name in ("source", "aux", "workspace")] == [0, 0, 0]
-    strides = [problem[f"{name}_stride"] for name in ("values", "metadata", "b", "d")]
+    assert {name: call.problem[name] for name in wanted} == {name: t.data_ptr() for name, t in wanted.items()}
+    assert [call.problem[name] for name in ("source", "aux", "workspace")] == [0, 0, 0]
+    strides = [call.problem[f"{name}_stride"] for name in ("values", "metadata", "b", "d")]
     assert strides == [K // 2, 2 * 256, K, M]
-    assert [problem[name] for name in ("m", "n", "k", "metadata_rows", "sm_count")] == [M, N, K, 2, 132]
+    assert [call.problem[name] for name in ("m", "n", "k", "metadata_rows", "sm_count")] == [
+        M,
+        N,
+        K,
+        2,
+        MULTIPROCESSORS,
+    ]
     assert d.stride() == (1, M)
 
 
 def test_write_rows_that_are_no_multiple_of_16_bytes_through_a_wider_buffer(calls):
     d = launch.mm(*operands(), M, K, torch.zeros(K, 9, dtype=torch.bfloat16), None, "row", torch.bfloat16)
-    ((kernel, problem),) = calls
-    assert kernel.signature.b == "n"
-    assert problem["d_stride"] % 8 == 0
-    assert problem["b_stride"] % 8 == 0
-    assert problem["d"] != d.data_ptr()
+    (call,) = calls
+    assert call.kernel.signature.b == "n"
+    assert call.problem["d_stride"] % 8 == 0
+    assert call.problem["b_stride"] % 8 == 0
+    assert call.problem["d"] != d.data_ptr()
     assert (d.shape, d.stride()) == ((M, 9), (9, 1))
 
 
@@ -80,10 +67,10 @@ def test_write_rows_that_are_no_multiple_of_16_bytes_through_a_wider_buffer(call
 def test_read_z_in_the_layout_of_the_result(calls, misplaced):
     b, z = column_major(K, N), torch.zeros(M, N, dtype=torch.bfloat16) if misplaced else column_major(M, N)
     launch.mm_dact(*operands(), M, K, b, z, "gelu", "col")
-    ((kernel, problem),) = calls
-    assert kernel.signature.epilogue == "dact"
-    assert (problem["aux"] == z.data_ptr()) != misplaced, "copied where it lies otherwise"
-    assert problem["aux_stride"] == M
+    (call,) = calls
+    assert call.kernel.signature.epilogue == "dact"
+    assert (call.problem["aux"] == z.data_ptr()) != misplaced, "copied where it lies otherwise"
+    assert call.problem["aux_stride"] == M
 
 
 def test_sum_the_partial_sums_of_the_tiles(calls):
@@ -91,17 +78,17 @@ def test_sum_the_partial_sums_of_the_tiles(calls):
     m, n = 200, 600
     values, metadata = operands(m)
     dz, sums = launch.mm_dact_sum(values, metadata, m, K, column_major(K, n), column_major(m, n), "gelu", "col", choice)
-    ((kernel, problem),) = calls
-    assert kernel.signature.epilogue == "dact_sum"
-    assert problem["bias"] not in (0, problem["d"]), "the buffer of the partial sums goes in the bias's place"
+    (call,) = calls
+    assert call.kernel.signature.epilogue == "dact_sum"
+    assert call.problem["bias"] not in (0, call.problem["d"]), "the buffer of the partial sums goes in the bias's place"
     assert (sums.shape, sums.dtype) == ((m,), torch.float32)
-    assert problem["d"] == dz.data_ptr()
+    assert call.problem["d"] == dz.data_ptr()
 
 
 def test_give_both_halves_of_a_gated_layer_their_places(calls):
     z, h = gated.mm_glu(*operands(80), 80, K, column_major(K, N), "silu", "second")
     dz = gated.mm_dglu(*operands(40), 40, K, column_major(K, N), z, "silu", "second")
-    (_, forward), (_, backward) = calls
+    forward, backward = [call.problem for call in calls]
     assert (forward["aux"], forward["d"]) == (z.data_ptr(), h.data_ptr())
     assert forward["other"] == -40, "from the gate, which is the second half, back to the other"
     assert (backward["d"], backward["aux"]) == (dz.data_ptr() + 80, z.data_ptr() + 80)
@@ -111,15 +98,19 @@ def test_give_both_halves_of_a_gated_layer_their_places(calls):
 def test_bring_a_workspace_where_stream_k_splits(calls):
     choice = Choice(Schedule(stream_k=True, deep=True), splits=-1)
     launch.mm(*operands(), M, K, column_major(K, N), None, "col", torch.bfloat16, choice)
-    ((_, problem),) = calls
-    assert (problem["workspace"] != 0, problem["workspace_bytes"], problem["splits"]) == (True, 4096, -1)
+    (call,) = calls
+    assert (call.problem["workspace"] != 0, call.problem["workspace_bytes"], call.problem["splits"]) == (
+        True,
+        WORKSPACE_BYTES,
+        -1,
+    )
 
 
 def test_add_to_c_with_its_factor(calls):
     c = column_major(M, N)
     launch.mm_add(*operands(), M, K, column_major(K, N), c, 0.5, "col")
-    ((_, problem),) = calls
-    assert (problem["source"], problem["aux"], problem["beta"]) == (c.data_ptr(), 0, 0.5)
+    (call,) = calls
+    assert (call.problem["source"], call.problem["aux"], call.problem["beta"]) == (c.data_ptr(), 0, 0.5)
 
 
 def test_choose_once_a_shape(calls):
@@ -134,3 +125,13 @@ def test_launch_nothing_where_there_is_nothing(calls, rows):
     b = torch.zeros(K, columns, dtype=torch.bfloat16)
     dz, sums = launch.mm_dact_sum(*operands(rows), rows, K, b, torch.zeros(rows, columns), "relu", "col")
     assert (dz.shape, sums.tolist(), calls) == ((rows, columns), [0.0] * rows, [])
+
+
+def test_know_every_kernel_that_a_gpu_will_be_asked_for():
+    kernels = prebuild.wanted()
+    assert len(set(kernels)) == len(kernels)
+    assert {*KERNELS, *training_set("bf16"), *training_set("fp16")} <= set(kernels)
+    # The odd ones: what only a sample asks for, and what only a tuned shape does.
+    names = {kernel.signature.name for kernel in kernels}
+    assert {"fp16_ak_bn_drow_fp16_act_gelu_fp16", "bf16_ak_bk_dcol_bf16_act_relu_bf16"} <= names
+    assert {kernel.schedule for kernel in kernels} == set(schedules()) | {kernel.schedule for kernel in KERNELS}

@@ -1,0 +1,89 @@
+"""Builds, in parallel, every CUTLASS kernel that the tests and benchmarks ask for.
+
+    python -m tests.kernels.prebuild            before `pytest` on a GPU, which would build them one after the other
+    python -m tests.kernels.prebuild --list
+
+What they ask for is found by asking: their calls run on a CPU against a recorder.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from benchmarks.ffn import LAYERS, TOKENS
+from benchmarks.gemm_parts.check import SIZES, check_kernel
+from s24compile.kernels import providers
+from s24compile.kernels.gemm.cutlass import build, tuned
+from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature, training_set
+from s24compile.kernels.samples import samples
+from tests.kernels.recorder import recording
+from tests.kernels.test_cutlass_gpu import KERNELS
+
+OPS = ("mm", "mm_act", "mm_dact", "mm_dact_sum", "mm_add", "mm_glu", "mm_dglu")
+
+
+def asked_by_tests() -> list[Kernel]:
+    """The samples of every GEMM op in both dtypes, and the checks of test_cutlass_gpu.py."""
+    with recording() as calls:
+        for op in OPS:
+            provider = providers.find(op, "cutlass")
+            assert provider is not None
+            for dtype in (torch.bfloat16, torch.float16):
+                for sample in samples(op, "cpu", dtype):
+                    if provider.supports(*sample.args) is None:
+                        provider.run(*sample.args)
+        for kernel in KERNELS:
+            for size in SIZES:
+                list(check_kernel(kernel, size, "cpu"))
+    plain = [
+        Signature(dtype, a, b, d, out)
+        for dtype in ("bf16", "fp16")
+        for a in ("k", "m")
+        for b in ("k", "n")
+        for d in ("row", "col")
+        for out in (dtype, "fp32")
+    ]
+    small = [Kernel(signature, tuned.choose(signature, 72, 24, 136).schedule) for signature in plain]
+    return [call.kernel for call in calls] + small + training_set("bf16") + training_set("fp16")
+
+
+def asked_by_benchmarks() -> list[Kernel]:
+    """The training set, with the schedules that the tuned table has for the layers of ffn.py."""
+    found = []
+    for kind, width, hidden, _ in LAYERS.values():
+        up = hidden * (1 if kind == "gelu" else 2)
+        for signature in [kernel.signature for kernel in training_set("bf16")]:
+            if (signature.epilogue in ("glu", "dglu")) != (up != hidden) and signature.act:
+                continue
+            for m, n, k in _shapes(signature, width, up, hidden):
+                found.append(Kernel(signature, tuned.choose(signature, m, n, k).schedule))
+    return found
+
+
+def _shapes(signature: Signature, width: int, up: int, hidden: int) -> list[tuple[int, int, int]]:
+    """(m, n, k) of the GEMMs of a layer that a signature may serve."""
+    if signature.b == "n":
+        return [(up, width, TOKENS), (width, hidden, TOKENS)]
+    if signature.act:
+        return [(up if signature.epilogue == "glu" else hidden, TOKENS, width)]
+    return [(up, TOKENS, width), (width, TOKENS, hidden), (width, TOKENS, up)]
+
+
+def wanted() -> list[Kernel]:
+    """All of them, once each."""
+    return list(dict.fromkeys([*asked_by_benchmarks(), *asked_by_tests()]))
+
+
+def main() -> None:
+    """Builds or lists."""
+    kernels = wanted()
+    if "--list" in sys.argv[1:]:
+        print("\n".join(kernel.name for kernel in kernels))
+        return
+    build.build_all(kernels, lambda done, total, name: print(f"{done}/{total} {name}", flush=True))
+
+
+if __name__ == "__main__":
+    main()
