@@ -57,11 +57,13 @@ BYTES_PER_US = 3.0e6
 """Device memory of an H100 80GB, measured with a copy."""
 LAUNCH_US = 3.0
 """What a kernel takes at least, from one to the next."""
-MVUE_FROM = math.ceil(3.125 / BYTES_PER_US / (2 / DENSE_FLOPS_PER_US - 2 / SPARSE_FLOPS_PER_US))
+DW_DENSE_FLOPS_PER_US, DW_SPARSE_FLOPS_PER_US = 0.735e9, 1.008e9
+"""The same of the weight gradients of GPT-2's layers at 16384 tokens: geometric means of results/gemm.json."""
+MVUE_BYTES_PER_US = 2.5e6
+"""Of `mvue_pack`, 16384 x 3072 (benchmarks/results/memory_kernels.json)."""
+MVUE_FROM = math.ceil(3.125 / MVUE_BYTES_PER_US / (2 / DW_DENSE_FLOPS_PER_US - 2 / DW_SPARSE_FLOPS_PER_US))
 """Input features K from which dW = MVUE(dZ^T) X takes less time than dZ^T X: pruning moves 3.125 bytes per element of
-dZ [T, N], and its 2:4 GEMM saves the difference of the two rates for 2 T N K operations. About 1100 on an H100, where
-"auto" is at least as fast as the better of the two at D = 768, 1024 and 1280, and 0.7% slower for the GEGLU
-(benchmarks/ffn.py)."""
+dZ [T, N], and its 2:4 GEMM saves the difference of the two rates for 2 T N K operations. About 1700 on an H100."""
 
 FORCE = "min_speedup=0 forces it"
 """Ends every sentence of `refuse_slow`."""

@@ -1,6 +1,8 @@
 """The cost model: refuses with the measured number, asks nothing of a CPU, and can be overruled."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 import s24compile
 from s24compile.kernels.target import FAMILIES, Target
 from s24compile.layer import Layer
-from s24compile.lowering.cost import HOPPER, estimate_us, refuse_slow
+from s24compile.lowering.cost import HOPPER, MVUE_BYTES_PER_US, MVUE_FROM, estimate_us, refuse_slow
 
 H100 = Target("cuda", (9, 0), FAMILIES)
 SMALL = Layer(768, 3072, False, 16384, torch.bfloat16)
@@ -40,6 +42,20 @@ def test_predict_a_measured_row_from_the_others_within_a_sixth(row):
     predicted = estimate_us(row.layer, nearest)
     ratio = predicted[0] / predicted[1]
     assert ratio == pytest.approx(row.dense_us / row.sparse_us, rel=1 / 6)
+
+
+def test_prune_gradients_where_the_measured_gemms_win_back_what_it_costs():
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "gemm.json"
+    shapes = [shape for shape in json.loads(results.read_text())["shapes"] if shape["role"].startswith("dW")]
+    clear = {}
+    for shape in shapes:
+        features, inputs, tokens = shape["m"], shape["n"], shape["k"]
+        dense = shape["us"] * shape["speedup"]
+        saved = dense - shape["us"] - 3.125 * tokens * features / MVUE_BYTES_PER_US
+        if abs(saved) > 0.02 * dense:  # the others are as good one way as the other
+            clear[inputs, features, tokens] = saved > 0
+    assert {inputs for inputs, _, _ in clear} >= {768, 1024, 1600, 3072, 4096}
+    assert clear == {key: key[0] >= MVUE_FROM for key in clear}
 
 
 def test_refuse_few_tokens_unless_launches_cost_nothing():
