@@ -27,6 +27,9 @@ _OF_RECIPE: Any = _OfRecipe()
 class Config:
     """How the feed-forward layers are trained sparse. Frozen and hashable: equal configs are one backend to Dynamo.
 
+    `gradient`, `decay` and `mask_interval` are the recipe's own where they are not given; once a Config is made they
+    are values like any other, which `dataclasses.replace(config, recipe=...)` keeps.
+
     Raises:
         OptionError: a value outside what its field accepts, or two fields that contradict each other.
     """

@@ -18,8 +18,10 @@ KEY = "s24_sparse_ffn"
 
 def mark(config: Config) -> dict[str, str]:
     """The annotation that says: this node belongs to a module decorated with `config`."""
-    defaults = Config()
-    changed = {
+    # The recipe first: the defaults of the others are the recipe's.
+    changed = {} if config.recipe == Config().recipe else {"recipe": config.recipe}
+    defaults = Config(recipe=config.recipe)
+    changed |= {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
         if field.name != "target" and getattr(config, field.name) != getattr(defaults, field.name)

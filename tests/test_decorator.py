@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 import s24compile
 from s24compile import errors, sparse_ffn
+from s24compile.config import Config
+from s24compile.marks import KEY, config_of, mark
+from s24compile.training.recipe import RECIPES
 from tests.masked import live_masks, masked_call
 
 OPTIONS: dict[str, Any] = {"inner": "eager", "gradient": "dense", "decay": 0.0}
@@ -145,3 +148,11 @@ def test_refuse_unknown_options_and_a_second_decoration() -> None:
     for again in (cls, cls(), type("Heir", (cls,), {})):
         with pytest.raises(errors.DecoratorError, match="already"):
             sparse_ffn(again)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("other", RECIPES)
+def test_mark_nodes_with_all_that_was_given(name: str, other: str) -> None:
+    own = RECIPES[other]
+    config = Config(recipe=name, gradient=own.gradient, decay=own.decay, mask_interval=own.mask_interval)
+    assert config_of(mark(config)[KEY]) == config
