@@ -51,14 +51,14 @@ which is what it takes the GPU at 13 000 tokens (benchmarks/nanogpt.py, 2026-11-
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Inductor's modes that replay CUDA graphs, where launches cost nothing."""
 
-DENSE_FLOPS_PER_US, SPARSE_FLOPS_PER_US = 0.69e9, 1.01e9
-"""Dense-equivalent rates of the GEMMs of these layers, cuBLAS and ours (benchmarks/gemm.py, the same day)."""
+DENSE_FLOPS_PER_US, SPARSE_FLOPS_PER_US = 0.706e9, 1.058e9
+"""Dense-equivalent rates of GEMMs at 16384 tokens, cuBLAS and ours: geometric means of benchmarks/results/gemm.json."""
 BYTES_PER_US = 3.0e6
 """Device memory of an H100 80GB, measured with a copy."""
 LAUNCH_US = 3.0
 """What a kernel takes at least, from one to the next."""
 DW_DENSE_FLOPS_PER_US, DW_SPARSE_FLOPS_PER_US = 0.735e9, 1.008e9
-"""The same of the weight gradients of GPT-2's layers at 16384 tokens: geometric means of results/gemm.json."""
+"""The same of the weight gradients of GPT-2's layers alone."""
 MVUE_BYTES_PER_US = 2.5e6
 """Of `mvue_pack`, 16384 x 3072 (benchmarks/results/memory_kernels.json)."""
 MVUE_FROM = math.ceil(3.125 / MVUE_BYTES_PER_US / (2 / DW_DENSE_FLOPS_PER_US - 2 / DW_SPARSE_FLOPS_PER_US))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 import s24compile
 from s24compile.kernels.target import FAMILIES, Target
 from s24compile.layer import Layer
-from s24compile.lowering.cost import HOPPER, MVUE_BYTES_PER_US, MVUE_FROM, estimate_us, refuse_slow
+from s24compile.lowering import cost
+from s24compile.lowering.cost import HOPPER, estimate_us, refuse_slow
 
 H100 = Target("cuda", (9, 0), FAMILIES)
 SMALL = Layer(768, 3072, False, 16384, torch.bfloat16)
@@ -44,18 +46,41 @@ def test_predict_a_measured_row_from_the_others_within_a_sixth(row):
     assert ratio == pytest.approx(row.dense_us / row.sparse_us, rel=1 / 6)
 
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def measured_gemms():
+    return json.loads((RESULTS / "gemm.json").read_text())["shapes"]
+
+
+def rates_of(shapes):
+    """Geometric means of cuBLAS's and our dense-equivalent operations per microsecond."""
+    dense = [2 * s["m"] * s["n"] * s["k"] / (s["us"] * s["speedup"]) for s in shapes]
+    ours = [2 * s["m"] * s["n"] * s["k"] / s["us"] for s in shapes]
+    return statistics.geometric_mean(dense), statistics.geometric_mean(ours)
+
+
+def test_reckon_with_the_rates_that_were_measured():
+    many = [s for s in measured_gemms() if s["k" if s["role"].startswith("dW") else "n"] == 16384]
+    assert rates_of(many) == pytest.approx((cost.DENSE_FLOPS_PER_US, cost.SPARSE_FLOPS_PER_US), rel=1e-3)
+    narrow = [s for s in many if s["role"].startswith("dW") and "gpt2" in s["model"]]
+    assert rates_of(narrow) == pytest.approx((cost.DW_DENSE_FLOPS_PER_US, cost.DW_SPARSE_FLOPS_PER_US), rel=1e-3)
+    rows = json.loads((RESULTS / "memory_kernels.json").read_text())["rows"]
+    (pack,) = [row for row in rows if (row["name"], row["shape"]) == ("mvue_pack, row-major", "16384x3072")]
+    assert pack["bytes"] / pack["us"] == pytest.approx(cost.MVUE_BYTES_PER_US, rel=1e-2)
+
+
 def test_prune_gradients_where_the_measured_gemms_win_back_what_it_costs():
-    results = Path(__file__).parents[2] / "benchmarks" / "results" / "gemm.json"
-    shapes = [shape for shape in json.loads(results.read_text())["shapes"] if shape["role"].startswith("dW")]
     clear = {}
-    for shape in shapes:
+    for shape in [shape for shape in measured_gemms() if shape["role"].startswith("dW")]:
         features, inputs, tokens = shape["m"], shape["n"], shape["k"]
         dense = shape["us"] * shape["speedup"]
-        saved = dense - shape["us"] - 3.125 * tokens * features / MVUE_BYTES_PER_US
+        saved = dense - shape["us"] - 3.125 * tokens * features / cost.MVUE_BYTES_PER_US
         if abs(saved) > 0.02 * dense:  # the others are as good one way as the other
             clear[inputs, features, tokens] = saved > 0
     assert {inputs for inputs, _, _ in clear} >= {768, 1024, 1600, 3072, 4096}
-    assert clear == {key: key[0] >= MVUE_FROM for key in clear}
+    assert clear == {key: key[0] >= cost.MVUE_FROM for key in clear}
+    assert 1600 < cost.MVUE_FROM <= 3072, "between those two nothing was measured: the rates decide"
 
 
 def test_refuse_few_tokens_unless_launches_cost_nothing():
