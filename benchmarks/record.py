@@ -29,10 +29,15 @@ def add_rows(name: str, rows: list[dict[str, Any]], key: tuple[str, ...], folder
     A call need not measure all rows, so each says on what and when it was measured; the table says so for the last.
     """
     path = folder / f"{name}.json"
-    kept = json.loads(path.read_text())["rows"] if path.is_file() else []
-    now = {field: value for field, value in circumstances().items() if field in ("date", "device", "torch")}
-    table = {tuple(row.get(field) for field in key): row for row in [*kept, *(row | now for row in rows)]}
+    old = json.loads(path.read_text()) if path.is_file() else {"rows": []}
+    measured = [_dated(row, old) for row in old["rows"]] + [_dated(row, circumstances()) for row in rows]
+    table = {tuple(row.get(field) for field in key): row for row in measured}
     return write(name, {"rows": list(table.values())}, folder)
+
+
+def _dated(row: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    """The row with what it lacks of the circumstances that a row keeps."""
+    return {field: document[field] for field in ("date", "device", "torch") if field in document} | row
 
 
 def circumstances() -> dict[str, Any]:

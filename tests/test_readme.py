@@ -77,6 +77,29 @@ def test_print_the_numbers_that_were_measured() -> None:
     assert f"{compile_time['ratio']:.2f} times for a GPT of {compile_time['layers']} layers" in README
 
 
+PLACES = {"gpt2-124m gelu": "at 124M", "gpt2-350m gelu": "at 350M", "gpt2-774m gelu": "at 774M",
+          "geglu 1024-2816": "for the GEGLU", "llama-7b swiglu": "for Llama-7B"}  # fmt: skip
+
+
+def exact_and_auto(rows: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """What was measured with other weight gradients, in the README's words."""
+    return {
+        way: {
+            f"{row['ratios'][f's24 {way} dW']:.2f} {PLACES[row['layer']]}"
+            for row in rows
+            if f"s24 {way} dW" in row["ratios"]
+        }
+        for way in ("dense", "auto")
+    }
+
+
+def stated_exact_and_auto() -> dict[str, set[str]]:
+    text = " ".join(README.partition('`gradient="dense"`')[2].partition("\n\n")[0].split())
+    parts = dict(zip(("dense", "auto"), text.split('`gradient="auto"`'), strict=True))
+    places = "|".join(PLACES.values())
+    return {way: set(re.findall(rf"\d\.\d\d (?:{places})", part)) for way, part in parts.items()}
+
+
 def test_print_the_speeds_that_were_measured() -> None:
     def read(name: str) -> Any:
         return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
@@ -96,13 +119,13 @@ def test_print_the_speeds_that_were_measured() -> None:
     for row in read("ffn")["rows"]:
         line = stated(names[row["layer"]])
         assert f"**{row['ratio']:.2f}**" in line
-        for way in ("dense", "auto"):  # only some layers were timed with them
-            ratio = row["ratios"].get(f"s24 {way} dW")
-            assert ratio is None or f"{ratio:.2f}" in README.partition(f'`gradient="{way}"`')[2].partition("\n\n")[0]
+    assert exact_and_auto(read("ffn")["rows"]) == stated_exact_and_auto()
     (block,) = read("block")["rows"]
     assert f"**{block['ratios']['s24']:.2f}**" in stated("whole block")
     own = [row for row in read("nanogpt")["rows"] if row["model"] == "nanoGPT" and row["targets"] == "ffn"]
     assert {row["size"] for row in own} == {"124m", "350m", "774m"}
-    for row in own:
+    for row in own:  # a size with two gradients: the README states the faster
+        if row["ratio"] < max(other["ratio"] for other in own if other["size"] == row["size"]):
+            continue
         speed = f"{row['ms']['inductor']:.1f} ms | {row['ms']['s24']:.1f} ms | **{row['ratio']:.2f}**"
         assert speed in stated(f"nanoGPT {row['size'].upper()}")

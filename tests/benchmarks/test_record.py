@@ -25,5 +25,13 @@ def test_say_of_each_row_when_and_on_what_it_was_measured(tmp_path, monkeypatch)
     monkeypatch.setattr(record, "circumstances", lambda: {"date": "2099-01-01", "device": "H999", "torch": "3.0"})
     path = record.add_rows("table", [{"layer": "b"}], ("layer",), tmp_path)
     told = json.loads(path.read_text())
+    assert [row["layer"] for row in told["rows"]] == ["a", "b"]
     assert [row["device"] == "H999" for row in told["rows"]] == [False, True]
     assert told["date"] == "2099-01-01"
+
+
+def test_date_rows_that_were_written_without(tmp_path):
+    record.write("table", {"date": "2020-02-02", "rows": [{"layer": "a"}]}, tmp_path)
+    path = record.add_rows("table", [{"layer": "b"}], ("layer",), tmp_path)
+    dates = [row["date"] for row in json.loads(path.read_text())["rows"]]
+    assert dates == ["2020-02-02", record.circumstances()["date"]]

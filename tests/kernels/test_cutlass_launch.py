@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from s24compile.kernels.gemm.cutlass import gated, launch, plan
+from s24compile.kernels.gemm.cutlass import gated, launch, layouts, plan
 from s24compile.kernels.gemm.cutlass.instantiations import Schedule, training_set
 from s24compile.kernels.gemm.cutlass.tuned import Choice, schedules
 from tests.kernels import prebuild
@@ -65,12 +65,21 @@ def test_write_rows_that_are_no_multiple_of_16_bytes_through_a_wider_buffer(call
 
 @pytest.mark.parametrize("misplaced", [False, True])
 def test_read_z_in_the_layout_of_the_result(calls, misplaced):
-    b, z = column_major(K, N), torch.zeros(M, N, dtype=torch.bfloat16) if misplaced else column_major(M, N)
-    launch.mm_dact(*operands(), M, K, b, z, "gelu", "col")
+    z = torch.zeros(M, N, dtype=torch.bfloat16) if misplaced else column_major(M, N)
+    launch.mm_dact(*operands(), M, K, column_major(K, N), z, "gelu", "col")
     (call,) = calls
     assert call.kernel.signature.epilogue == "dact"
     assert (call.problem["aux"] == z.data_ptr()) != misplaced, "copied where it lies otherwise"
     assert call.problem["aux_stride"] == M
+
+
+@pytest.mark.parametrize("layout", ["row", "col"])
+def test_copy_z_as_it_is(layout):
+    z = torch.arange(M * 9).view(M, 9)
+    target = layouts.empty(M, 16 if layout == "row" else 9, layout, torch.float32, z.device)
+    copy = layouts.like_output(z, target, layout, torch.float32)
+    assert torch.equal(copy[:, :9], z.float())
+    assert copy.stride() == target.stride()
 
 
 def test_sum_the_partial_sums_of_the_tiles(calls):
@@ -81,7 +90,8 @@ def test_sum_the_partial_sums_of_the_tiles(calls):
     (call,) = calls
     assert call.kernel.signature.epilogue == "dact_sum"
     assert call.problem["bias"] not in (0, call.problem["d"]), "the buffer of the partial sums goes in the bias's place"
-    assert (sums.shape, sums.dtype) == ((m,), torch.float32)
+    # The recorder writes r as the sum of row r in each of the three tiles along N, and NaN beyond M.
+    assert torch.equal(sums, 3 * torch.arange(m, dtype=torch.float32))
     assert call.problem["d"] == dz.data_ptr()
 
 

@@ -1,7 +1,8 @@
 """Golden graphs for a faked sm_90 target: what lowering fuses where Hopper's kernels exist.
 
 Look for: the activation inside the GEMM (`mm_act`, `mm_dact_sum`), bias gradients in the kernel that makes or reads
-their dZ (`mm_dact_sum`, `mvue_pack_sum`), the GLU of a gated layer inside its GEMMs, dX of an fp32 x in fp32 straight from its GEMM, and no "reference" behind any op.
+their dZ (`mm_dact_sum`, `mvue_pack_sum`), the GLU of a gated layer inside its GEMMs, dX of an fp32 x in fp32 straight
+from its GEMM, and no "reference" behind any op.
 """
 
 from __future__ import annotations
@@ -166,9 +167,15 @@ def test_leave_no_op_to_the_reference(make: Any, monkeypatch: pytest.MonkeyPatch
         assert "clone" not in text
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("gradient", ["dense", "mvue"])
-def test_sum_a_bias_gradient_where_dz_is_made_or_dy_read(gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, backward = lowered_for_hopper(GeluMLP(), monkeypatch, gradient=gradient)
+def test_sum_a_bias_gradient_where_dz_is_made_or_dy_read(
+    gradient: str, dynamic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(2, 8, 16, requires_grad=True)
+    if dynamic:
+        torch._dynamo.mark_dynamic(x, 1)
+    _, backward = lowered_for_hopper(GeluMLP(), monkeypatch, x, gradient=gradient)
     assert backward.count("= s24_cutlass.mm_dact_sum(") == 1
     assert backward.count("= s24_triton.mvue_pack_sum(") == (gradient == "mvue")
     assert backward.count("= sum(") == (gradient == "dense"), "dY comes from outside: nothing of ours reads it"
