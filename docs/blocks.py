@@ -113,10 +113,11 @@ def performance() -> str:
 def _section(path: Path) -> str:
     told: dict[str, Any] = json.loads(path.read_text())
     told |= told.get("machine") or {}
+    dated = any("date" in row for row in told.get("rows") or [] if isinstance(row, dict))  # each row by itself
     where = ", ".join(
         f"{name} {told[key]}" if name else str(told[key])
         for key, name in (("device", ""), ("gpu", ""), ("torch", "torch"), ("cuda", "CUDA"), ("date", ""))
-        if told.get(key)
+        if told.get(key) and not (dated and key == "date")
     )
     title = path.stem.replace("_", " ")
     lines = [f"### {title[0].upper()}{title[1:]}", "", f"*{where or 'circumstances not recorded'}*", ""]
@@ -166,7 +167,6 @@ def quality() -> str:
                 "loss": f"{row['loss']:.4f}",
                 "gap": "" if row["gap"] is None else f"{row['gap']:+.4f}",
                 "ends 2:4": "yes" if row["ends_sparse"] else "",
-                "time of dense": "" if row["time_of_dense"] is None else f"{row['time_of_dense']:.3f}",
             }
             for row in told["rows"]
         ]

@@ -30,7 +30,8 @@ Speed = tuple[str, int, str, str]
 def speed_of(header: Mapping[str, Any], *, sparse: bool) -> Speed:
     """The key of a run's step time in one of its phases. Schedules and decay leave it as it is."""
     options = header["options"] if sparse else None
-    kept = {k: v for k, v in (options or {}).items() if k not in ("decay", "dense_after")}
+    # dense_start is in the headers of older runs alone.
+    kept = {k: v for k, v in (options or {}).items() if k not in ("decay", "dense_after", "dense_start")}
     text = json.dumps(kept, sort_keys=True) if kept else ""
     return header["plan"]["size_name"], header["hidden"], text, header["device"]
 

@@ -36,8 +36,11 @@ class Recipe:
     ends_dense: bool = False
     """True: dense for the last sixth of `Config.total_steps`."""
     gradient: Literal["mvue", "auto", "dense"] = "mvue"
+    """Weight gradient, where `Config.gradient` is not given; the next two likewise."""
     decay: float = 6e-5
+    """Lambda; without `decay_on` of no effect."""
     mask_interval: int = 40
+    """Optimizer steps between searches; without `uses_interval` of no effect."""
 
     def dx_for(self, input_gradient: Literal["auto", "dense", "mvue"]) -> InputGradient:
         """The input gradient under `Config.input_gradient`."""
@@ -62,7 +65,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "fst", "Hu et al., ICML 2024", "transposable", "sparse", "gradient", uses_interval=True,
                 ends_dense=True,
             ),
-            # Of the recipes that save time forward and backward the one that lost least (docs/quality.md).
+            # Of the recipes that save time forward and backward the one that lost least at 26M (docs/quality.md).
             Recipe(
                 "fst-exact", "Hu et al., ICML 2024, with exact weight gradients", "transposable", "sparse", "gradient",
                 uses_interval=True, ends_dense=True, gradient="dense", mask_interval=1,

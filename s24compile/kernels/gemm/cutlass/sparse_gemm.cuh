@@ -236,9 +236,9 @@ struct Gemm {
     return cudaSuccess;
   }
 
-  // The parameters of problems seen before. Making them encodes three to five TMA descriptors; a training
-  // step repeats its addresses, a hundred of them for one kernel. Direct-mapped, and large enough that few collide: a
-  // collision costs making them again, at each step.
+  // The parameters of problems seen before, kept for good: some 2 KB each. Making them encodes three to five TMA
+  // descriptors; a training step repeats its addresses, in deep models a hundred for one kernel. Direct-mapped, and
+  // large enough that few collide: a collision costs making them again, at each step.
   struct Remembered {
     Problem problem;
     typename Kernel::Params params;
