@@ -134,7 +134,8 @@ def l1(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     s24.linear takes the master weight as it is and packs it in the dtype of the result.
     """
     op = spell(node)
-    assert op is not None
+    if op is None:  # of the right name, with arguments that no rule knows
+        return None
     x, operand, bias = op.args
     weight = weight_of(operand)
     kept = _without_round_trip(x, node)
@@ -154,7 +155,8 @@ def conv1d(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     Refused: beta or alpha other than 1, a bias that is no vector, a W that is no parameter.
     """
     op = spell(node)
-    assert op is not None
+    if op is None:  # of the right name, with arguments that no rule knows
+        return None
     bias, x, operand, beta, alpha = op.args
     vector = fake(bias)
     if (beta, alpha) != (1, 1) or vector is None or vector.dim() != 1:
@@ -171,7 +173,8 @@ def matmul(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     Refused: anything but a 2-D parameter on the right (attention scores are matmuls too).
     """
     op = spell(node)
-    assert op is not None
+    if op is None:  # of the right name, with arguments that no rule knows
+        return None
     return _matmul_by_weight(scope, node, op.args[0], op.args[1], None, builder)
 
 
@@ -184,7 +187,8 @@ def late_bias(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     fp32, so the sum is fp32: folding b would round it).
     """
     op = spell(node)
-    assert op is not None
+    if op is None:  # of the right name, with arguments that no rule knows
+        return None
     for y, b in (op.args[:2], op.args[1::-1]):
         inner, bias, value, out = spell(y), fake(b), fake(y), fake(node)
         if inner is None or inner.name != "linear" or inner.args[2] is not None or len(y.users) != 1:
@@ -204,7 +208,8 @@ def flattened(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     Refused: y used elsewhere, a last dim that the reshape changes, a result shape other than x's leading dims.
     """
     op = spell(node)
-    assert op is not None
+    if op is None:  # of the right name, with arguments that no rule knows
+        return None
     inner = spell(op.args[0])
     if inner is None or inner.name != "linear" or len(op.args[0].users) != 1:
         return None

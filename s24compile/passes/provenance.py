@@ -33,7 +33,9 @@ def dotted(source: str) -> str:
 
     L['self']._modules['blocks']._modules['0']._parameters['Wi']  ->  blocks.0.Wi
     L['self'].blocks.0.mlp                                        ->  blocks.0.mlp
+    L['self'].mlp.forward.__self__.fc1                            ->  mlp.fc1       (mlp is decorated)
     """
+    source = source.replace(".forward.__self__", "")
     root = re.match(r"[LG]\['[^']*'\]|\w+", source)
     parts = [
         (m["registered"] or m["item"] or m["attribute"] or "").strip("'\"")

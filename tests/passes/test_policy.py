@@ -307,3 +307,32 @@ def test_name_the_node_of_a_broken_invariant():
 
     torch._dynamo.reset()
     torch.compile(Sized(32, 64, 32), backend=backend)(input_of())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.add(x, alpha=0.5),
+        lambda x: torch.add(x, 1, alpha=2),
+        lambda x: torch.addmm(x.flatten(0, -2), x.flatten(0, -2), torch.eye(32), beta=2).view_as(x),
+        lambda x: x.view(size=x.shape),
+        lambda x: torch.reshape(input=x, shape=x.shape),
+        lambda x: torch.add(x, x, out=torch.empty_like(x)),
+    ],
+    ids=[
+        "add with alpha",
+        "torch.add with alpha",
+        "addmm with beta",
+        "view by name",
+        "reshape by name",
+        "add with out",
+    ],
+)
+def test_leave_spellings_alone_that_no_rule_knows(other):
+    class Beside(Sized):
+        def forward(self, x):
+            return super().forward(x) + other(x.detach())
+
+    sites, capture = sites_of(Beside(32, 64, 32))
+    assert [site.status for site in sites if site.family == "gelu"] == ["rewritten"]
+    assert capture.linears == 2
