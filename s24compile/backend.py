@@ -135,7 +135,11 @@ class SparseGraph:
         return torch.compile(rewrite.graph_module, backend=inner)
 
 
-class SparseFFNBackend:
+class ReadsMarks:
+    """A backend under which a decorated module is traced through, with a mark on every node, into the one graph."""
+
+
+class SparseFFNBackend(ReadsMarks):
     """The backend of a decorated module's own graphs: `s24`, and an account of whether it ran."""
 
     __name__ = "s24"
@@ -171,7 +175,7 @@ class SparseFFNBackend:
 
 
 def is_s24_backend(compiler: Any) -> bool:
-    """Whether Dynamo's compiler function, through its wrappers, is this backend."""
+    """Whether Dynamo's compiler function, through its wrappers, is this backend, or another that reads marks."""
     return _unwrapped(compiler) is not None
 
 
@@ -192,13 +196,13 @@ def options_of(model: nn.Module) -> Config | None:
 
 
 def _unwrapped(compiler: Any) -> Any:
-    """The innermost wrapper that still knows the options: torch's own around `s24`, or a SparseFFNBackend."""
+    """The innermost wrapper that still knows the options: torch's own around `s24`, or a ReadsMarks."""
     holder = compiler
-    while compiler is not None and compiler is not s24 and not isinstance(compiler, SparseFFNBackend):
+    while compiler is not None and compiler is not s24 and not isinstance(compiler, ReadsMarks):
         holder = compiler
         inside = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable", "compiler_fn", "func")
         compiler = next((getattr(compiler, name) for name in inside if getattr(compiler, name, None) is not None), None)
-    return compiler if isinstance(compiler, SparseFFNBackend) else holder if compiler is s24 else None
+    return compiler if isinstance(compiler, ReadsMarks) else holder if compiler is s24 else None
 
 
 def _visible_through_dynamo(error: S24Error) -> Exception:

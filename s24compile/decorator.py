@@ -69,7 +69,23 @@ def _decorate(target: Any, *, config: Config) -> Any:
     else:
         # An instance attribute shadows the method of the class for this module alone.
         target.forward = types.MethodType(wrapped, target)
+        # By itself, a bound method pickles as the class's own method of that name: the dense one.
+        target.__reduce_ex__ = functools.partial(_reduce, target, config)
     return target
+
+
+def _reduce(module: nn.Module, config: Config, protocol: int) -> tuple[Any, ...]:
+    """`module.__reduce_ex__(protocol)` of a decorated instance: what is loaded, or deep-copied, is decorated anew."""
+    reduced: Any = type(module).__reduce_ex__(module, protocol)
+    make, given, *rest = reduced
+    if rest and isinstance(rest[0], dict):
+        rest[0] = {name: value for name, value in rest[0].items() if name not in ("forward", "__reduce_ex__")}
+    return (_made_and_decorated, (config, make, given), *rest)
+
+
+def _made_and_decorated(config: Config, make: Callable[..., nn.Module], given: tuple[Any, ...]) -> nn.Module:
+    module: nn.Module = _decorate(make(*given), config=config)
+    return module
 
 
 def _sparse_forward(forward: Callable[..., Any], config: Config) -> Callable[..., Any]:
@@ -81,7 +97,9 @@ def _sparse_forward(forward: Callable[..., Any], config: Config) -> Callable[...
         with torch.fx.traceback.annotate(label):
             return forward(self, *args, **kwargs)
 
-    compiled = torch.compile(marked, backend=backend)
+    # Dynamo counts recompilations by code object: that of each decoration is its own.
+    own = types.FunctionType(marked.__code__.replace(), marked.__globals__, "marked", None, marked.__closure__)
+    compiled = torch.compile(own, backend=backend)
     seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     @torch.compiler.disable

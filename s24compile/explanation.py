@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from s24compile.backend import options_of
+from s24compile.backend import ReadsMarks, options_of
 from s24compile.config import Config
 from s24compile.errors import ModelError
 from s24compile.inner import Compiled
@@ -54,7 +54,7 @@ def explain_with(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], 
     return capture.report()
 
 
-class _Capture:
+class _Capture(ReadsMarks):
     """A backend that runs the passes on every graph, keeps the rows, and runs the graph as it was."""
 
     def __init__(self, config: Config, model: nn.Module) -> None:

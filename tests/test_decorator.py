@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import sys
+import types
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import s24compile
@@ -156,3 +161,64 @@ def test_mark_nodes_with_all_that_was_given(name: str, other: str) -> None:
     own = RECIPES[other]
     config = Config(recipe=name, gradient=own.gradient, decay=own.decay, mask_interval=own.mask_interval)
     assert config_of(mark(config)[KEY]) == config
+
+
+def test_decorate_more_instances_than_dynamo_recompiles() -> None:
+    blocks = [sparse_ffn(make_class()(), **OPTIONS) for _ in range(3)]
+    blocks += [sparse_ffn(type(blocks[0])(), **OPTIONS) for _ in range(9)]
+    x = torch.randn(4, 32)
+    for block in blocks:
+        x = block(x)
+    assert all(len(s24compile.sparse_weights(block)) == 2 for block in blocks)
+
+
+class Picklable(nn.Module):
+    """Pickle looks classes up by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+@pytest.mark.parametrize("again", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_stay_decorated_when_pickled_or_copied(again: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # importlib mode: the module is not where pickle looks for it.
+    monkeypatch.setitem(sys.modules, Picklable.__module__, sys.modules.get(__name__) or types.SimpleNamespace())
+    monkeypatch.setattr(sys.modules[Picklable.__module__], "Picklable", Picklable, raising=False)
+    module = sparse_ffn(Picklable(), **OPTIONS)
+    x = torch.randn(4, 32)
+    other = again(module)
+    assert torch.equal(other.fc1.weight, module.fc1.weight)
+    y = other(x)
+    assert len(s24compile.sparse_weights(other)) == 2
+    assert not s24compile.sparse_weights(module), "the other is another"
+    torch.testing.assert_close(y, masked_call(other, live_masks(other), x))
+    assert again(other).forward.s24_config == module.forward.s24_config
+
+
+def test_explain_what_is_decorated_as_it_will_train() -> None:
+    host = Two(sparse_ffn(make_class()(), **OPTIONS), make_class()())
+    x = torch.randn(4, 32)
+    report = s24compile.explain(host, x)
+    assert [site.path for site in report.rewritten] == ["first"]
+    assert [site.path for site in report.refused] == ["second"]
+    assert not s24compile.sparse_weights(host), "explain makes nothing sparse"
+    alone = s24compile.explain(host.first, x)
+    assert (alone.linears, alone.graphs, alone.unseen) == (2, 1, ())
+
+
+@pytest.mark.parametrize("decorated", [True, False])
+def test_train_under_activation_checkpointing_from_outside(decorated: bool) -> None:
+    module = make_class()()
+    if decorated:
+        module = sparse_ffn(module, **OPTIONS)
+    else:
+        module.compile(backend="s24", options=OPTIONS)
+    x = torch.randn(4, 32, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(module, x, use_reentrant=False)
+    y.sum().backward()
+    assert x.grad is not None
+    assert len(s24compile.sparse_weights(module)) == 2
