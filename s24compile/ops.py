@@ -138,7 +138,7 @@ def pack(w: Tensor, mask: Tensor | None = None, *, dtype: torch.dtype | None = N
     """
     check_matrix("w", w)
     check_multiple("w", w, (1,))
-    check_packable(dtype)
+    check_packable(dtype or w.dtype)
     if mask is not None:
         check_same_shape("mask", mask, "w", w)
         mask = mask.bool()
@@ -162,7 +162,7 @@ def pack_both(w: Tensor, mask: Tensor, *, dtype: torch.dtype | None = None) -> t
     """
     check_matrix("w", w)
     check_multiple("w", w, (0, 1))
-    check_packable(dtype)
+    check_packable(dtype or w.dtype)
     check_same_shape("mask", mask, "w", w)
     (m, k), dtype, format = w.shape, dtype or w.dtype, device_format(w.device)
     with outside_inference_mode():
@@ -183,7 +183,7 @@ def mvue_pack(g: Tensor, *, seed: int | Tensor | None = None, dtype: torch.dtype
         ShapeError, DtypeError, OptionError: an argument that the op does not take.
     """
     check_matrix("g", g)
-    check_packable(dtype)
+    check_packable(dtype or g.dtype)
     dtype, format = dtype or g.dtype, device_format(g.device)
     with outside_inference_mode():
         values, metadata = _ops.mvue_pack(g.detach(), seed_tensor(seed, g.device), dtype, format)
@@ -216,7 +216,11 @@ def mm(
         raise DtypeError(what="b", dtype=b.dtype, accepted=f"it must be p's, {p.dtype}")
     if bias is not None and tuple(bias.shape) != (m,):
         raise ShapeError(what="bias", shape=tuple(bias.shape), accepted=f"it must be [{m}], one value per row of p")
+    if bias is not None:
+        check_floating("bias", bias)
     out_dtype = out_dtype or (torch.float32 if narrow else p.dtype)
+    if not isinstance(out_dtype, torch.dtype) or not out_dtype.is_floating_point:
+        raise DtypeError(what="the result", dtype=out_dtype, accepted="it must be a floating-point torch.dtype")
     return _ops.mm(p.values, p.metadata, m, k, p.format, b, bias, out_layout, out_dtype)
 
 

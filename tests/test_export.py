@@ -344,3 +344,19 @@ def test_compress_weights_stored_in_out_only_where_they_are_2_of_4_that_way(tmp_
             )
         with pytest.raises(ModelError, match=r"no nn\.Linear"):
             export.to_torch_sparse_(net, dtype=torch.float16)
+
+
+def test_refuse_weights_that_belong_to_no_module_of_their_own(tmp_path):
+    class Raw(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w1, self.w2 = nn.Parameter(torch.randn(64, 32)), nn.Parameter(torch.randn(32, 64))
+
+        def forward(self, x):
+            return nn.functional.linear(nn.functional.gelu(nn.functional.linear(x, self.w1)), self.w2)
+
+    model = Raw()
+    torch.compile(model, backend="s24", options={"inner": "eager", "min_speedup": 0.0})(torch.randn(8, 32))
+    with pytest.raises(ModelError, match="'w1'"):
+        export.save_compressed(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "nothing is written"

@@ -48,6 +48,13 @@ def save_compressed(
     safetensors = _safetensors()
     baked = baked_weights(model)
     chosen = list(baked) if names is None else _known(names, baked)
+    odd = next((name for name in chosen if not name.endswith(".weight")), None)
+    if odd is not None:
+        raise ModelError(
+            what="save_compressed", found=f"the sparse weight {odd!r}",
+            accepted="the layout names modules, so a weight must be called <module>.weight; leave this one out of "
+            "`names`, and it is saved dense, with its zeros",
+        )  # fmt: skip
     tensors = {name.replace("_orig_mod.", ""): t.detach() for name, t in _inner(model).state_dict().items()}
     tensors |= baked
     tied = _tied(tensors, baked)

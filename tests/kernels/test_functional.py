@@ -163,3 +163,22 @@ def test_int_seeds_may_vary_in_a_compiled_function(backend, device):
     run = torch.compile(lambda x, seed: ops.mvue(x, seed=seed), backend=backend, fullgraph=True)
     for seed in (1, 2, -3, 2**63 - 1, torch.tensor(7, device=device)):
         assert torch.equal(run(x, seed), ops.mvue(x, seed=seed))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda w, p, b: ops.mm(p, b, bias=torch.ones(8, dtype=torch.int32)),
+        lambda w, p, b: ops.mm(p, b, bias=torch.ones(8, dtype=torch.complex64)),
+        lambda w, p, b: ops.mm(p, b, out_dtype=torch.int32),
+        lambda w, p, b: ops.mm(p, b, out_dtype="float32"),
+        lambda w, p, b: ops.pack(w.to(torch.float8_e4m3fnuz), ops.magnitude_mask(w)),
+        lambda w, p, b: ops.pack_both(w.to(torch.float8_e4m3fnuz), ops.transposable_mask(w)),
+        lambda w, p, b: ops.mvue_pack(w.to(torch.float8_e8m0fnu), seed=1),
+    ],
+    ids=["int bias", "complex bias", "int result", "result by name", "pack fp8 fnuz", "both fp8 fnuz", "mvue fp8 e8m0"],
+)
+def test_refuse_dtypes_that_would_be_cut_short(call):
+    w = torch.randn(8, 8)
+    with pytest.raises(DtypeError, match=r"floating-point|kept values may be"):
+        call(w, ops.pack(w, ops.magnitude_mask(w)), torch.randn(8, 4))
