@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
-import types
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 import s24compile
 from s24compile import errors, sparse_ffn
 from s24compile.config import Config
+from s24compile.demo.model import MLP, GPTConfig
 from s24compile.marks import KEY, config_of, mark
 from s24compile.training.recipe import RECIPES
 from tests.masked import live_masks, masked_call
@@ -172,26 +171,12 @@ def test_decorate_more_instances_than_dynamo_recompiles() -> None:
     assert all(len(s24compile.sparse_weights(block)) == 2 for block in blocks)
 
 
-class Picklable(nn.Module):
-    """Pickle looks classes up by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(32, 64), nn.Linear(64, 32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x)))
-
-
 @pytest.mark.parametrize("again", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy], ids=["pickle", "deepcopy"])
-def test_stay_decorated_when_pickled_or_copied(again: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # importlib mode: the module is not where pickle looks for it.
-    monkeypatch.setitem(sys.modules, Picklable.__module__, sys.modules.get(__name__) or types.SimpleNamespace())
-    monkeypatch.setattr(sys.modules[Picklable.__module__], "Picklable", Picklable, raising=False)
-    module = sparse_ffn(Picklable(), **OPTIONS)
+def test_stay_decorated_when_pickled_or_copied(again: Any) -> None:
+    module = sparse_ffn(MLP(GPTConfig(n_embd=32)), **OPTIONS)  # a class that pickle finds
     x = torch.randn(4, 32)
     other = again(module)
-    assert torch.equal(other.fc1.weight, module.fc1.weight)
+    assert torch.equal(other.c_fc.weight, module.c_fc.weight)
     y = other(x)
     assert len(s24compile.sparse_weights(other)) == 2
     assert not s24compile.sparse_weights(module), "the other is another"

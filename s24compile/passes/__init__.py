@@ -19,7 +19,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import fx
 
 from s24compile.config import Config
@@ -79,28 +78,9 @@ def run(
         LoweringError: an invariant of the passes is broken.
         OptionError: S24_FUEL is no number.
     """
-    # The ops that rewriting runs on fakes save tensors of theirs: not for the hooks of whoever called the model, like
-    # activation checkpointing, to count.
-    with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
-        return _run(gm, config, options, profitable, dense, decorated_options or {}, passes)
-
-
-def _as_it_is(saved: torch.Tensor) -> torch.Tensor:
-    return saved
-
-
-def _run(
-    gm: fx.GraphModule,
-    config: Config,
-    options: LinearOptions,
-    profitable: Profitable,
-    dense: frozenset[str],
-    decorated_options: Mapping[str, LinearOptions],
-    passes: tuple[Callable[[State], int], ...],
-) -> Rewrite:
     copy, scopes = copy_scopes(gm)
     state = State(
-        copy, scopes, config, options, profitable, dense, decorated_options, _fuel(), fake_mode_of(copy.graph),
+        copy, scopes, config, options, profitable, dense, decorated_options or {}, _fuel(), fake_mode_of(copy.graph),
         cut_reason=_cut_reason(gm),
     )  # fmt: skip
     log.debug("%s", _Printed("captured", copy))

@@ -65,8 +65,14 @@ class Builder:
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
-        with self.fake_mode or contextlib.nullcontext(), torch.set_grad_enabled(self.grad):
+        # What ops save of fakes is not for the hooks of whoever called the model (activation checkpointing counts it).
+        unseen = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+        with self.fake_mode or contextlib.nullcontext(), torch.set_grad_enabled(self.grad), unseen:
             yield
+
+
+def _as_it_is(saved: torch.Tensor) -> torch.Tensor:
+    return saved
 
 
 def _value(node: fx.Node) -> Any:

@@ -15,7 +15,7 @@ from s24compile.passes import activations, gates, linears
 from s24compile.passes.build import Builder, replace_node
 from s24compile.passes.inplace import FUNCTIONAL, functional_form
 from s24compile.passes.scope import Scope, hop_name
-from s24compile.passes.spelling import CUTS, VIEWS, general_name, op_name, spell
+from s24compile.passes.spelling import CUTS, VIEWS, Op, general_name, op_name, spell
 from s24compile.passes.state import State
 
 
@@ -35,12 +35,24 @@ def _on_hidden(
     return lambda scope, node, builder: rewrite(node, builder) if _comes_from_linear(node) else None
 
 
+def _spelled(
+    rewrite: Callable[[Scope, fx.Node, Op, Builder], fx.Node | None],
+) -> Callable[[Scope, fx.Node, Builder], fx.Node | None]:
+    """Hands a rule the op that a node is; leaves nodes alone whose arguments no spelling of that name takes."""
+
+    def apply(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
+        op = spell(node)
+        return None if op is None else rewrite(scope, node, op, builder)
+
+    return apply
+
+
 SPELLINGS = (
-    Spelling("l1", frozenset({"linear"}), linears.l1),
-    Spelling("conv1d", frozenset({"addmm"}), linears.conv1d),
-    Spelling("matmul", frozenset({"matmul"}), linears.matmul),
-    Spelling("late_bias", frozenset({"add"}), linears.late_bias),
-    Spelling("flattened", frozenset({"view", "reshape"}), linears.flattened),
+    Spelling("l1", frozenset({"linear"}), _spelled(linears.l1)),
+    Spelling("conv1d", frozenset({"addmm"}), _spelled(linears.conv1d)),
+    Spelling("matmul", frozenset({"matmul"}), _spelled(linears.matmul)),
+    Spelling("late_bias", frozenset({"add"}), _spelled(linears.late_bias)),
+    Spelling("flattened", frozenset({"view", "reshape"}), _spelled(linears.flattened)),
     Spelling("half", frozenset({"getitem", "narrow", "select"}), lambda _, node, builder: gates.half(node, builder)),
     Spelling("plain_call", frozenset({"gelu", "silu", "relu"}), _on_hidden(activations.plain_call)),
     Spelling("gelu_nodes", frozenset({"mul", "clamp_min", "maximum"}), _on_hidden(activations.gelu_nodes)),

@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.passes.build import Builder, erase_unused
 from s24compile.passes.scope import Scope, fake, known_fake, operand_index, origins
-from s24compile.passes.spelling import general_name, spell
+from s24compile.passes.spelling import Op, general_name, spell
 
 CASTS = frozenset({"to", "float", "half", "bfloat16", "double"})
 
@@ -122,7 +122,7 @@ def as_linear(scope: Scope, node: fx.Node) -> Linear | None:
 # The rules. Each takes a node and returns its canonical replacement, or None where it does not apply.
 
 
-def l1(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
+def l1(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
     """F.linear in keyword form, with a weight that is cast or transposed twice, or behind a removable cast of x.
 
         linear(input=x, weight=W, bias=b)               ->  linear(x, W, b)
@@ -133,9 +133,6 @@ def l1(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     widened (T5). In a bf16 model with an fp32 W the result is fp32, and the cast stays. Weight casts go because
     s24.linear takes the master weight as it is and packs it in the dtype of the result.
     """
-    op = spell(node)
-    if op is None:  # of the right name, with arguments that no rule knows
-        return None
     x, operand, bias = op.args
     weight = weight_of(operand)
     kept = _without_round_trip(x, node)
@@ -147,16 +144,13 @@ def l1(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     return builder.same_value(F.linear, kept, _operand(weight, builder), bias)
 
 
-def conv1d(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
+def conv1d(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
     """HF Conv1D's product: W is stored [in, out].
 
         addmm(b, x2, W)            ->  linear(x2, getattr(W, "T"), b)        x2 [T, in], W [in, out], b [out]
 
     Refused: beta or alpha other than 1, a bias that is no vector, a W that is no parameter.
     """
-    op = spell(node)
-    if op is None:  # of the right name, with arguments that no rule knows
-        return None
     bias, x, operand, beta, alpha = op.args
     vector = fake(bias)
     if (beta, alpha) != (1, 1) or vector is None or vector.dim() != 1:
@@ -164,7 +158,7 @@ def conv1d(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     return _matmul_by_weight(scope, node, x, operand, bias, builder)
 
 
-def matmul(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
+def matmul(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
     """A product with a parameter on the right, transposed (Falcon) or stored [in, out].
 
         matmul(x, getattr(W, "T")) ->  linear(x, W)                           W [out, in]
@@ -172,13 +166,10 @@ def matmul(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
 
     Refused: anything but a 2-D parameter on the right (attention scores are matmuls too).
     """
-    op = spell(node)
-    if op is None:  # of the right name, with arguments that no rule knows
-        return None
     return _matmul_by_weight(scope, node, op.args[0], op.args[1], None, builder)
 
 
-def late_bias(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
+def late_bias(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
     """A bias added after the product.
 
         y = linear(x, W); add(y, b)  ->  linear(x, W, b)                      b [out]
@@ -186,9 +177,6 @@ def late_bias(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     Refused: y used elsewhere, b no vector of length out, or a sum that promotes (under autocast y is bf16 and b
     fp32, so the sum is fp32: folding b would round it).
     """
-    op = spell(node)
-    if op is None:  # of the right name, with arguments that no rule knows
-        return None
     for y, b in (op.args[:2], op.args[1::-1]):
         inner, bias, value, out = spell(y), fake(b), fake(y), fake(node)
         if inner is None or inner.name != "linear" or inner.args[2] is not None or len(y.users) != 1:
@@ -200,16 +188,13 @@ def late_bias(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
     return None
 
 
-def flattened(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
+def flattened(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
     """Reshapes around one linear that only merge and restore the leading dims.
 
         y = linear(view(x, (-1, in)), W, b); view(y, (*x.shape[:-1], out))  ->  linear(x, W, b)
 
     Refused: y used elsewhere, a last dim that the reshape changes, a result shape other than x's leading dims.
     """
-    op = spell(node)
-    if op is None:  # of the right name, with arguments that no rule knows
-        return None
     inner = spell(op.args[0])
     if inner is None or inner.name != "linear" or len(op.args[0].users) != 1:
         return None

@@ -235,9 +235,9 @@ def _exact_gradients(match: Match, paths: list[str], state: State) -> list[str]:
     where = [
         path or linear.node.name
         for linear, path in zip(match.linears, paths, strict=True)
-        if linear in match.taken and options.dw == "auto" and options.dw_of(linear.in_features) == "dense"
+        if linear in match.taken and options.dw_of(linear.in_features) == "dense"
     ]
-    if not where:
+    if options.dw != "auto" or not where:
         return []
     names = " and ".join(where)
     return [f"exact weight gradient in {names}: pruning it pays from {options.mvue_from} input features"]
