@@ -1,6 +1,8 @@
 """What the fused epilogues cost beside the plain GEMM, against the time that their extra bytes would take alone.
 
-python -m benchmarks.gemm_parts.epilogues        GPT-2's first projections at 16384 tokens; results/epilogues.json
+    python -m benchmarks.gemm_parts.epilogues
+
+GPT-2's first projections at 16384 tokens; writes results/epilogues.json.
 """
 
 from __future__ import annotations
