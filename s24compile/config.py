@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
 
 from s24compile.errors import OptionError, UnknownOptionError
 from s24compile.training.recipe import RECIPES
@@ -21,8 +22,34 @@ class _OfRecipe:
 
 
 _OF_RECIPE: Any = _OfRecipe()
+C = TypeVar("C", bound=type)
 
 
+def _naming_unknown_options(cls: C) -> C:
+    """Makes a dataclass refuse keywords that are no field with an UnknownOptionError, a TypeError that has a hint."""
+    whole: Any = cls
+    made = whole.__init__
+
+    # Around the generated __init__, so that signature, fields, `dataclasses.replace` and pickling stay the dataclass's.
+    @functools.wraps(made)
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        _refuse_unknown(cls, options)
+        made(self, *args, **options)
+
+    whole.__init__ = __init__
+    return cls
+
+
+def _refuse_unknown(cls: Any, names: Iterable[object]) -> None:
+    fields = [f.name for f in dataclasses.fields(cls) if f.init]
+    for name in names:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UnknownOptionError(name=name, hint=hint, accepted=", ".join(fields))
+
+
+@_naming_unknown_options
 @dataclasses.dataclass(frozen=True)
 class Config:
     """How the feed-forward layers are trained sparse. Frozen and hashable: equal configs are one backend to Dynamo.
@@ -31,6 +58,7 @@ class Config:
     are values like any other, which `dataclasses.replace(config, recipe=...)` keeps.
 
     Raises:
+        UnknownOptionError: a keyword that is no field; the message names the nearest one.
         OptionError: a value outside what its field accepts, or two fields that contradict each other.
     """
 
@@ -112,12 +140,7 @@ class Config:
             OptionError: a value that is not accepted.
         """
         given = dict(options or {})
-        fields = [f.name for f in dataclasses.fields(cls)]
-        for name in given:
-            if name not in fields:
-                near = difflib.get_close_matches(str(name), fields, n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise UnknownOptionError(name=name, hint=hint, accepted=", ".join(fields))
+        _refuse_unknown(cls, given)  # here too: a name that is no string cannot be a keyword
         return cls(**given)
 
     @property

@@ -5,7 +5,11 @@ Legend: T tokens, D model width, F hidden width.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import inspect
 import logging
+import pickle
 
 import pytest
 import torch
@@ -199,6 +203,22 @@ def test_refuse_options_by_name_value_and_what_is_accepted(options, said):
     with pytest.raises(errors.OptionError, match=said):
         compiled_with(model, **options)(torch.randn(8, 16))
     assert not s24compile.sparse_weights(model), "nothing has changed"
+
+
+def test_name_the_nearest_option_however_a_config_is_made():
+    wrong = {"recip": "fst"}
+    for make in (Config, lambda **_: Config.from_options(wrong), lambda **_: dataclasses.replace(Config(), **wrong)):
+        with pytest.raises(errors.UnknownOptionError, match=r"'recip' \(did you mean 'recipe'\?\)"):
+            make(**wrong)
+    with pytest.raises(errors.UnknownOptionError, match="unknown option 3"):
+        Config.from_options({3: 1})
+
+
+def test_keep_a_config_the_dataclass_that_it_is():
+    config = Config(recipe="sste", decay=0.1)
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+    assert dataclasses.replace(config, recipe="fst") == Config(decay=0.1, gradient=config.gradient)
+    assert tuple(inspect.signature(Config).parameters) == tuple(field.name for field in dataclasses.fields(Config))
 
 
 def test_take_what_is_not_given_from_the_recipe():
