@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dynamo.exc import ShortenTraceback
 
 from s24compile import passes
 from s24compile.config import Config
-from s24compile.errors import DecoratorError, S24Error
+from s24compile.errors import DecoratorError, S24Error, visible_through_dynamo
 from s24compile.inner import Compiled, compile_graph
 from s24compile.kernels.gemm.availability import require_gemm
 from s24compile.lowering.cost import FORCE
@@ -50,7 +49,7 @@ def s24(
     try:
         graph = SparseGraph(gm, example_inputs, config_of_call(mode, options))
     except S24Error as error:
-        raise _visible_through_dynamo(error) from None
+        raise visible_through_dynamo(error) from None
     return lambda *args: graph(*args)
 
 
@@ -130,7 +129,10 @@ class SparseGraph:
         rewrite = rewrite_graph(self.original, self.config, self.target, dense)
 
         def inner(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-            return compile_graph(gm, example_inputs, self.config, self.target)
+            try:
+                return compile_graph(gm, example_inputs, self.config, self.target)
+            except S24Error as error:
+                raise visible_through_dynamo(error) from None
 
         return torch.compile(rewrite.graph_module, backend=inner)
 
@@ -154,7 +156,7 @@ class SparseFFNBackend(ReadsMarks):
         try:
             graph = SparseGraph(gm, example_inputs, self.config)
         except S24Error as error:
-            raise _visible_through_dynamo(error) from None
+            raise visible_through_dynamo(error) from None
         self.refusals += [site.sentence for site in graph.sites if site.status == "refused"]
 
         def run(*args: Any) -> Any:
@@ -203,12 +205,3 @@ def _unwrapped(compiler: Any) -> Any:
         inside = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable", "compiler_fn", "func")
         compiler = next((getattr(compiler, name) for name in inside if getattr(compiler, name, None) is not None), None)
     return compiler if isinstance(compiler, ReadsMarks) else holder if compiler is s24 else None
-
-
-def _visible_through_dynamo(error: S24Error) -> Exception:
-    """The same error, as a class that Dynamo hands to the user unchanged instead of wrapping it."""
-    kind = type(type(error).__name__, (type(error), ShortenTraceback), {"__module__": type(error).__module__})
-    # Not through __init__: torch's asks for an argument, and is next to ours where both are RuntimeErrors.
-    visible = kind.__new__(kind, *error.args)
-    visible.given, visible.first_useful_frame = error.given, None
-    return visible

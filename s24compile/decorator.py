@@ -102,7 +102,10 @@ def _sparse_forward(forward: Callable[..., Any], config: Config) -> Callable[...
     compiled = torch.compile(own, backend=backend)
     seen: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
-    @torch.compiler.disable
+    @torch.compiler.disable(
+        reason="a module decorated with sparse_ffn compiles itself: compile the rest around it with backend='s24', or "
+        "without fullgraph=True"
+    )
     def own_graph(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         calls = backend.calls
         out = compiled(self, *args, **kwargs)

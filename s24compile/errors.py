@@ -6,6 +6,10 @@ accepted and what to do. Each class also derives from the built-in exception tha
 
 from __future__ import annotations
 
+import operator
+
+import torch
+
 
 class S24Error(Exception):
     """Base of all errors of this package. Subclasses fill `template` with keyword arguments."""
@@ -13,6 +17,10 @@ class S24Error(Exception):
     template = "{message}"
 
     def __init__(self, **given: object) -> None:
+        # Dynamo cannot trace the rest. Where the graph may break it does so here, and plain Python raises the error;
+        # elsewhere that would be Dynamo's own error, without a word of this one.
+        if torch.compiler.is_dynamo_compiling() and _graph_must_stay_whole():
+            _leave_trace(type(self), {name: _concrete(value) for name, value in given.items()})
         self.given = given
         super().__init__(self.template.format(**given))
 
@@ -23,6 +31,43 @@ class S24Error(Exception):
 
 def _rebuild(cls: type[S24Error], given: dict[str, object]) -> S24Error:
     return cls(**given)
+
+
+def visible_through_dynamo(error: S24Error) -> Exception:
+    """The same error, as a class that Dynamo hands to the user unchanged instead of wrapping it."""
+    from torch._dynamo.exc import ShortenTraceback
+
+    kind = type(type(error).__name__, (type(error), ShortenTraceback), {"__module__": type(error).__module__})
+    # Not through __init__: torch's asks for an argument, and is next to ours where both are RuntimeErrors.
+    visible = kind.__new__(kind, *error.args)
+    visible.given, visible.first_useful_frame = error.given, None
+    return visible
+
+
+def _graph_must_stay_whole() -> bool:
+    """Whether Dynamo is tracing with `fullgraph=True`. Run by Dynamo, as the next one is, instead of traced."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    tx = InstructionTranslator.current_tx()
+    return bool(tx.one_graph or tx.error_on_graph_break)
+
+
+def _leave_trace(cls: type[S24Error], given: dict[str, object]) -> None:
+    raise visible_through_dynamo(cls(**given))
+
+
+for _function in (_graph_must_stay_whole, _leave_trace):
+    # What torch.compiler.assume_constant_result does, which would import Dynamo for it.
+    _function._dynamo_marked_constant = True  # type: ignore[union-attr]
+
+
+def _concrete(value: object) -> object:
+    """What Dynamo can hand to a function that it runs: numbers for the sizes that it traces as symbols."""
+    if isinstance(value, tuple):
+        return tuple(_concrete(part) for part in value)
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {value.dtype}"
+    return operator.index(value) if type(value) is int else value
 
 
 class UnknownOptionError(S24Error, TypeError):

@@ -322,6 +322,38 @@ def test_refuse_wrong_options_by_name_and_value(options: dict[str, Any], word: s
         torch.compile(GeluMLP(), backend="s24", options=options)(x.cpu())
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_raise_the_same_errors_where_the_graph_must_not_break(fullgraph: bool, dynamic: bool | None, x: Tensor) -> None:
+    """Dynamo cannot trace how an error is made, and must not report that instead."""
+
+    def compiled_call(function: Any) -> Any:
+        torch._dynamo.reset()
+        return torch.compile(function, backend="eager", fullgraph=fullgraph, dynamic=dynamic)(x[..., :31])
+
+    with pytest.raises(errors.ShapeError, match=r"z has shape \(6, 8, 31\)") as caught:
+        compiled_call(lambda x: s24compile.ops.glu(x))
+    assert caught.value.given["shape"] == (6, 8, 31)
+    with pytest.raises(errors.OptionError, match="act='tanh' is not accepted"):
+        compiled_call(lambda x: s24compile.ops.glu(x, act="tanh"))
+    with pytest.raises(errors.OptionError, match="seed="):
+        compiled_call(lambda x: s24compile.ops.mvue(x[..., :28], seed=x))
+
+
+def test_raise_the_error_of_a_later_compilation_as_it_is(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GeluMLP().to(x.device)
+    run = compiled(model, "eager")
+    run(x)
+
+    def fail(*given: Any) -> Any:
+        raise errors.LoweringError(node="n", found="no provider", accepted="none")
+
+    monkeypatch.setattr("s24compile.backend.compile_graph", fail)
+    s24compile.set_phase(model, "dense")
+    with pytest.raises(errors.LoweringError, match="no provider"):
+        run(x)
+
+
 def test_refuse_one_weight_with_two_recipes(x: Tensor) -> None:
     model = GeluMLP().to(x.device)
     compiled(model, "eager")(x)
