@@ -21,7 +21,7 @@ from s24compile.inner import Compiled, compile_graph
 from s24compile.kernels.gemm.availability import require_gemm
 from s24compile.lowering.cost import FORCE
 from s24compile.operand import Operand, pack_all
-from s24compile.rewriting import Slot, rewrite_graph, target_of
+from s24compile.rewriting import Rewriting, Slot, gathered_inputs, rewrite_graph, target_of
 from s24compile.state import sparse_weights
 from s24compile.tracing import trace_graph
 
@@ -70,14 +70,15 @@ class SparseGraph:
         self.config = config
         self.target = target_of(example_inputs, config)
         self.original = passes.copy_graph_module(gm)
-        rewrite = rewrite_graph(self.original, config, self.target)
+        self.gathered = gathered_inputs(self.original, example_inputs)
+        rewrite = self.rewritten()
         self.slots, self.sites = rewrite.slots, rewrite.sites
         self.report()
         if self.slots:
             require_gemm(self.target)
         dense, _ = self.split(example_inputs)
         if dense:
-            rewrite = rewrite_graph(self.original, config, self.target, dense)
+            rewrite = self.rewritten(dense)
         trace_graph("captured", lambda: passes.format_graph(self.original, "captured"))
         trace_graph("rewritten", lambda: passes.format_graph(rewrite.graph_module, "rewritten"))
         inputs = [*example_inputs, *rewrite.packed_examples()]
@@ -85,10 +86,15 @@ class SparseGraph:
             dense: compile_graph(rewrite.graph_module, inputs, config, self.target)
         }
 
+    def rewritten(self, dense: frozenset[Slot] = frozenset()) -> Rewriting:
+        """A rewritten copy of the graph, but for the slots in `dense`."""
+        return rewrite_graph(self.original, self.config, self.target, dense, self.gathered)
+
     def report(self) -> None:
         """Logs each layer; as a warning where the user asked for sparse training and gets none of it in this graph."""
         for site in self.sites:
-            log.log(logging.WARNING if site.reason in passes.ALARMING else logging.INFO, "%s", site.sentence)
+            alarming = any(sentence in site.reason for sentence in passes.ALARMING)
+            log.log(logging.WARNING if alarming else logging.INFO, "%s", site.sentence)
         slow = [site for site in self.sites if site.reason.endswith(FORCE)]
         if slow and not self.slots:
             log.warning(
@@ -126,7 +132,7 @@ class SparseGraph:
         log.info(
             "compiling the graph again: %d of %d packed operands are in their dense phase", len(dense), len(self.slots)
         )
-        rewrite = rewrite_graph(self.original, self.config, self.target, dense)
+        rewrite = self.rewritten(dense)
 
         def inner(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
             try:

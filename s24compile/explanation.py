@@ -17,7 +17,8 @@ from s24compile.inner import Compiled
 from s24compile.kernels.providers import families
 from s24compile.kernels.target import Target
 from s24compile.report import Report, Site
-from s24compile.rewriting import rewrite_graph, target_of
+from s24compile.rewriting import gathered_inputs, rewrite_graph, target_of
+from s24compile.sharding import sharded_master
 
 
 def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Report:
@@ -68,9 +69,16 @@ class _Capture(ReadsMarks):
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         self.target = target_of(example_inputs, self.config)
         self.graphs += 1
-        self.sites.extend(rewrite_graph(gm, self.config, self.target).sites)
-        self.seen.update(id(x) for x in example_inputs if isinstance(x, nn.Parameter))
-        return gm.forward
+        gathered = gathered_inputs(gm, example_inputs)
+        self.sites.extend(rewrite_graph(gm, self.config, self.target, gathered=gathered).sites)
+
+        def run(*args: Any) -> Any:
+            # At each call: one graph may serve several layers, where the model breaks into graphs.
+            taken = [x for x in args if isinstance(x, nn.Parameter)]
+            self.seen.update(id(x if (master := sharded_master(x)) is None else master) for x in taken)
+            return gm.forward(*args)
+
+        return run
 
     def report(self) -> Report:
         linears = [

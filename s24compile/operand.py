@@ -140,7 +140,7 @@ class Operand:
             log.warning(
                 "optimizers have made %d steps, none of them with %s, which trains sparse: its masks follow the steps "
                 "of any optimizer, but no masked decay and no dense_after reach it. Is the parameter in the optimizer? "
-                "(FSDP2's sharded parameters, and optimizers that are no torch.optim.Optimizer, are not seen.)",
+                "(Optimizers that are no torch.optim.Optimizer are not seen.)",
                 UNHELD_STEPS,
                 " and ".join(unheld),
             )

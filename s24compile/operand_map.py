@@ -9,10 +9,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 
 from s24compile.config import Config
-from s24compile.errors import ShapeError
+from s24compile.errors import ModelError, ShapeError
 from s24compile.operand import Buffers, Operand
 from s24compile.operand_request import OperandRequest
 from s24compile.parameter_map import ParameterMap
+from s24compile.sharding import FSDP_SENTENCE, sharded_master
 from s24compile.training.hooks import watch_optimizers
 from s24compile.weights import is_dense, sparse_weight
 
@@ -32,7 +33,7 @@ class FakeOperand(Operand):
     @property
     def dense(self) -> bool:
         """See `Operand.dense`."""
-        return is_dense(self._examples) or self.config.dense_from == 0
+        return is_dense(self._examples) or self.config.dense_from == 0 or self.config.sparse_from > 0
 
     def stale(self, needs_transpose: bool) -> bool:
         """Never: there is nothing to pack."""
@@ -59,6 +60,7 @@ def operand(parameters: tuple[Tensor, ...], request: OperandRequest, config: Con
     Raises:
         ConflictError: a parameter is sparse already with options that mean another training.
         ShapeError: a parameter that does not have the rows and columns asked for.
+        ModelError: a parameter that FSDP2 gathers, in a graph that was compiled before it did.
     """
     found = OPERANDS.get(parameters[0])
     partner = id(parameters[1]) if len(parameters) == 2 else None
@@ -86,6 +88,10 @@ def _make(parameters: tuple[Tensor, ...], request: OperandRequest, config: Confi
         expected = (rows, request.cols) if request.weight_layout == "out_in" else (request.cols, rows)
         if tuple(parameter.shape) != expected:
             raise ShapeError(what=f"weight {name!r}", shape=tuple(parameter.shape), accepted=f"expected {expected}")
+        if sharded_master(parameter) is not None:
+            raise ModelError(
+                what=f"weight {name!r}", found=FSDP_SENTENCE, accepted="apply fully_shard before the first forward"
+            )
     watch_optimizers()
     weights = tuple(
         sparse_weight(cast(Parameter, p), config, name, request.weight_layout)

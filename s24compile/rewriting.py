@@ -23,6 +23,7 @@ from s24compile.operand import Operand
 from s24compile.operand_map import operand
 from s24compile.operand_request import OperandRequest
 from s24compile.report import Site
+from s24compile.sharding import sharded_master
 from s24compile.training.recipe import RECIPES
 
 
@@ -62,10 +63,27 @@ def target_of(example_inputs: Sequence[Any], config: Config) -> Target:
     return Target.detect(next(devices, torch.device("cpu")))
 
 
+def gathered_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> frozenset[str]:
+    """Names of the placeholders at which parameters arrive that FSDP2 has gathered."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return frozenset(
+        node.name
+        for node, given in zip(placeholders, example_inputs, strict=True)
+        if isinstance(given, torch.nn.Parameter) and sharded_master(given) is not None
+    )
+
+
 def rewrite_graph(
-    gm: fx.GraphModule, config: Config, target: Target, dense: frozenset[Slot] = frozenset()
+    gm: fx.GraphModule,
+    config: Config,
+    target: Target,
+    dense: frozenset[Slot] = frozenset(),
+    gathered: frozenset[str] = frozenset(),
 ) -> Rewriting:
-    """Copies `gm` and rewrites its feed-forward layers, but for the slots in `dense`, which are left as they are."""
+    """Copies `gm` and rewrites its feed-forward layers.
+
+    Left as they are: the slots in `dense`, and the weights that arrive at the placeholders `gathered`.
+    """
     places = {node.name: i for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
     dense_weights = frozenset(name for slot in dense for name in slot.request.weights)
     by_mark = {label: config_of(label) for label in marks_in(gm)}
@@ -75,6 +93,7 @@ def rewrite_graph(
         linear_options(config, target),
         profitable=lambda layer: refuse_slow(layer, target, config.min_speedup, config.mode),
         dense=dense_weights,
+        gathered=gathered,
         decorated_options={label: linear_options(own, target) for label, own in by_mark.items()},
     )
     slots = (

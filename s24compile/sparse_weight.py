@@ -74,7 +74,7 @@ class SparseWeight:
         self._counted = False
         self._search_demanded = False
         self._searched_content: Content | None = None
-        self._dense_from = config.dense_from
+        self._sparse_from, self._dense_from = config.sparse_from, config.dense_from
         self._asked_phase: Phase | None = None
         self._asked_at = 0
 
@@ -111,7 +111,10 @@ class SparseWeight:
             driven = None if parameter is None else DRIVEN.get(parameter)
             if driven == "dense":
                 return driven
-        return phase_at(self.steps, self._dense_from, self._asked_phase, self._asked_at)
+        sparse_from = self._sparse_from
+        if sparse_from and self.steps_missed >= sparse_from:
+            sparse_from = 0  # a start ends even if no optimizer is seen to hold the weight: then anyone's steps count
+        return phase_at(self.steps, sparse_from, self._dense_from, self._asked_phase, self._asked_at)
 
     def flips(self) -> Tensor | None:
         """The flip rate as a 0-d float32 tensor on the weight's device: no host sync. None before the second search."""
@@ -133,8 +136,8 @@ class SparseWeight:
 
     def content(self, parameter: Tensor) -> Content:
         """What tells one content of the weight from the next; see `Content`."""
-        # An optimizer that we cannot connect with this object may own it all the same: FSDP2 hands out unsharded
-        # parameters and steps sharded ones. So any optimizer's step counts for a parameter that none is seen to hold.
+        # An optimizer that we cannot connect with this object may own it all the same: sharded optimizers step shards
+        # and hand out gathered parameters. So any optimizer's step counts for a parameter that none is seen to hold.
         tick = self.tick if self.held or not parameter.requires_grad else CLOCK.tick
         return version_of(parameter), parameter.data_ptr(), tick
 

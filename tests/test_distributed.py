@@ -1,4 +1,4 @@
-"""DistributedDataParallel in one process: layers stay whole where Dynamo keeps them whole, and say so where not."""
+"""DistributedDataParallel and FSDP2 in one process: what trains sparse, and what is said where it cannot."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import s24compile
+from s24compile import errors
 from s24compile.demo.model import GPT, GPTConfig
+from s24compile.weights import WEIGHTS
 
 
 @pytest.fixture
@@ -49,3 +53,51 @@ def test_warn_that_ddp_cuts_layers_and_say_what_to_set(process_group: None, capl
     with caplog.at_level(logging.WARNING, logger="s24compile"):
         train_two_steps(True)
     assert 'optimize_ddp = "python_reducer"' in caplog.text
+
+
+def sharded(model: GPT) -> GPT:
+    for block in model.blocks:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def small_gpt() -> GPT:
+    return GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=8))
+
+
+@pytest.mark.parametrize("when", ["before", "after", "each block"])
+def test_refuse_what_fsdp_gathers_at_the_first_training_call(
+    when: str, process_group: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tokens, before = small_gpt(), torch.randint(256, (2, 8)), WEIGHTS.generation
+    compiled = model if when == "each block" else torch.compile(model, backend="s24", options={"inner": "aot_eager"})
+    if when == "each block":
+        for block in model.blocks:
+            block.compile(backend="s24", options={"inner": "aot_eager"})
+    with caplog.at_level(logging.WARNING, logger="s24compile"):
+        if when != "before":
+            sharded(model)
+        else:
+            compiled = torch.compile(sharded(model), backend="s24", options={"inner": "aot_eager"})
+        compiled(tokens, tokens)[1].backward()
+    assert "gathered by FSDP2 (fully_shard)" in caplog.text
+    assert not s24compile.sparse_weights(model)
+    assert WEIGHTS.generation == before, "nor has a parameter a state that no model holds"
+
+
+def test_explain_that_fsdp_gathers_the_weights(process_group: None) -> None:
+    model, tokens = sharded(small_gpt()), torch.randint(256, (2, 8))
+    report = s24compile.explain(model, tokens)
+    (site,) = report.sites  # both blocks share one graph
+    assert site.status == "refused"
+    assert "fully_shard" in site.reason
+    assert not [name for name in report.unseen if "blocks" in name], "the modules hold shards, the graph took others"
+
+
+def test_raise_where_fsdp_came_after_the_first_forward(process_group: None) -> None:
+    model, x = nn.Sequential(small_gpt().blocks[0].mlp), torch.randn(4, 64)
+    model[0].compile(backend="s24", options={"inner": "eager"})
+    model(x).sum().backward()
+    fully_shard(model)
+    with pytest.raises(errors.ModelError, match="before the first forward"):  # Dynamo's guards see nothing new
+        model(x)

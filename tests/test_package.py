@@ -25,6 +25,7 @@ LEAVES = (
     "marks",
     "operand_request",
     "parameter_map",
+    "sharding",
     "tracing",
     "training.recipe",
 )
@@ -41,6 +42,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "operand_request": ("config",),
     "marks": ("config",),
     "parameter_map": (),
+    "sharding": (),
     "training.recipe": ("errors",),
     "kernels": ("kernels", "errors"),
     "kernels.format": ("kernels.patterns", "errors"),

@@ -248,7 +248,7 @@ def test_count_only_steps_of_optimizers_that_hold_the_weight():
 
 
 def test_repack_what_no_optimizer_is_seen_to_hold_after_any_step():
-    # FSDP2 hands out unsharded parameters whose version and address say nothing; their optimizer holds other objects.
+    # Sharded optimizers step other objects, and the version and address of what they hand out may say nothing.
     orphan, other = new_parameter(), new_parameter()
     found = operand_of(orphan, config=FST)
     found.freshen(True)

@@ -33,6 +33,7 @@ from s24compile.passes.saved import note_saved
 from s24compile.passes.scope import copy_scopes, fake_mode_of
 from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
 from s24compile.passes.verify import verify
+from s24compile.sharding import FSDP_SENTENCE
 
 __all__ = [
     "ALARMING",
@@ -47,8 +48,8 @@ __all__ = [
 
 log = logging.getLogger("s24compile.passes")
 
-ALARMING = frozenset({DDP_SENTENCE, FASTPATH_SENTENCE})
-"""Refusals of whole graphs that nobody who asked for sparse training expects; logged as warnings."""
+ALARMING = frozenset({DDP_SENTENCE, FASTPATH_SENTENCE, FSDP_SENTENCE})
+"""Refusals of whole graphs or models that nobody who asked for sparse training expects; logged as warnings."""
 
 PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, note_saved, verify)
 
@@ -60,6 +61,7 @@ def run(
     *,
     profitable: Profitable = lambda layer: None,
     dense: frozenset[str] = frozenset(),
+    gathered: frozenset[str] = frozenset(),
     decorated_options: Mapping[str, LinearOptions] | None = None,
     passes: tuple[Callable[[State], int], ...] = PASSES,
 ) -> Rewrite:
@@ -71,6 +73,7 @@ def run(
         options: how the linears compute.
         profitable: a sentence for a layer that does not pay, None for one that does.
         dense: placeholder names of weights in their dense phase.
+        gathered: placeholder names of weights that FSDP2 gathers.
         decorated_options: options by mark of a `sparse_ffn` module, instead of `options`.
         passes: another pipeline, for tests.
 
@@ -81,7 +84,7 @@ def run(
     copy, scopes = copy_scopes(gm)
     state = State(
         copy, scopes, config, options, profitable, dense, decorated_options or {}, _fuel(), fake_mode_of(copy.graph),
-        cut_reason=_cut_reason(gm),
+        cut_reason=_cut_reason(gm), gathered=gathered,
     )  # fmt: skip
     log.debug("%s", _Printed("captured", copy))
     for function in passes:

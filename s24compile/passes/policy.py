@@ -23,6 +23,7 @@ from s24compile.passes.scope import Scope, fake, origins, uses
 from s24compile.passes.spelling import general_name, op_name
 from s24compile.passes.state import State
 from s24compile.report import Site
+from s24compile.sharding import FSDP_SENTENCE
 
 DDP_SENTENCE = (
     "DDP's optimizer cut this graph at its gradient buckets, usually between an activation and its last projection; "
@@ -95,6 +96,8 @@ def _refuse_linear(linear: Linear, state: State) -> str:
     mark = mark_of(linear.node)
     if any(top.name in state.dense for top in tops):
         return "it is in its dense phase"
+    if any(top.name in state.gathered for top in tops):
+        return FSDP_SENTENCE
     if mark is None:
         why = _refuse_path(linear, state)
         if why:

@@ -75,6 +75,8 @@ class State:
     fake_mode: torch._subclasses.FakeTensorMode | None
     cut_reason: str = ""
     """Why Dynamo cut this graph, if something did (DDP's optimizer does)."""
+    gathered: frozenset[str] = frozenset()
+    """Placeholder names of weights that FSDP2 gathers for each forward."""
     matches: list[Match] = dataclasses.field(default_factory=list)
     sites: list[Site] = dataclasses.field(default_factory=list)
     operands: list[OperandRequest] = dataclasses.field(default_factory=list)
