@@ -19,7 +19,7 @@ from s24compile.operand import pack_all
 from s24compile.operand_map import operands_of
 from s24compile.sparse_weight import SparseWeight, writing_state
 from s24compile.training.schedule import PHASES, Phase
-from s24compile.weights import TOLD, WEIGHTS, told_about
+from s24compile.weights import TOLD, WEIGHTS, Load, told_about
 
 
 def sparse_weights(model: nn.Module) -> dict[str, SparseWeight]:
@@ -48,7 +48,8 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Restores what `state_dict` returned, whole or not at all. Order with the model's own does not matter.
 
     Before the first forward the options are not known yet: entries are checked against the parameters now, and
-    against the recipe when their weight becomes sparse.
+    against the recipe when their weight becomes sparse. What does not fit then is an error of that forward, and of
+    each one until another state is loaded; the weights that were restored before it start anew.
 
     Raises:
         CheckpointError: names, shapes, recipe or completeness do not fit the model. Nothing has been changed.
@@ -70,6 +71,7 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
                 found=f"weight {name!r}: {problem}",
                 accepted="load what s24compile.state_dict returned for this model, with the same recipe",
             )
+    load = Load()
     for name, parameter in parameters.items():
         weight = WEIGHTS.get(parameter)
         entry = state.get(name)
@@ -77,10 +79,10 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
             weight.restore(entry)
         elif entry is not None:
             told = told_about(parameter)
-            told.entry, told.phase, told.left_out = _copied(entry), None, False
+            told.entry, told.phase, told.left_out, told.load = _copied(entry), None, False, load
         elif state or TOLD.get(parameter) is not None:
             told = told_about(parameter)
-            told.entry, told.left_out = None, bool(state)
+            told.entry, told.left_out, told.load = None, bool(state), load
 
 
 def set_phase(model: nn.Module, phase: Phase) -> None:

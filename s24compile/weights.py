@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Iterable
 
 import torch
@@ -26,6 +27,27 @@ from s24compile.sparse_weight import SparseWeight
 from s24compile.training.schedule import Phase
 
 
+class Load:
+    """One call of load_state_dict, whose entries are taken over one by one, as their weights become sparse."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[weakref.ref[SparseWeight], int, Entry]] = []
+
+    def take_over(self, weight: SparseWeight, entry: Entry) -> None:
+        """Restores a weight from its entry."""
+        fresh = weight.entry()
+        weight.restore(entry)
+        self._taken.append((weakref.ref(weight), weight.steps, fresh))
+
+    def undo(self) -> None:
+        """Starts the weights anew that were restored so far, but for those that an optimizer has stepped since."""
+        for ref, steps, fresh in self._taken:
+            weight = ref()
+            if weight is not None and weight.steps == steps:
+                weight.restore(fresh)
+        self._taken.clear()
+
+
 @dataclasses.dataclass
 class Told:
     """What was said about a parameter before anybody knew with which options it is sparse."""
@@ -35,6 +57,8 @@ class Told:
     entry: Entry | None = None
     left_out: bool = False
     """A checkpoint of this model was loaded, and had no entry for this parameter."""
+    load: Load | None = None
+    """The loading that `entry` or `left_out` comes from."""
 
 
 WEIGHTS: ParameterMap[SparseWeight] = ParameterMap()
@@ -103,23 +127,33 @@ def _check_agreement(weight: SparseWeight, config: Config, layout: WeightLayout)
 
 
 def _tell(weight: SparseWeight, told: Told) -> None:
+    problem = _problem_of(weight, told)
+    if problem is not None:
+        if told.load is not None:
+            told.load.undo()
+        raise problem
+    if told.phase is not None:
+        weight.ask_phase(told.phase)
+    if told.entry is not None and told.load is not None:
+        told.load.take_over(weight, told.entry)
+        if told.phase is not None:  # asked for after loading, which would have cleared it
+            weight.ask_phase(told.phase)
+    if told.decay is not None:
+        weight.decay = told.decay
+
+
+def _problem_of(weight: SparseWeight, told: Told) -> CheckpointError | None:
     if told.left_out:
-        raise CheckpointError(
+        return CheckpointError(
             found=f"it has no entry for {weight.name!r}, which is sparse now",
             accepted="compile with the options (targets, include, exclude) that the state was saved with",
         )
-    if told.entry is not None:
-        problem = weight.problem_of(told.entry)
-        if problem is not None:
-            raise CheckpointError(
-                found=f"weight {weight.name!r}: {problem}",
-                accepted="load the state that belongs to this model and recipe",
-            )
-        weight.restore(told.entry)
-    if told.phase is not None:
-        weight.ask_phase(told.phase)
-    if told.decay is not None:
-        weight.decay = told.decay
+    problem = None if told.entry is None else weight.problem_of(told.entry)
+    if problem is None:
+        return None
+    return CheckpointError(
+        found=f"weight {weight.name!r}: {problem}", accepted="load the state that belongs to this model and recipe"
+    )
 
 
 def _inherit(module: Module, name: str, new: Parameter) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from s24compile import errors
+from s24compile import errors, ops
 from s24compile.config import Config
 from s24compile.state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
 from tests.freshening import MLP, recorded_ops, sparse_forward, sparse_linear, train
@@ -239,6 +239,31 @@ def test_refuse_at_the_first_forward_a_weight_that_the_checkpoint_left_out():
     load_state_dict(model, state_dict(only_up))
     with pytest.raises(errors.CheckpointError, match=r"no entry for 'down\.weight'"):
         sparse_forward(model, torch.randn(8, 16), FST)
+
+
+@pytest.mark.parametrize("how", ["left out", "patterns"])
+def test_take_nothing_of_a_checkpoint_that_a_later_weight_refuses(how):
+    donor = trained(5)
+    saved, loaded_mask = state_dict(donor), sparse_weights(donor)["up.weight"].mask
+    if how == "left out":
+        del saved["down.weight"]
+        saved["up.weight"]["weights"] = 1
+    else:
+        saved["down.weight"]["patterns"] = torch.full_like(saved["down.weight"]["patterns"], 200)
+    model = MLP()
+    load_state_dict(model, saved)
+    set_phase(model, "sparse")
+    for _ in range(2):
+        with pytest.raises(errors.CheckpointError, match=r"none of it was loaded.*down\.weight"):
+            sparse_forward(model, torch.randn(8, 16), FST)
+        up = sparse_weights(model)["up.weight"]
+        assert (up.steps, up.age) == (0, 0)
+        assert not torch.equal(up.mask, loaded_mask), "the weight before it starts anew"
+    assert torch.equal(up.mask, ops.transposable_mask(model.up.weight))
+    whole = state_dict(trained(5))
+    load_state_dict(model, whole)
+    sparse_forward(model, torch.randn(8, 16), FST)
+    assert_same_state(state_dict(model), whole)
 
 
 def test_refuse_what_is_no_module():
