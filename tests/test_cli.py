@@ -16,6 +16,8 @@ from s24compile.errors import ModelError, OptionError, UnknownOptionError
 
 COMMANDS = ("doctor", "demo", "explain", "train", "plot", "bench", "build", "tune-decay")
 
+SHORT = ("--n_head=2", "--n_layer=1", "--block_size=16", "--batch_size=2", "--max_iters=2", "--inner=eager")
+
 MODEL = """
 import torch
 from torch import nn
@@ -77,6 +79,19 @@ def test_list_the_commands_without_arguments(capsys: pytest.CaptureFixture[str])
         (["train", "--n_layr=3"], 1, "did you mean 'n_layer'"),
         (["train", "no_such_settings.py"], 1, "existing Python file"),
         (["train", "--resume", "--out_dir=no/such/run"], 1, "no/such/run/checkpoint.pt"),
+        (["train", "--n_layer=-1"], 1, "n_layer=-1 is not accepted: it must be >= 1"),
+        (["train", "--max_iters=0"], 1, "max_iters=0"),
+        (["train", "--dropout=1.5"], 1, "dropout=1.5"),
+        (["train", "--n_embd=30"], 1, "n_embd=30 is not accepted: it must be a multiple of n_head=4"),
+        (["train", "--n_embd=34", *SHORT], 1, "no layer of it can train 2:4"),
+        (["train", "--exclude=mlp", *SHORT], 1, "no layer of it can train 2:4"),
+        (["train", "--device=foo"], 1, "device='foo' is not accepted"),
+        (["train", "--device=cuda:99"], 1, "CUDA devices"),
+        (["train", "--dtype=float8"], 1, "'bfloat16'"),
+        (["train", "--backend=indutcor"], 1, "'inductor'"),
+        (["tune-decay", "--device=foo"], 1, "device='foo' is not accepted"),
+        (["demo", "--device", "foo"], 1, "device='foo' is not accepted"),
+        (["demo", "--device=cuda:99"], 1, "CUDA devices"),
         (["bench", "no_such_benchmark"], 1, "no such script"),
         (["tune-decay", "--candidates=0,much"], 1, "candidates"),
         (["tune-decay", "--candidates=0,-1"], 1, "candidates"),
@@ -124,6 +139,15 @@ def test_pass_options_on_to_explain(capsys: pytest.CaptureFixture[str]) -> None:
     more = sum(site["linears"] for site in json.loads(capsys.readouterr().out)["sites"])
     assert linears == 8, "two linears in each of four MLPs"
     assert more == 16, "with targets=linear the attention's two as well, but not the tied output layer"
+
+
+def test_say_which_inputs_a_model_lacks(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--input", "size=float32[4,16]"]):
+        assert main(["explain", f"{model_file}:build", *words]) == 1
+        said = capsys.readouterr().err
+        assert "Net.forward(x, scale=None) says: " in said
+        assert "--input" in said
+        assert len(said.strip().splitlines()) == 1
 
 
 def test_refuse_what_is_no_model(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

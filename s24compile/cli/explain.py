@@ -26,12 +26,14 @@ def command(
 
     Example: `s24 explain my_model.py:build --input 'int64[2,128]<50257' --option targets=linear`
     """
-    from s24compile.cli.load import load_model, make_inputs, parse_options
+    from s24compile.cli.load import check_inputs, load_model, make_inputs, parse_options
     from s24compile.config import Config
     from s24compile.explanation import explain_with
 
     config = Config.from_options(parse_options(options)) if options else None
     positional, named = make_inputs(inputs or [])
     made, examples = load_model(model)
-    report = explain_with(made, positional or examples, named, config)
+    given = positional or examples
+    check_inputs(made, given, named)
+    report = explain_with(made, given, named, config)
     typer.echo(report.to_json() if json else str(report))

@@ -6,9 +6,10 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,6 +81,31 @@ def make_inputs(specs: list[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         else:
             positional.append(tensor)
     return positional, named
+
+
+def check_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Asks the signature of the model's forward whether it takes these inputs.
+
+    Raises:
+        OptionError: some are missing, or too many.
+    """
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:
+        return  # it tells none: its forward will speak for itself
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise OptionError(
+            name="input",
+            value=[*map(_spelled, args), *(f"{name}={_spelled(x)}" for name, x in kwargs.items())],
+            accepted=f"{type(model).__name__}.forward{signature} says: {error}; write one --input 'dtype[shape]' for "
+            "each, or let the factory return the model and a tuple of inputs",
+        ) from None
+
+
+def _spelled(x: Any) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from s24compile.errors import CheckpointError, OptionError, UnknownOptionError
+from s24compile.errors import CheckpointError, ModelError, OptionError, UnknownOptionError
 
 if TYPE_CHECKING:
-    from s24compile.demo.training import TrainConfig
+    from s24compile.demo.training import Run, TrainConfig
 
 
 def command(
@@ -99,6 +99,26 @@ def _is_setting(value: object) -> bool:
     return isinstance(value, (int, float, str, tuple, list)) or value is None
 
 
+def _check_sparse(run: Run) -> None:
+    """Refuses to train dense by mistake. Layers that only the cost model refuses are no mistake: its log says so."""
+    import s24compile
+    from s24compile.config import Config
+    from s24compile.explanation import explain_with
+
+    if run.config.backend != "s24" or s24compile.sparse_weights(run.model):
+        return
+    forced = Config.from_options({**dict(run.config.options), "min_speedup": 0.0})
+    report = explain_with(run.model, run.batch("train", 0), {}, forced)
+    if not report.rewritten:
+        # All blocks are alike, and so are their reasons.
+        reason = report.refused[0].reason if report.refused else "there is no feed-forward layer in it"
+        raise ModelError(
+            what="the model of s24 train",
+            found=f"no layer of it can train 2:4: {reason}",
+            accepted="change n_embd, n_hidden or the options, or train it dense on purpose with --backend=inductor",
+        )
+
+
 def _train(config: TrainConfig, *, resume: bool, json: bool) -> None:
     import json as writer
 
@@ -116,9 +136,12 @@ def _train(config: TrainConfig, *, resume: bool, json: bool) -> None:
             raise CheckpointError(found=f"there is no {checkpoint}", accepted="start without --resume")
         run.load(checkpoint)
     console = Console(stderr=json)
+    first = run.step + 1
     with training_progress(console) as progress:
         task = progress.add_task(config.backend, total=config.max_iters, completed=run.step, loss="compiling")
         for step in run.steps():
+            if step == first:
+                _check_sparse(run)
             progress.update(task, completed=step, loss=f"{run.history.train_loss[-1]:.3f}")
             if step % config.checkpoint_interval == 0 or step == config.max_iters:
                 run.save(checkpoint)

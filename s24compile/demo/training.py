@@ -21,10 +21,17 @@ import torch
 import s24compile
 from s24compile.demo.model import GPT, GPTConfig
 from s24compile.demo.text import ByteText
-from s24compile.errors import CheckpointError
+from s24compile.errors import CheckpointError, OptionError
 
 FLIPS_EVERY = 10
 """Steps between two looks at the flip rate, which is one number for all weights."""
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_LEAST = {
+    ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "gradient_accumulation_steps", "max_iters"): 1,
+    ("eval_interval", "eval_iters", "checkpoint_interval"): 1,
+    ("n_hidden", "warmup_iters", "learning_rate", "min_lr", "weight_decay", "grad_clip"): 0,
+}
+"""Settings -> the least value of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +75,36 @@ class TrainConfig:
     dtype: str = "auto"
     """"float32", or "bfloat16" / "float16" for autocast; "auto": bfloat16 on a GPU, float32 on a CPU."""
 
+    def __post_init__(self) -> None:
+        """Raises OptionError for a value that no run can have."""
+        for names, least in _LEAST.items():
+            for name in names:
+                if getattr(self, name) < least:
+                    raise OptionError(name=name, value=getattr(self, name), accepted=f"it must be >= {least}")
+        if self.n_embd % self.n_head:
+            raise OptionError(
+                name="n_embd", value=self.n_embd, accepted=f"it must be a multiple of n_head={self.n_head}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise OptionError(name="dropout", value=self.dropout, accepted="it must be in [0, 1)")
+        if self.dtype not in _DTYPES:
+            raise OptionError(
+                name="dtype", value=self.dtype, accepted="it must be one of " + ", ".join(map(repr, _DTYPES))
+            )
+
     def resolve(self) -> TrainConfig:
-        """Returns the config with the machine's own device and dtype in place of "auto"."""
+        """Returns the config with the machine's own device and dtype in place of "auto".
+
+        Raises:
+            OptionError: a device that this machine does not have, or a backend that torch does not know.
+        """
+        known = torch.compiler.list_backends(exclude_tags=())
+        if self.backend not in known:
+            raise OptionError(
+                name="backend", value=self.backend, accepted="it must be one of " + ", ".join(map(repr, known))
+            )
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        _check_device(device)
         dtype = ("bfloat16" if device.startswith("cuda") else "float32") if self.dtype == "auto" else self.dtype
         return dataclasses.replace(self, device=device, dtype=dtype)
 
@@ -80,6 +114,22 @@ class TrainConfig:
             return self.learning_rate * (step + 1) / self.warmup_iters
         done = min(1.0, (step - self.warmup_iters) / max(1, self.max_iters - self.warmup_iters))
         return self.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (self.learning_rate - self.min_lr)
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise OptionError(name="device", value=name, accepted="it must be 'cpu', 'cuda', 'cuda:N' or 'auto'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(
+            name="device",
+            value=name,
+            accepted=f"this machine has {torch.cuda.device_count()} CUDA devices that torch can use; 'cpu' and 'auto' "
+            "always work, and `s24 doctor` says what is missing",
+        )
 
 
 @dataclasses.dataclass
@@ -231,10 +281,14 @@ class Run:
             return s24compile.AdamW_STEP(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), total_steps=c.max_iters)
         return torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=c.device != "cpu")
 
-    def _loss(self, part: str, index: int) -> torch.Tensor:
+    def batch(self, part: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens, targets) [B, S] on the run's device, the same ones for the same index."""
         c = self.config
-        batch = self.text.batch(part, index, seed=c.seed, size=c.batch_size, length=c.block_size)
-        tokens, targets = (t.to(c.device, non_blocking=True) for t in batch)
+        tokens, targets = self.text.batch(part, index, seed=c.seed, size=c.batch_size, length=c.block_size)
+        return tokens.to(c.device, non_blocking=True), targets.to(c.device, non_blocking=True)
+
+    def _loss(self, part: str, index: int) -> torch.Tensor:
+        tokens, targets = self.batch(part, index)
         with self._autocast():
             return self.compiled(tokens, targets)[1]
 
