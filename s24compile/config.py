@@ -87,9 +87,11 @@ class Config:
     """Optimizer steps between two searches of the transposable mask [FST 5.3]. Default 40; 1 with "fst-exact"."""
     dense_after: int | None = None
     """Train dense from the forward after this many optimizer steps (0 = always dense). None: never."""
+    dense_until: int | None = None
+    """Train dense for this many optimizer steps at the start (0: none). None: as the recipe does."""
     total_steps: int | None = None
-    """Length of the run in optimizer steps; "fst" and "fst-exact" end dense for its last 1/6, unless `dense_after` is
-    given."""
+    """Length of the run in optimizer steps: "fst" and "fst-exact" end dense for its last 1/6, unless `dense_after` is
+    given, and "fst-exact" starts dense for its first 1/6, unless `dense_until` is given."""
     freshness: Literal["auto", "always"] = "auto"
     """"auto": pack again after an optimizer step or an in-place edit. "always": before every forward, for code that
     writes weights through `.data`."""
@@ -126,7 +128,7 @@ class Config:
         self._number("decay", 0.0)
         self._number("min_speedup", 0.0)
         self._integer("mask_interval", 1)
-        for field, least in (("dense_after", 0), ("total_steps", 1)):
+        for field, least in (("dense_after", 0), ("dense_until", 0), ("total_steps", 1)):
             if getattr(self, field) is not None:
                 self._integer(field, least)
         self._check_contradictions()
@@ -149,6 +151,13 @@ class Config:
         if self.dense_after is not None or self.total_steps is None or not RECIPES[self.recipe].ends_dense:
             return self.dense_after
         return self.total_steps - self.total_steps // 6
+
+    @property
+    def sparse_from(self) -> int:
+        """The optimizer step from which the weights train 2:4; 0 without a dense start."""
+        if self.dense_until is not None:
+            return self.dense_until
+        return self.total_steps // 6 if self.total_steps is not None and RECIPES[self.recipe].starts_dense else 0
 
     def _patterns(self, field: str) -> tuple[str, ...]:
         value = getattr(self, field)
@@ -179,12 +188,7 @@ class Config:
             raise OptionError(name=field, value=value, accepted=f"it must be an integer >= {least}")
 
     def _check_contradictions(self) -> None:
-        if self.dense_after is not None and self.total_steps is not None and self.dense_after > self.total_steps:
-            raise OptionError(
-                name="dense_after",
-                value=self.dense_after,
-                accepted=f"it must not exceed total_steps={self.total_steps}",
-            )
+        self._check_schedule()
         if RECIPES[self.recipe].dx == "sparse" and self.input_gradient != "auto":
             raise OptionError(
                 name="input_gradient",
@@ -204,4 +208,19 @@ class Config:
                 name="mode" if self.mode is not None else "inner_options",
                 value=self.mode if self.mode is not None else dict(self.inner_options),
                 accepted=f"it is an option of inner='inductor', and inner={self.inner!r} was given",
+            )
+
+    def _check_schedule(self) -> None:
+        if self.dense_after is not None and self.total_steps is not None and self.dense_after > self.total_steps:
+            raise OptionError(
+                name="dense_after",
+                value=self.dense_after,
+                accepted=f"it must not exceed total_steps={self.total_steps}",
+            )
+        end = self.total_steps if self.dense_from is None else self.dense_from
+        if self.dense_until and end is not None and self.dense_until >= end > 0:
+            raise OptionError(
+                name="dense_until",
+                value=self.dense_until,
+                accepted=f"no 2:4 step is left before step {end}, where the dense tail or the end of the run is",
             )

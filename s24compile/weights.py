@@ -109,7 +109,7 @@ def told_about(parameter: Tensor) -> Told:
     return told
 
 
-_STATE_OPTIONS = ("recipe", "decay", "mask_interval", "dense_from", "freshness")
+_STATE_OPTIONS = ("recipe", "decay", "mask_interval", "sparse_from", "dense_from", "freshness")
 
 
 def _check_agreement(weight: SparseWeight, config: Config, layout: WeightLayout) -> None:

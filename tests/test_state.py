@@ -305,6 +305,50 @@ def test_train_dense_from_the_forward_after_n_steps():
     assert dense_forward_happens(always, Config(dense_after=0)), "dense_after=0 is dense whatever set_phase says"
 
 
+def test_train_dense_for_the_first_n_steps():
+    config = Config(mask_interval=3, dense_until=2, dense_after=4)
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dense = []
+    for i in range(6):
+        dense.append(dense_forward_happens(model, config))
+        train(model, optimizer, config, range(i, i + 1))
+    assert dense == [True, True, False, False, True, True]
+
+
+def test_resume_in_a_dense_start_and_after_it():
+    config = Config(mask_interval=3, dense_until=2)
+    for steps, dense in ((1, True), (2, False), (3, False)):
+        model = MLP()
+        load_state_dict(model, state_dict(trained(steps, config)))
+        assert dense_forward_happens(model, config) == dense
+
+
+def test_end_a_dense_start_by_the_steps_of_an_optimizer_that_holds_other_weights():
+    config = Config(dense_until=2)
+    model, other = MLP(), MLP()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    assert dense_forward_happens(model, config)
+    for p in other.parameters():
+        p.grad = torch.zeros_like(p)
+    for _ in range(2):
+        optimizer.step()
+    assert not dense_forward_happens(model, config)
+
+
+def test_let_set_phase_end_a_dense_start_or_put_its_end_off():
+    config = Config(mask_interval=3, dense_until=2)
+    early, late = MLP(), MLP()
+    assert dense_forward_happens(early, config)
+    set_phase(early, "sparse")
+    assert not dense_forward_happens(early, config)
+    set_phase(late, "dense")
+    train(late, torch.optim.SGD(late.parameters(), lr=0.1), config, range(3))
+    assert dense_forward_happens(late, config)
+    set_phase(late, "sparse")
+    assert not dense_forward_happens(late, config)
+
+
 def test_return_to_sparse_training_after_a_dense_phase():
     config = Config(mask_interval=3, dense_after=2)
     model = trained(4, config)

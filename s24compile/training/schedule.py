@@ -11,14 +11,15 @@ Phase = Literal["sparse", "dense"]
 PHASES: tuple[str, ...] = get_args(Phase)
 
 
-def phase_at(steps: int, dense_from: int | None, asked: Phase | None, asked_at: int) -> Phase:
-    """The phase of a weight after `steps` optimizer steps. The later of two events wins.
+def phase_at(steps: int, sparse_from: int, dense_from: int | None, asked: Phase | None, asked_at: int) -> Phase:
+    """The phase of a weight after `steps` optimizer steps: dense up to `sparse_from`, and again from `dense_from`.
 
-    The events are the user's `set_phase(model, asked)` at step `asked_at`, and the schedule's switch to dense at
-    step `dense_from`. Compared with >=, never ==, so that a run resumed past the switch is dense too. A schedule
-    that is dense from step 0 leaves no time before it, so nothing overrides it.
+    The user's `set_phase(model, asked)` at step `asked_at` ends a dense start, or puts off its end until he asks for
+    the other phase; of it and the switch at `dense_from` the later one wins. Compared with >=, never ==, so that a
+    run resumed past the switch is dense too. A schedule that is dense from step 0 leaves no time before it, so
+    nothing overrides it.
     """
     if dense_from is not None and steps >= dense_from:
         overridden = asked == "sparse" and asked_at >= dense_from > 0
         return "sparse" if overridden else "dense"
-    return asked or "sparse"
+    return asked or ("sparse" if steps >= sparse_from else "dense")

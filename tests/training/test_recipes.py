@@ -185,6 +185,9 @@ def test_learn_with_all_three_gemms_sparse(recipe):
         ({"dense_after": -1}, "dense_after"),
         ({"total_steps": 0}, "total_steps"),
         ({"dense_after": 11, "total_steps": 10}, "total_steps=10"),
+        ({"dense_until": -1}, "dense_until"),
+        ({"dense_until": 500, "total_steps": 600}, "before step 500"),
+        ({"recipe": "sste", "dense_until": 600, "total_steps": 600}, "before step 600"),
         ({"recipe": "ftsst"}, "'fst', 'fst-exact', 'sste'"),
         ({"decay": None}, "decay"),
         ({"gradient": "sparse"}, "'mvue', 'auto', 'dense'"),
@@ -244,12 +247,12 @@ def test_give_weights_their_exact_gradient_and_new_masks_at_each_step():
         compiled(x).square().mean().backward()
         masks = masks_of(model)
         for name, weight in s24compile.sparse_weights(model).items():
-            assert weight.phase == ("sparse" if step < 10 else "dense")
+            assert weight.phase == ("sparse" if 2 <= step < 10 else "dense")
             now = torch.ops.s24.transposable_mask(model.get_parameter(name).detach())
             assert weight.phase == "dense" or torch.equal(masks[name], now), "searched at this step"
         found = [p.grad for p in model.parameters()]
         optimizer.zero_grad()
-        masked = {n: (p * masks[n] if step < 10 and n in masks else p) for n, p in model.named_parameters()}
+        masked = {n: (p * masks[n] if 2 <= step < 10 and n in masks else p) for n, p in model.named_parameters()}
         leaves = {n: p.detach().requires_grad_() for n, p in masked.items()}
         torch.func.functional_call(model, leaves, (x,)).square().mean().backward()
         # dW is that of M.W, and reaches pruned weights as it is.
@@ -259,6 +262,15 @@ def test_give_weights_their_exact_gradient_and_new_masks_at_each_step():
             parameter.grad = grad
         optimizer.step()
         optimizer.zero_grad()
+
+
+def test_start_fst_exact_dense_for_the_first_sixth():
+    assert Config(recipe="fst-exact", total_steps=600).sparse_from == 100
+    assert Config(recipe="fst-exact").sparse_from == 0, "a sixth of what?"
+    assert Config(recipe="fst-exact", total_steps=600, dense_until=0).sparse_from == 0
+    assert Config(total_steps=600).sparse_from == 0, "fst is as published"
+    assert Config(recipe="sste", dense_until=7).sparse_from == 7
+    assert Config(recipe="fst-exact", total_steps=5).sparse_from == 0, "a sixth of five steps is none"
 
 
 def test_take_a_tail_of_any_length_from_zero_to_all():
