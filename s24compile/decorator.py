@@ -122,7 +122,7 @@ def _sparse_forward(forward: Callable[..., Any], config: Config) -> Callable[...
 
     @functools.wraps(forward)
     def sparse(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting():
+        if _is_exporting():
             raise DecoratorError(
                 what=type(self).__name__, found="torch.export would record the dense forward",
                 accepted="s24compile.bake_(model) writes the masked weights; export an undecorated module with them",
@@ -133,6 +133,12 @@ def _sparse_forward(forward: Callable[..., Any], config: Config) -> Callable[...
 
     sparse.s24_config = config  # type: ignore[attr-defined]
     return sparse
+
+
+@torch._dynamo.assume_constant_result
+def _is_exporting() -> bool:
+    """Asked for by Python while Dynamo traces: torch 2.11's Dynamo would say True of any compilation."""
+    return torch.compiler.is_exporting()
 
 
 @torch._dynamo.assume_constant_result

@@ -112,7 +112,7 @@ ACTIVATIONS: dict[str, tuple[str, Act]] = {
     "gelu_new_int": ("gelu_tanh", gelu_new_int),
     "gelu_fast": ("gelu_tanh", gelu_fast),
     "gelu_bloom": ("gelu_tanh", bloom_gelu_forward),
-    "gelu_bloom_function": ("gelu_tanh", BloomGelu.apply),
+    "gelu_bloom_function": ("gelu_tanh", lambda x: BloomGelu.apply(x)),
     "quick_gelu": ("quick_gelu", lambda x: x * torch.sigmoid(1.702 * x)),
     "quick_gelu_turned": ("quick_gelu", lambda x: torch.sigmoid(x * 1.702) * x),
     "silu": ("silu", F.silu),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -140,16 +141,29 @@ def autograd_function(node: fx.Node, builder: Builder) -> fx.Node | None:
     forward, backward = bodies
     assert isinstance(forward, fx.GraphModule)
     assert isinstance(backward, fx.GraphModule)
-    root = forward.graph.output_node().args[0]
-    while isinstance(root, (tuple, list)) and root:
-        root = root[0]
-    if not isinstance(root, fx.Node):
+    root = _first_result(forward)
+    if root is None:
         return None
     for pattern in FORMS["gelu_tanh"]:
         matched = match_expression(pattern, root)
         if matched is not None and matched.variable().op == "placeholder" and _is_derivative(backward, "tanh"):
+            for other in [user for user in source.users if user is not node and not user.users]:
+                node.graph.erase_node(other)  # in bodies torch 2.11 unpacks what nobody reads
             return builder.same_value(F.gelu, tensors[0], approximate="tanh")
     return None
+
+
+def _first_result(body: fx.GraphModule) -> fx.Node | None:
+    """The first result of a body, in a copy without the others: torch 2.11 returns every intermediate value too."""
+    graph = fx.Graph()
+    root: Any = graph.graph_copy(body.graph, {})
+    while isinstance(root, (tuple, list)) and root:
+        root = root[0]
+    if not isinstance(root, fx.Node):
+        return None
+    graph.output(root)
+    graph.eliminate_dead_code()
+    return root
 
 
 _IN_DERIVATIVES = frozenset({"sub", "neg", "_set_grad_enabled"})
@@ -161,8 +175,9 @@ def _is_derivative(backward: fx.GraphModule, approximate: str) -> bool:
     if not all(n.op in ("placeholder", "output") or is_fresh(n) or raw_name(n) in _IN_DERIVATIVES for n in graph.nodes):
         return False
     inputs = graph.find_nodes(op="placeholder")
-    sizes = [n for n in inputs if fake(n) is None]  # dynamic=True hands symbolic sizes to the body as well
-    if len(inputs) - len(sizes) != 2 or any(n.users for n in sizes):
+    # dynamic=True hands symbolic sizes to the body as well, torch 2.11 intermediate values of the forward.
+    spare = [n for n in inputs if fake(n) is None or not n.users]
+    if len(inputs) - len(spare) != 2 or any(n.users for n in spare):
         return False
     x = torch.linspace(-6, 6, 97, dtype=torch.float64, requires_grad=True)
     grad = torch.linspace(1, 2, 97, dtype=torch.float64)
@@ -170,7 +185,7 @@ def _is_derivative(backward: fx.GraphModule, approximate: str) -> bool:
         (expected,) = torch.autograd.grad(F.gelu(x, approximate=approximate), x, grad)
     for args in ((grad, x.detach()), (x.detach(), grad)):
         tensors = iter(args)
-        found = fx.Interpreter(backward).run(*(0 if n in sizes else next(tensors) for n in inputs))
+        found = fx.Interpreter(backward).run(*(0 if n in spare else next(tensors) for n in inputs))
         grads = [t for t in (found if isinstance(found, (tuple, list)) else (found,)) if isinstance(t, torch.Tensor)]
         # The libraries round sqrt(2/pi) and its multiples to 8 digits.
         if len(grads) == 1 and torch.allclose(grads[0], expected, rtol=1e-5, atol=1e-6):

@@ -97,7 +97,7 @@ def _positive(x):
 @triton.jit
 def _either(mask, x, y):
     """x where the mask is all ones, y where it is 0; uint32."""
-    return (x & mask) | (y & ~mask)
+    return y ^ ((x ^ y) & mask)
 
 
 @triton.jit

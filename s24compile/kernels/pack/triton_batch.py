@@ -31,8 +31,10 @@ def table(
     for entry, count in zip(entries, tiles, strict=True):
         words.append((*entry, first))
         first += count
-    host = torch.tensor(words, dtype=torch.int64)
-    owners = torch.repeat_interleave(torch.arange(len(tiles), dtype=torch.int32), torch.tensor(tiles))
+    # "cpu" is said each time: the caller may have set a default device.
+    host = torch.tensor(words, dtype=torch.int64, device="cpu")
+    programs = torch.tensor(tiles, device="cpu")
+    owners = torch.repeat_interleave(torch.arange(len(tiles), dtype=torch.int32, device="cpu"), programs)
     if device.type != "cuda":
         return host, owners, first
     # From pinned memory and without waiting: the host must not stop for the work queued before.
