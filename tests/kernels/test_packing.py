@@ -91,8 +91,10 @@ def test_more_than_two_of_four_is_refused():
     ops.pack_both(w, mask & False)
     rows = torch.zeros(4, 8, dtype=torch.bool)
     rows[:, 0] = True  # 2:4 along rows, four ones down a column
-    with pytest.raises(MaskError):
+    with pytest.raises(MaskError, match=r"4 non-zeros; .* down the columns .* ops.transposable_mask"):
         ops.pack_both(w, rows)
+    with pytest.raises(MaskError, match=r"3 non-zeros; .* along the last dim"):
+        ops.pack_both(w, mask)
 
 
 @pytest.mark.gpu

@@ -71,7 +71,16 @@ def _check_kept(count: Tensor, what: str, accepted: str) -> None:
         raise MaskError(what=what, found=f"a group of four holds {int(count)} non-zeros", accepted=accepted)
 
 
-def pack(w: Tensor, mask: Tensor | None, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor]:
+ROWS = "at most two ones in each group of four along the last dim"
+COLUMNS = (
+    "at most two ones in each group of four down the columns too, since the transpose is packed as well: take "
+    "ops.transposable_mask, or pack(w, mask) where W^T is not needed"
+)
+
+
+def pack(
+    w: Tensor, mask: Tensor | None, dtype: torch.dtype, format: str, accepted: str = ROWS
+) -> tuple[Tensor, Tensor]:
     """Packs w * mask; with `mask=None`, w itself, whose groups then hold at most two non-zeros (NaN is one).
 
     A group with fewer than two ones keeps zeros at its lowest free places. On CUDA a mask with more than two ones
@@ -80,6 +89,7 @@ def pack(w: Tensor, mask: Tensor | None, dtype: torch.dtype, format: str) -> tup
     Args:
         w: [m, k], any strides; k is padded to a multiple of 4 with zeros.
         mask: bool [m, k].
+        accepted: what a wrong mask is told.
 
     Returns:
         (values, metadata) as `Format.empty` lays them out.
@@ -100,7 +110,7 @@ def pack(w: Tensor, mask: Tensor | None, dtype: torch.dtype, format: str) -> tup
         if mask is None:
             _check_kept(most, "the tensor", "pass a mask (ops.magnitude_mask, ops.transposable_mask) to prune it")
         else:
-            _check_kept(most, "the mask", "at most two ones in each group of four along the last dim")
+            _check_kept(most, "the mask", accepted)
     bits = k0 | k1 << 1 | k2 << 2 | k3 << 3
     codes = code_table(w.device, CODE_OF_BITS)[bits.int()]
     return write(gather_kept(w, codes), codes, k, dtype, format)
@@ -121,7 +131,7 @@ def pack_both(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple
 
     The transpose is of the format `Format.transposed`.
     """
-    return *pack(w, mask, dtype, format), *pack(w.t(), mask.t(), dtype, FORMATS[format].transposed)
+    return *pack(w, mask, dtype, format), *pack(w.t(), mask.t(), dtype, FORMATS[format].transposed, COLUMNS)
 
 
 def _codes_of_patterns(patterns: Tensor, select: str, *, transposed: bool) -> Tensor:
