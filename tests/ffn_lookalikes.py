@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tests.ffn_spellings import H, StraightThroughGelu
 from tests.ffns import D, Fused, Gated, Layer, Plain, Spelled
+
+HAS_HOOK_OP = importlib.util.find_spec("torch._higher_order_ops.register_hook") is not None
 
 
 class MlmHead(nn.Module):
@@ -137,6 +141,73 @@ class ReusedAfterInPlace(Plain):
         return self.fc2(h) + seen.mean()
 
 
+@torch.library.custom_op("s24_tests::own_activation", mutates_args=())
+def own_activation(h: torch.Tensor) -> torch.Tensor:
+    """An activation that no name gives away."""
+    return h.relu()
+
+
+@own_activation.register_fake
+def _(h: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(h)
+
+
+own_activation.register_autograd(lambda ctx, grad: grad)
+
+
+class Snake(nn.Module):
+    """h + sin(a h)^2 / a with a learned a."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(H))
+
+    def forward(self, h):
+        return h + (self.a * h).sin() ** 2 / self.a
+
+
+class GatedBy(Gated):
+    """A gate that is none of the families'."""
+
+    def __init__(self, gate) -> None:
+        super().__init__(F.silu)
+        self.gate = gate
+
+    def forward(self, x):
+        return self.down_proj(self.gate(self.gate_proj(x), self.up_proj(x)))
+
+
+class Attention(nn.Module):
+    """Four projections, and what models put between them. No feed-forward layer."""
+
+    def __init__(self, attend) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.g, self.o = (nn.Linear(D, D) for _ in range(5))
+        self.attend = attend
+
+    def forward(self, x):
+        return self.o(self.attend(self.q(x), self.k(x), self.v(x), self.g(x)))
+
+
+def _rotated(x):
+    angles = torch.arange(x.shape[-2])[:, None] * torch.linspace(0, 1, x.shape[-1])
+    return x * angles.cos() + x.flip(-1) * angles.sin()
+
+
+NO_LAYER = {
+    "attention": lambda: Attention(lambda q, k, v, g: F.scaled_dot_product_attention(q, k, v)),
+    "gated_attention": lambda: Attention(lambda q, k, v, g: F.scaled_dot_product_attention(q, k, v) * torch.sigmoid(g)),
+    "rotary_attention": lambda: Attention(
+        lambda q, k, v, g: F.scaled_dot_product_attention(_rotated(q), _rotated(k), v)
+    ),
+    "linear_attention": lambda: Attention(lambda q, k, v, g: (F.elu(q) + 1) @ ((F.elu(k) + 1).transpose(-2, -1) @ v)),
+    "softmax": lambda: Attention(lambda q, k, v, g: q.softmax(-1)),
+    "scan": lambda: Attention(lambda q, k, v, g: torch.cumsum(q * k, 1) * torch.sigmoid(g)),
+    "adapter": lambda: Attention(lambda q, k, v, g: 2.0 * q + k),
+}
+"""Modules with several linears and no layer among them: the report has no row for any."""
+
+
 def _refused() -> dict[str, Layer]:
     zoo = {
         "mlm_head": Layer(MlmHead, "gelu", 0, "a layer_norm stands between"),
@@ -148,9 +219,19 @@ def _refused() -> dict[str, Layer]:
         "weight_norm": Layer(WeightNormed, "gelu", 0, "its weight is computed in the graph by `_weight_norm`"),
         "glu": Layer(GluModule, "unknown", 0, "F.glu, which gates with a sigmoid"),
         "experts": Layer(Experts, "experts", 0, "stacked in one 3-D parameter"),
-        "hooked": Layer(HookedHidden, "gelu", 0, "register_hook"),
+        # torch 2.11 captures a hook as an autograd.Function.
+        "hooked": Layer(HookedHidden, "gelu", 0, "register_hook" if HAS_HOOK_OP else "autograd_function_apply"),
         "reused_after_in_place": Layer(ReusedAfterInPlace, "unknown", 0, "works in place on a tensor that is used"),
-        "custom_gradient": Layer(lambda: Plain(StraightThroughGelu.apply), "unknown", 0, "autograd_function_apply"),
+        "custom_op": Layer(lambda: Plain(own_activation), "unknown", 0, "`own_activation` stands between"),
+        "snake": Layer(lambda: Plain(Snake()), "unknown", 0, "`sin` stands between its projections"),
+        "sin_in_place": Layer(lambda: Plain(lambda h: h.sin_()), "unknown", 0, "`sin` stands between"),
+        "squared_gelu": Layer(lambda: Plain(lambda h: F.gelu(h) ** 2), "unknown", 0, "`pow` stands between"),
+        "bilinear": Layer(lambda: GatedBy(torch.mul), "unknown", 0, "`mul` joins its projections without an"),
+        "summed_gate": Layer(lambda: GatedBy(lambda g, u: F.gelu(g) + u), "unknown", 0, "`add` joins its projections"),
+        "sigmoid_gate": Layer(lambda: GatedBy(lambda g, u: g.sigmoid() * u), "unknown", 0, "`sigmoid` stands between"),
+        "custom_gradient": Layer(
+            lambda: Plain(lambda x: StraightThroughGelu.apply(x)), "unknown", 0, "autograd_function_apply"
+        ),
         "interleaved": Layer(
             lambda: Fused(lambda z: (z[..., ::2], z[..., 1::2]), lambda a, b: F.silu(a) * b), "swiglu", 0, "interleaved"
         ),

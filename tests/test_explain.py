@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import s24compile
@@ -105,6 +106,78 @@ def test_name_the_weights_that_no_graph_held() -> None:
     assert report.unseen == ("hidden.weight",)
     assert "hidden.weight" in str(report)
     assert len(report.rewritten) == 1
+
+
+class Broken(nn.Module):
+    """A layer with a graph break after its first projection, or after its activation."""
+
+    def __init__(self, gated: bool = False, early: bool = False) -> None:
+        super().__init__()
+        self.gated, self.early = gated, early
+        self.gate, self.up, self.down = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.gate(x)
+        if self.early:
+            torch._dynamo.graph_break()
+        h = F.silu(h) * self.up(x) if self.gated else F.silu(h)
+        if not self.early:
+            torch._dynamo.graph_break()
+        return self.down(F.dropout(h, 0.1, self.training))
+
+
+@pytest.mark.parametrize(
+    ("gated", "early", "family", "weights"),
+    [
+        (False, False, "silu", ("gate.weight",)),
+        (False, True, "silu", ("down.weight",)),
+        (True, False, "swiglu", ("gate.weight", "up.weight")),
+        (True, True, "swiglu", ("up.weight", "down.weight")),
+    ],
+)
+def test_list_a_layer_that_a_graph_break_cuts(gated: bool, early: bool, family: str, weights: tuple[str, ...]) -> None:
+    (site,) = s24compile.explain(Broken(gated, early), torch.randn(2, 8)).sites
+    assert (site.family, site.weights, site.status) == (family, weights, "refused")
+    assert "is in another graph: a graph break (" in site.reason
+    assert "test_explain.py:" in site.reason
+
+
+def test_list_a_layer_that_a_hook_cuts() -> None:
+    class Hooked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+            self.up.register_forward_hook(torch.compiler.disable(lambda module, args, out: None))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(F.gelu(self.up(x)))
+
+    (site,) = s24compile.explain(Hooked(), torch.randn(2, 8)).sites
+    assert (site.family, site.status) == ("gelu", "refused")
+    assert "is in another graph" in site.reason
+    assert "is in another graph" in site.reason
+
+
+def test_list_no_half_where_a_function_ends_or_begins_with_an_activation() -> None:
+    ends, begins = nn.Sequential(nn.Linear(8, 16), nn.GELU()), nn.Sequential(nn.GELU(), nn.Linear(8, 16))
+    for model in (ends, begins):
+        assert not s24compile.explain(model, torch.randn(2, 8)).sites
+
+
+def test_list_no_half_of_attention_that_a_graph_break_cuts() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.q(x), self.k(x), self.v(x)
+            torch._dynamo.graph_break()
+            y = F.scaled_dot_product_attention(q, k, v)
+            torch._dynamo.graph_break()
+            return self.o(y)
+
+    assert not s24compile.explain(Attention(), torch.randn(2, 4, 8)).sites
 
 
 def test_refuse_what_is_no_module() -> None:

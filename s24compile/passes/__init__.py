@@ -4,7 +4,8 @@
 lists `canonicalize.SPELLINGS` and `find.FAMILIES`.
 
     canonicalize   one spelling for each linear, activation and gate       linears, activations, gates, inplace
-    find           layers of each family, and lookalikes                   plain, gated, lookalikes, heads
+    find           layers of each family, and lookalikes                   plain, gated, lookalikes, unknown, broken,
+                                                                           heads
     decide         scope, shapes, dtypes, phase, other uses, fuel          policy
     rewrite        s24.linear and s24.glu, packed weights as inputs        operands
     note_saved     bytes that each layer keeps for the backward            saved
@@ -28,6 +29,7 @@ from s24compile.passes.canonicalize import canonicalize
 from s24compile.passes.find import FASTPATH_SENTENCE, find
 from s24compile.passes.policy import DDP_SENTENCE, decide
 from s24compile.passes.printing import format_graph
+from s24compile.passes.provenance import user_place
 from s24compile.passes.rewrite import rewrite
 from s24compile.passes.saved import note_saved
 from s24compile.passes.scope import copy_scopes, fake_mode_of
@@ -84,7 +86,7 @@ def run(
     copy, scopes = copy_scopes(gm)
     state = State(
         copy, scopes, config, options, profitable, dense, decorated_options or {}, _fuel(), fake_mode_of(copy.graph),
-        cut_reason=_cut_reason(gm), gathered=gathered,
+        cut_reason=_cut_reason(gm), broken_at=_broken_at(gm), gathered=gathered,
     )  # fmt: skip
     log.debug("%s", _Printed("captured", copy))
     for function in passes:
@@ -119,6 +121,13 @@ def _fuel() -> int | None:
     if not text.isdigit():
         raise OptionError(name="S24_FUEL", value=text, accepted="it must be a whole number of rewrites")
     return int(text)
+
+
+def _broken_at(gm: fx.GraphModule) -> str | None:
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    if not getattr(reason, "graph_break", False):
+        return None
+    return user_place((frame.filename, frame.lineno or 0) for frame in getattr(reason, "user_stack", ()))
 
 
 def _cut_reason(gm: fx.GraphModule) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from s24compile.marks import mark_of
+from s24compile.passes.broken import broken_layers
 from s24compile.passes.gated import match_gated
 from s24compile.passes.heads import output_head
 from s24compile.passes.linears import Linear, is_parameter
@@ -18,6 +19,7 @@ from s24compile.passes.plain import match_plain
 from s24compile.passes.scope import Scope, fake, known_fake
 from s24compile.passes.spelling import general_name
 from s24compile.passes.state import State
+from s24compile.passes.unknown import match_unknown
 
 FASTPATH_SENTENCE = (
     "nn.TransformerEncoderLayer took its fused inference path, one op for the whole layer, with dense weights; "
@@ -33,7 +35,12 @@ class Family:
     match: Callable[[Nodes, Linear], Match | None]
 
 
-FAMILIES = (Family("gated", match_gated), Family("plain", match_plain), Family("lookalike", match_lookalike))
+FAMILIES = (
+    Family("gated", match_gated),
+    Family("plain", match_plain),
+    Family("lookalike", match_lookalike),
+    Family("unknown", match_unknown),
+)
 """In order of preference at one projection."""
 
 
@@ -47,6 +54,8 @@ def find(state: State) -> int:
             if match is not None:
                 found.append(match)
         found = _without_doubles(found)
+        if scope is state.scopes[0]:
+            found += broken_layers(state, nodes, {linear.node for match in found for linear in match.linears})
         found += _single_linears(state, nodes, found)
         found += _unsupported(scope, nodes, {linear.node for match in found for linear in match.linears})
         state.matches += found

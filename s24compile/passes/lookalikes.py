@@ -121,7 +121,7 @@ def _step(nodes: Nodes, node: fx.Node, activated: bool) -> tuple[str, fx.Node] |
 
 
 def _through_binary(nodes: Nodes, node: fx.Node, name: str, where: str) -> tuple[str, fx.Node] | None:
-    """Products and sums: a foreign gate, or a linear's result with something added to it before the activation."""
+    """Products and sums: half of a gate, or a linear's result with something added to it before the activation."""
     operands = [n for n in node.args if isinstance(n, fx.Node) and fake(n) is not None]
     ends = [trace(nodes.scope, operand)[0] for operand in operands]
     linears = [end for end in ends if nodes.at(end) is not None]
@@ -130,9 +130,8 @@ def _through_binary(nodes: Nodes, node: fx.Node, name: str, where: str) -> tuple
             return None
         return f"something is added to its projection before the activation (a low-rank adapter?){where}", linears[0]
     for operand, end in zip(operands, ends, strict=True):
-        if activation_at(end) is not None or general_name(end) in FOREIGN_ACTIVATIONS:
-            other = "" if activation_at(end) is None else f"its product is not of two projections of one input{where}"
-            return other, operand
+        if activation_at(end) is not None:
+            return f"its product is not of two projections of one input{where}", operand
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import fx
@@ -77,11 +77,17 @@ def user_line(node: fx.Node) -> str:
 
     Relative to the working directory, or for libraries to where they are installed: "transformers/models/...".
     """
-    frames = [(m["file"], m["line"]) for m in _FRAME.finditer(str(node.meta.get("stack_trace") or ""))]
-    own = [frame for frame in frames if not frame[0].startswith(_LIBRARY) and not _HELPERS.search(frame[0])]
-    if not own:
-        return ""
-    file, line = own[-1]
-    here = os.getcwd() + os.sep
+    trace = str(node.meta.get("stack_trace") or "")
+    return user_place((m["file"], int(m["line"])) for m in _FRAME.finditer(trace))
+
+
+def relative(file: str) -> str:
+    """A source file relative to the working directory, or for libraries to where they are installed."""
     # A virtual environment may lie inside the working directory, so the library folder goes first.
-    return f"{file.removeprefix(_INSTALLED).removeprefix(here)}:{line}"
+    return file.removeprefix(_INSTALLED).removeprefix(os.getcwd() + os.sep)
+
+
+def user_place(frames: Iterable[tuple[str, int]]) -> str:
+    """The innermost of these (file, line) that is the user's own, as "file.py:12"; empty where none is."""
+    own = [frame for frame in frames if not frame[0].startswith(_LIBRARY) and not _HELPERS.search(frame[0])]
+    return f"{relative(own[-1][0])}:{own[-1][1]}" if own else ""

@@ -75,6 +75,8 @@ class State:
     fake_mode: torch._subclasses.FakeTensorMode | None
     cut_reason: str = ""
     """Why Dynamo cut this graph, if something did (DDP's optimizer does)."""
+    broken_at: str | None = None
+    """The user's line at which a graph break ends this graph ("" where it is unknown); None where none does."""
     gathered: frozenset[str] = frozenset()
     """Placeholder names of weights that FSDP2 gathers for each forward."""
     matches: list[Match] = dataclasses.field(default_factory=list)

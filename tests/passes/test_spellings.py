@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import ffns
-from tests.ffn_lookalikes import REFUSED
+from tests.ffn_lookalikes import NO_LAYER, REFUSED
 from tests.passes.harness import Capture, check_masked, input_of
 
 
@@ -32,3 +32,11 @@ def test_refuse_lookalikes_with_a_reason(name):
     if layer.reason:
         assert layer.reason in capture.sites[0].reason, capture.sites
         assert layer.family == capture.sites[0].family
+
+
+@pytest.mark.parametrize("name", NO_LAYER)
+def test_list_nothing_where_several_linears_are_no_layer(name):
+    torch._dynamo.reset()
+    capture = Capture()
+    torch.compile(NO_LAYER[name](), backend=capture)(input_of())
+    assert not capture.sites

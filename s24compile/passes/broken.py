@@ -1,0 +1,104 @@
+"""Layers that a graph break cuts in two: each half is alone in its graph, and is found so that the report says why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from torch import fx
+
+from s24compile.passes.activations import activation_at
+from s24compile.passes.gated import FAMILY
+from s24compile.passes.linears import Linear, is_parameter
+from s24compile.passes.match import Match, Nodes, trace
+from s24compile.passes.provenance import relative
+from s24compile.passes.scope import Scope
+from s24compile.passes.spelling import CUTS, general_name, spell
+from s24compile.passes.state import State
+
+_RESUMED = re.compile(r'File "(?P<file>[^"]+)", line \d+, in torch_dynamo_resume_in_\w*_at_(?P<line>\d+)')
+"""The frame that goes on after a graph break, as stack traces show it: Dynamo names it after the line of the break."""
+
+
+def broken_layers(state: State, nodes: Nodes, known: set[fx.Node]) -> list[Match]:
+    """Rows for the halves of layers in a graph that a break ends, or that goes on after one. Always refused.
+
+        linear; gelu; output                "its last projection is in another graph: a graph break (file:12) lies ..."
+        mul(silu(linear), linear); output   the same
+        placeholder; gelu; linear           "a projection of it is in another graph: ..."
+
+    Not listed: a graph that ends where the user's function does, or begins there, is whole. A break before the
+    activation leaves a bare linear in the graph before, as attention's projections are: its row is that of the second
+    half.
+    """
+    if state.cut_reason:
+        return []
+    rows = []
+    if state.broken_at is not None:
+        why = f"its last projection is in another graph: a graph break{_at(state.broken_at)} lies between"
+        for family, linears in _first_halves(nodes):
+            if not any(linear.node in known for linear in linears):
+                known = known | {linear.node for linear in linears}
+                rows.append(Match("broken", family, nodes.scope, linears, refusal=why))
+    for linear in nodes.by_node.values():
+        second = None if linear.node in known else _second_half(nodes, linear)
+        if second is not None:
+            family, linears, place = second
+            why = f"a projection of it is in another graph: a graph break{_at(place)} lies between"
+            rows.append(Match("broken", family, nodes.scope, linears, refusal=why))
+    return rows
+
+
+def _at(place: str) -> str:
+    return f" ({place})" if place else ""
+
+
+def _first_halves(nodes: Nodes) -> Iterator[tuple[str, list[Linear]]]:
+    """(family, projections) of each hidden activation that leaves the graph."""
+    for out in nodes.scope.graph.output_node().all_input_nodes:
+        at, _ = trace(nodes.scope, out)
+        family, ends = _factors(nodes.scope, at)
+        linears = [linear for end in ends if (linear := nodes.at(end)) is not None]
+        if family and len(linears) == len(ends):
+            yield family, list(dict.fromkeys(linears))
+
+
+def _second_half(nodes: Nodes, down: Linear) -> tuple[str, list[Linear], str] | None:
+    """(family, projections, place of the break) where `down` reads an activation of what an earlier graph has left."""
+    at, _ = trace(nodes.scope, down.x)
+    resumed = _RESUMED.search(str(at.meta.get("stack_trace") or ""))
+    family, ends = _factors(nodes.scope, at)
+    if resumed is None or not family or nodes.scope.calls:
+        return None
+    linears = [linear for end in ends if (linear := nodes.at(end)) is not None]
+    left = [end for end in ends if end.op == "placeholder" and not is_parameter(nodes.scope, end)]
+    if not left or len(left) + len(linears) < len(ends):
+        return None
+    return family, [*linears, down], f"{relative(resumed['file'])}:{resumed['line']}"
+
+
+def _factors(scope: Scope, node: fx.Node) -> tuple[str, list[fx.Node]]:
+    """The family of a hidden activation, and what its one or two factors are computed from; "" for any other node."""
+    op = spell(node)
+    act = activation_at(node)
+    if act is not None:
+        return act.name, [_source(scope, act.h)]
+    if op is None or op.name != "mul":
+        return "", []
+    ends, names = [], []
+    for side in op.args:
+        if not isinstance(side, fx.Node):
+            return "", []
+        at, _ = trace(scope, side)
+        act = activation_at(at)
+        names += [] if act is None else [act.name]
+        ends.append(_source(scope, at if act is None else act.h))
+    return (FAMILY[names[0]], ends) if names else ("", [])
+
+
+def _source(scope: Scope, node: fx.Node) -> fx.Node:
+    """What a hidden tensor, or a half of it, is a view of."""
+    at, _ = trace(scope, node)
+    while general_name(at) in CUTS and at.args and isinstance(at.args[0], fx.Node):
+        at = at.args[0]
+    return at
