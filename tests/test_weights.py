@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import timeit
 import weakref
 
 import pytest
@@ -17,6 +16,7 @@ from s24compile.config import Config
 from s24compile.operand_map import OPERANDS, operand
 from s24compile.state import load_state_dict, refresh, sparse_weights, state_dict
 from s24compile.weights import TOLD, WEIGHTS
+from tests.calls import count_calls
 from tests.freshening import MLP, dense_values, operand_of, recorded_ops, request_for, sparse_forward, train
 
 pytestmark = pytest.mark.usefixtures("on_device")
@@ -518,8 +518,7 @@ def test_report_the_flip_rate_between_the_last_two_searches():
     assert rate > 0
 
 
-def test_check_36_weights_in_under_40_us():
-    torch.set_default_device(None)
+def test_check_36_weights_by_few_calls():
     parameters = [new_parameter() for _ in range(36)]
     operands = [operand_of(p, config=FST) for p in parameters]
 
@@ -528,6 +527,5 @@ def test_check_36_weights_in_under_40_us():
             found.freshen(True)
 
     check()
-    best_us = min(timeit.repeat(check, number=50, repeat=20)) / 50 * 1e6
-    # Alone on the 2-core machine of the bar it takes 13 us; the minimum of 20 runs shrugs off neighbours.
-    assert best_us < 40
+    # benchmarks/host_time.py says what they cost.
+    assert count_calls(check) <= 9 * 36
