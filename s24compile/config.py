@@ -161,6 +161,8 @@ class Config:
 
     def _patterns(self, field: str) -> tuple[str, ...]:
         value = getattr(self, field)
+        if not isinstance(value, Iterable):
+            raise OptionError(name=field, value=value, accepted="it must be a regular expression, or a tuple of them")
         patterns = (value,) if isinstance(value, str) else tuple(value)
         for pattern in patterns:
             try:

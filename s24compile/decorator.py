@@ -60,6 +60,12 @@ def _decorate(target: Any, *, config: Config) -> Any:
             what=repr(target), found=f"a {type(target).__name__} was given",
             accepted="it takes a subclass of torch.nn.Module or an instance of one",
         )  # fmt: skip
+    if isinstance(target, torch._dynamo.OptimizedModule):
+        raise DecoratorError(
+            what=f"torch.compile({type(target._orig_mod).__name__}(...))", found="it is compiled already",
+            accepted="decorate the module, which compiles itself or is then compiled as a part of another: "
+            "torch.compile(sparse_ffn(module)); or, without decorating, torch.compile(module, backend='s24')",
+        )  # fmt: skip
     name = target.__name__ if is_class else type(target).__name__
     if hasattr(target.forward, "s24_config"):  # its own, its class's or inherited
         raise DecoratorError(what=name, found="it is decorated already", accepted="decorate it once, with all options")

@@ -144,6 +144,13 @@ def test_refuse_what_is_no_module(thing: Any) -> None:
         sparse_ffn(thing)
 
 
+def test_refuse_what_is_compiled_already_and_say_what_to_do() -> None:
+    for backend in ("s24", "eager"):
+        compiled: Any = torch.compile(make_class()(), backend=backend)
+        with pytest.raises(errors.DecoratorError, match=r"compiled already; .*torch\.compile\(sparse_ffn\(module\)\)"):
+            sparse_ffn(compiled)
+
+
 def test_refuse_unknown_options_and_a_second_decoration() -> None:
     cls = make_class()
     with pytest.raises(errors.UnknownOptionError, match="recipe"):

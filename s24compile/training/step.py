@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -64,7 +65,7 @@ class AdamW_STEP(Optimizer):
                 eps**0.75 lies between them.
 
         Raises:
-            OptionError: a value out of range.
+            OptionError: a value of another type, or out of range.
         """
         _check(lr, betas, eps, weight_decay, total_steps, clip, threshold)
         for name, value, accepted in (
@@ -260,15 +261,30 @@ def _check(
     clip: tuple[float, float],
     threshold: float | None,
 ) -> None:
+    rate = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
     checks = (
-        ("lr", lr, float(lr) >= 0, "it must be >= 0"),
-        ("betas", betas, all(0 <= beta < 1 for beta in betas), "both must be in [0, 1)"),
-        ("eps", eps, eps >= 0, "it must be >= 0"),
-        ("weight_decay", weight_decay, weight_decay >= 0, "it must be >= 0"),
-        ("total_steps", total_steps, total_steps >= 1, "it must be an integer >= 1"),
-        ("clip", clip, 0 <= clip[0] <= clip[1] <= 1, "it must be (T_min, T_max) with 0 <= T_min <= T_max <= 1"),
-        ("threshold", threshold, threshold is None or threshold >= 0, "it must be >= 0"),
+        ("lr", lr, _not_negative(rate), "it must be a number >= 0, or a tensor of one"),
+        ("betas", betas, _two(betas) and max(betas) < 1, "it must be two numbers in [0, 1)"),
+        ("eps", eps, _not_negative(eps), "it must be a number >= 0"),
+        ("weight_decay", weight_decay, _not_negative(weight_decay), "it must be a number >= 0"),
+        (
+            "total_steps",
+            total_steps,
+            _not_negative(total_steps, Integral) and total_steps,
+            "it must be an integer >= 1",
+        ),
+        ("clip", clip, _two(clip) and clip[0] <= clip[1] <= 1, "it must be (T_min, T_max), 0 <= T_min <= T_max <= 1"),
+        ("threshold", threshold, threshold is None or _not_negative(threshold), "it must be a number >= 0, or None"),
     )
     for name, value, fine, accepted in checks:
         if not fine:
             raise OptionError(name=name, value=value, accepted=accepted)
+
+
+def _not_negative(value: object, kind: type = Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(cast(float, value) >= 0)
+
+
+def _two(values: object) -> bool:
+    """Whether these are two numbers >= 0."""
+    return isinstance(values, (tuple, list)) and len(values) == 2 and all(map(_not_negative, values))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -127,9 +127,12 @@ def tune_decay(
         on_step: called after each step with (lambda or None for the dense run, i).
 
     Raises:
-        OptionError: no candidates, one out of range, too few steps, or a recipe without masked decay.
-        ModelError: train_step makes no weight sparse, or does not step an optimizer that holds them once a call.
+        OptionError: no candidates, one out of range, too few steps, a recipe without masked decay, or an argument that
+            is something else.
+        ModelError: `model` is no module; or train_step makes no weight sparse, or does not step an optimizer that
+            holds them once a call.
     """
+    _check_kinds(model, optimizer, train_step, also, on_step)
     tried = _checked(candidates, steps)
     start = Snapshot(model, optimizer, also)
 
@@ -240,11 +243,31 @@ def _check_run(weights: dict[str, SparseWeight], counted: dict[str, int], done: 
             )
 
 
+def _check_kinds(model: object, optimizer: object, train_step: object, also: object, on_step: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            what="tune_decay", found=f"a {type(model).__name__} was given", accepted="pass the nn.Module to be trained"
+        )
+    stateful = isinstance(also, Sequence) and all(
+        hasattr(each, "state_dict") and hasattr(each, "load_state_dict") for each in also
+    )
+    checks = (
+        ("optimizer", optimizer, isinstance(optimizer, Optimizer), "it must be a torch.optim.Optimizer"),
+        ("train_step", train_step, callable(train_step), "it must be a function of the step's index"),
+        ("also", also, stateful, "it must be a sequence of objects with state_dict and load_state_dict"),
+        ("on_step", on_step, on_step is None or callable(on_step), "it must be a function of (lambda, i), or None"),
+    )
+    for name, value, fine, accepted in checks:
+        if not fine:
+            raise OptionError(name=name, value=value, accepted=accepted)
+
+
 def _checked(candidates: Sequence[float], steps: int) -> list[float]:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 4:
         raise OptionError(name="steps", value=steps, accepted="it must be an integer >= 4")
-    numbers = [c for c in candidates if isinstance(c, (int, float)) and not isinstance(c, bool)]
-    if not candidates or len(numbers) != len(candidates) or not all(math.isfinite(c) and c >= 0 for c in numbers):
+    given = list(candidates) if isinstance(candidates, Iterable) else []
+    numbers = [c for c in given if isinstance(c, (int, float)) and not isinstance(c, bool)]
+    if not given or len(numbers) != len(given) or not all(math.isfinite(c) and c >= 0 for c in numbers):
         raise OptionError(
             name="candidates", value=candidates, accepted="they must be finite numbers >= 0, at least one"
         )

@@ -178,9 +178,15 @@ def test_resume_bitwise_in_either_phase(split):
 
 @pytest.mark.parametrize(
     "options",
-    [{"clip": (0.6, 0.5)}, {"criterion": "median"}, {"denominator": "v"}, {"betas": (0.9, 1.0)}, {"total_steps": 0}],
-)
-def test_refuse_options_out_of_range(options):
+    [
+        {"clip": (0.6, 0.5)}, {"clip": 3}, {"clip": (0.1,)}, {"clip": ("a", "b")}, {"criterion": "median"},
+        {"denominator": "v"}, {"betas": (0.9, 1.0)}, {"betas": 0.9}, {"betas": (0.9,)}, {"betas": ("a", 0.9)},
+        {"total_steps": 0}, {"total_steps": 2.5}, {"total_steps": "ten"}, {"total_steps": True}, {"lr": -1.0},
+        {"lr": "fast"}, {"lr": None}, {"lr": torch.zeros(2)}, {"eps": "x"}, {"eps": math.nan}, {"weight_decay": "x"},
+        {"threshold": "x"}, {"threshold": -1},
+    ],
+)  # fmt: skip
+def test_refuse_options_of_another_type_or_out_of_range(options):
     with pytest.raises(errors.OptionError, match=next(iter(options))):
         AdamW_STEP([nn.Parameter(torch.zeros(4, 4))], **({"total_steps": 10} | options))
 

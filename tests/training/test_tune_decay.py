@@ -260,6 +260,9 @@ def test_choose_what_lies_inside_the_feasible_range(pairs, chosen, advice):
         ({"candidates": ()}, errors.OptionError, "candidates"),
         ({"candidates": (1e-4, -1e-4)}, errors.OptionError, "candidates"),
         ({"candidates": (math.nan,)}, errors.OptionError, "candidates"),
+        ({"candidates": 3}, errors.OptionError, "candidates"),
+        ({"on_step": 3}, errors.OptionError, "on_step"),
+        ({"step": 3}, errors.OptionError, "train_step"),
         ({"steps": 3}, errors.OptionError, "steps"),
         ({"steps": True}, errors.OptionError, "steps"),
         ({"config": Config(recipe="sste")}, errors.OptionError, "no masked decay"),
@@ -275,6 +278,18 @@ def test_refuse_and_change_nothing(options, error, said):
     with pytest.raises(error, match=said):
         tune_decay(model, optimizer, options.pop("step", train_step), **({"steps": 4} | options), also=[scheduler])
     assert same(before, everything(model, optimizer, scheduler))
+
+
+def test_refuse_arguments_that_are_something_else():
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(errors.ModelError, match="a int was given"):
+        tune_decay(3, optimizer, lambda i: None)
+    with pytest.raises(errors.OptionError, match=r"optimizer=3 .* torch\.optim\.Optimizer"):
+        tune_decay(model, 3, lambda i: None)
+    for also in (3, [3]):
+        with pytest.raises(errors.OptionError, match="also="):
+            tune_decay(model, optimizer, lambda i: None, also=also)
 
 
 @pytest.mark.parametrize(("steps_a_call", "made"), [(0, 0), (2, 2)])
