@@ -396,6 +396,26 @@ def test_warn_once_where_a_sparse_weight_trains_on_a_dense_forward(x: Tensor, ca
     assert "fc1.weight" in said[0]
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_raise_no_alarm_over_a_weight_that_a_step_does_not_use(
+    set_to_none: bool, x: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    used, idle = GeluMLP().to(x.device), GeluMLP().to(x.device)
+    fast, sometimes = compiled(used, "eager"), compiled(idle, "eager")
+    optimizer = torch.optim.SGD([*used.parameters(), *idle.parameters()], lr=0.01)
+
+    def step(*runs: Any) -> None:
+        sum(run(x).sum() for run in runs).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=set_to_none)
+
+    for runs in ((fast, sometimes), (fast,), (fast,), (fast, sometimes)):
+        step(*runs)
+    assert "without a sparse forward" not in caplog.text, "a gradient of zeros is none"
+    step(fast, idle)
+    assert "without a sparse forward" in caplog.text, "the alarm is still on"
+
+
 def test_warn_that_the_fused_inference_path_evaluates_dense(x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     model = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, device=x.device).eval()
     fast = torch.compile(model, backend="s24", options={"inner": "eager", "min_speedup": 0.0})

@@ -16,8 +16,10 @@ from types import CodeType, FrameType
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from s24compile.sparse_weight import CLOCK, DRIVEN, SparseWeight
 from s24compile.training.decay import decay_
@@ -122,11 +124,18 @@ def _warn_of_dense_forwards(held: Held) -> None:
     Its forward then ran outside the compiled graph: Dynamo gave up on the function (its recompile limit), or the model
     was called uncompiled. Nothing may be silently dense.
     """
-    dense = [
-        weight
+    suspects = [
+        (weight, grad)
         for _, weight in held
-        if weight.packed_at < weight.tick and not weight.warned and weight.phase == "sparse" and _has_gradient(weight)
+        if weight.packed_at < weight.tick
+        and not weight.warned
+        and weight.phase == "sparse"
+        and (grad := _gradient(weight)) is not None
     ]
+    if any(grad.is_cuda for _, grad in suspects) and torch.cuda.is_current_stream_capturing():
+        return  # the host can ask nothing then
+    reached = _are_nonzero([grad for _, grad in suspects])
+    dense = [weight for (weight, _), nonzero in zip(suspects, reached, strict=True) if nonzero]
     if not dense:
         return
     for weight in dense:
@@ -139,9 +148,18 @@ def _warn_of_dense_forwards(held: Held) -> None:
     )
 
 
-def _has_gradient(weight: SparseWeight) -> bool:
+def _gradient(weight: SparseWeight) -> Tensor | None:
     parameter = weight.parameter()
-    return parameter is not None and parameter.grad is not None
+    return None if parameter is None else parameter.grad
+
+
+def _are_nonzero(gradients: list[Tensor]) -> list[bool]:
+    """Which of these gradients a backward has reached: `zero_grad(set_to_none=False)` leaves zeros to weights that a
+    step does not use. One host sync for all, paid only in steps that pass over a sparse weight."""
+    plain = [g for g in gradients if g.layout == torch.strided and not is_traceable_wrapper_subclass(g)]
+    asked = torch.stack([g.any().to(plain[0].device) for g in plain]).tolist() if plain else []
+    answers = {id(g): answer for g, answer in zip(plain, asked, strict=True)}
+    return [answers.get(id(g), True) for g in gradients]
 
 
 def _not_held_by(outer: list[Optimizer], held: Held) -> Held:
