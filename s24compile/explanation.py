@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from s24compile.inner import Compiled
 from s24compile.kernels.providers import families
 from s24compile.kernels.target import Target
 from s24compile.report import Report, Site
-from s24compile.rewriting import gathered_inputs, rewrite_graph, target_of
+from s24compile.rewriting import gathered_inputs, parameter_places, rewrite_graph, target_of
 from s24compile.sharding import sharded_master
 
 
@@ -28,7 +29,8 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Report:
     afterwards, and no sparse state is created.
 
     Args:
-        model: a module, compiled with the s24 backend or not; a compiled one is explained with its own options.
+        model: a module, compiled with the s24 backend or not; a compiled one is explained with its own options. Where
+            modules inside it are compiled one by one instead, each is explained with its own, and nothing else.
         args, kwargs: example inputs of its forward.
 
     Returns:
@@ -47,40 +49,49 @@ def explain_with(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], 
             what="explain", found=f"a {type(model).__name__} was given",
             accepted="give it the torch.nn.Module and example inputs: explain(model, *args, **kwargs)",
         )  # fmt: skip
-    config = config or options_of(model) or Config()
+    config = config or options_of(model)
     inner = getattr(model, "_orig_mod", model)
-    capture = _Capture(config, inner)
+    findings = _Findings(inner)
+    regions = _regions(inner) if config is None and inner is model and inner._compiled_call_impl is None else []
     with _untouched(inner):
-        torch.compile(inner, backend=capture)(*args, **kwargs)
-    return capture.report()
+        if regions:
+            _run_regions(inner, regions, findings, args, kwargs)
+        else:
+            torch.compile(inner, backend=_Capture(config or Config(), findings))(*args, **kwargs)
+    return findings.report()
 
 
-class _Capture(ReadsMarks):
-    """A backend that runs the passes on every graph, keeps the rows, and runs the graph as it was."""
+class _Findings:
+    """What has been found so far, in all graphs of a model."""
 
-    def __init__(self, config: Config, model: nn.Module) -> None:
-        self.config, self.model = config, model
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.names = {id(parameter): _clean(name) for name, parameter in model.named_parameters()}
         self.sites: list[Site] = []
         self.seen: set[int] = set()
         """ids of the parameters that some graph takes; `model` keeps them alive."""
         self.graphs = 0
         self.target = Target()
 
-    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
-        self.target = target_of(example_inputs, self.config)
-        self.graphs += 1
-        gathered = gathered_inputs(gm, example_inputs)
-        self.sites.extend(rewrite_graph(gm, self.config, self.target, gathered=gathered).sites)
+    def add_call(self, sites: Sequence[Site], places: Mapping[str, int], args: Sequence[Any]) -> None:
+        """Notes a call of a graph: the parameters that it takes, and its rows under the names of those.
 
-        def run(*args: Any) -> Any:
-            # At each call: one graph may serve several layers, where the model breaks into graphs.
-            taken = [x for x in args if isinstance(x, nn.Parameter)]
-            self.seen.update(id(x if (master := sharded_master(x)) is None else master) for x in taken)
-            return gm.forward(*args)
-
-        return run
+        Args:
+            sites: the graph's rows, with names as seen from the function that Dynamo compiled: that of a part of the
+                model, where the model is compiled by parts or breaks into graphs.
+            places: at which of `args` each parameter arrives.
+        """
+        ids = {name: id(_owned(args[place])) for name, place in places.items()}
+        self.seen.update(ids.values())
+        for site in sites:
+            for name in site.weights[:1]:
+                whole = self.names.get(ids.get(name, 0), name)
+                if whole.endswith(f".{name}"):
+                    site = _inside(whole.removesuffix(f".{name}"), site)
+            self.sites.append(site)
 
     def report(self) -> Report:
+        """The report on the whole model."""
         linears = [
             (f"{path}.weight" if path else "weight", module.weight)
             for path, module in self.model.named_modules()
@@ -91,8 +102,90 @@ class _Capture(ReadsMarks):
             graphs=self.graphs,
             target=str(self.target),
             providers=tuple(families(self.target, ("mm", "mvue_pack", "glu", "pack_weight_")).items()),
-            unseen=tuple(name for name, weight in linears if id(weight) not in self.seen),
+            unseen=tuple(_clean(name) for name, weight in linears if id(weight) not in self.seen),
         )
+
+
+class _Capture(ReadsMarks):
+    """A backend that runs the passes on every graph, keeps the rows, and runs the graph as it was."""
+
+    def __init__(self, config: Config, findings: _Findings) -> None:
+        self.config, self.findings = config, findings
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+        findings = self.findings
+        findings.target = target_of(example_inputs, self.config)
+        findings.graphs += 1
+        gathered = gathered_inputs(gm, example_inputs)
+        rewrite = rewrite_graph(gm, self.config, findings.target, gathered=gathered)
+        places = parameter_places(gm, example_inputs)
+        served: set[tuple[int, ...]] = set()
+
+        def run(*args: Any) -> Any:
+            # At each call: one graph may serve several layers.
+            layer = tuple(id(args[place]) for place in places.values())
+            if layer not in served:
+                served.add(layer)
+                findings.add_call(rewrite.sites, places, args)
+            return gm.forward(*args)
+
+        return run
+
+
+_Region = tuple[nn.Module, Config]
+"""A module that is compiled by itself, and the options that it trains with."""
+
+
+def _regions(model: nn.Module) -> list[_Region]:
+    """The modules inside a model that is not compiled as a whole which are compiled with s24; [] where none is.
+
+    Decorated modules compile themselves: among compiled ones they are regions too, alone they don't count.
+    """
+    compiled = [(module, options) for module in model.modules() if (options := options_of(module)) is not None]
+    if not compiled:
+        return []
+    found = {id(module) for module, _ in compiled}
+    decorated = [
+        (module, module.forward.s24_config)
+        for module in model.modules()
+        if id(module) not in found and not hasattr(module, "_orig_mod") and hasattr(module.forward, "s24_config")
+    ]
+    return compiled + decorated
+
+
+def _run_regions(
+    model: nn.Module, regions: Sequence[_Region], findings: _Findings, args: Sequence[Any], kwargs: dict[str, Any]
+) -> None:
+    """One forward in which each region is captured with its own options, and everything else runs as it is.
+
+    Call inside `_untouched`, which puts back what is changed here.
+    """
+    # As in training, equal options are one backend to Dynamo, and layers of one class share its graphs.
+    captures = {config: _Capture(config, findings) for _, config in regions}
+    for module, config in regions:
+        whole = getattr(module, "_orig_mod", None)
+        # Not by setattr: a module that `torch.compile` returned passes that on to the one inside.
+        module.__dict__["_compiled_call_impl"] = torch.compile(
+            module._call_impl if whole is None else whole, backend=captures[config]
+        )
+    model(*args, **kwargs)
+
+
+def _inside(path: str, site: Site) -> Site:
+    """A row with the names that it has in the whole model, in which what was compiled is at `path`."""
+    weights = tuple(f"{path}.{name}" for name in site.weights)
+    return dataclasses.replace(site, path=f"{path}.{site.path}" if site.path else path, weights=weights)
+
+
+def _owned(parameter: nn.Parameter) -> nn.Parameter:
+    """The object on the module: of a parameter that FSDP2 gathered, its shard."""
+    master = sharded_master(parameter)
+    return parameter if master is None else master
+
+
+def _clean(name: str) -> str:
+    """A module's or parameter's name as if nothing were compiled."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _natural(site: Site) -> list[tuple[int, str]]:
@@ -104,19 +197,19 @@ def _natural(site: Site) -> list[tuple[int, str]]:
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Puts random state and buffers (running statistics) back after the forward that `explain` needs.
 
-    Meanwhile a module that is compiled in place (`model.compile()`) is not, or it would run what it has compiled.
+    Meanwhile a module that is compiled (`model.compile()`, `torch.compile(module)`) is not.
     """
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    in_place = [m for m in model.modules() if m._compiled_call_impl is not None]
-    compiled = [m._compiled_call_impl for m in in_place]
-    for module in in_place:
-        module._compiled_call_impl = None
+    compiled = [(m, m.__dict__.get("_compiled_call_impl")) for m in model.modules()]
+    for module, _ in compiled:
+        # One that `torch.compile` returned would otherwise run what it has compiled, where no outer graph inlines it.
+        module.__dict__["_compiled_call_impl"] = getattr(module, "_orig_mod", None)
     with torch.random.fork_rng():
         try:
             yield
         finally:
-            for module, call in zip(in_place, compiled, strict=True):
-                module._compiled_call_impl = call
+            for module, call in compiled:
+                module.__dict__["_compiled_call_impl"] = call
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)

@@ -22,6 +22,7 @@ from s24compile.marks import config_of, marks_in
 from s24compile.operand import Operand
 from s24compile.operand_map import operand
 from s24compile.operand_request import OperandRequest
+from s24compile.passes.provenance import parameter_name
 from s24compile.report import Site
 from s24compile.sharding import sharded_master
 from s24compile.training.recipe import RECIPES
@@ -61,6 +62,16 @@ def target_of(example_inputs: Sequence[Any], config: Config) -> Target:
         return Target.parse(config.target)
     devices = (x.device for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 0)
     return Target.detect(next(devices, torch.device("cpu")))
+
+
+def parameter_places(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, int]:
+    """Parameter name, as in the rows of this graph -> at which of its inputs it arrives."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return {
+        parameter_name(node): place
+        for place, (node, given) in enumerate(zip(placeholders, example_inputs, strict=True))
+        if isinstance(given, torch.nn.Parameter)
+    }
 
 
 def gathered_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> frozenset[str]:

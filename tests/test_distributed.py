@@ -88,9 +88,8 @@ def test_refuse_what_fsdp_gathers_at_the_first_training_call(
 def test_explain_that_fsdp_gathers_the_weights(process_group: None) -> None:
     model, tokens = sharded(small_gpt()), torch.randint(256, (2, 8))
     report = s24compile.explain(model, tokens)
-    (site,) = report.sites  # both blocks share one graph
-    assert site.status == "refused"
-    assert "fully_shard" in site.reason
+    assert [(site.path, site.status) for site in report.sites] == [(f"blocks.{i}.mlp", "refused") for i in range(2)]
+    assert all("fully_shard" in site.reason for site in report.sites)
     assert not [name for name in report.unseen if "blocks" in name], "the modules hold shards, the graph took others"
 
 

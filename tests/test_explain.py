@@ -88,6 +88,51 @@ def test_explain_a_module_compiled_in_place(gpt: GPT, tokens: Tensor) -> None:
     assert len(s24compile.explain(gpt, tokens).rewritten) == 1
 
 
+def compile_each(gpt: GPT, how: str) -> None:
+    """Regional compilation: the blocks one by one, the odd ones with other options."""
+    for index, block in enumerate(gpt.blocks):
+        options = {"inner": "eager", "exclude": "c_fc" if index % 2 else ()}
+        if how == "in place":
+            block.compile(backend="s24", options=options)
+        else:
+            gpt.blocks[index] = torch.compile(block, backend="s24", options=options)
+
+
+@pytest.mark.parametrize("how", ["in place", "wrapped"])
+def test_explain_modules_compiled_one_by_one_with_the_options_of_each(how: str, tokens: Tensor) -> None:
+    gpt = GPT(GPTConfig(n_layer=4, n_head=2, n_embd=32, block_size=16))
+    compile_each(gpt, how)
+    report = s24compile.explain(gpt, tokens)
+    assert [(site.path, site.linears) for site in report.sites] == [(f"blocks.{i}.mlp", 2 - i % 2) for i in range(4)]
+    assert report.sites[3].weights[0] == "blocks.3.mlp.c_fc.weight"
+    assert report.unseen == ("lm_head.weight",), "it is in no module that is compiled"
+    assert not s24compile.sparse_weights(gpt), "explaining trains nothing"
+    gpt(tokens)
+    assert set(s24compile.sparse_weights(gpt)) == {
+        f"blocks.{i}.mlp.{name}.weight"
+        for i in range(4)
+        for name in ("c_fc", "c_proj")
+        if name == "c_proj" or not i % 2
+    }
+    assert s24compile.explain(gpt, tokens).sites == report.sites, "nor does it leave them uncompiled"
+
+
+def test_explain_by_the_outermost_compile(gpt: GPT, tokens: Tensor) -> None:
+    compile_each(gpt, "in place")  # Dynamo traces through, with the options of the whole
+    whole = torch.compile(gpt, backend="s24", options={"inner": "eager", "exclude": r"blocks\.0"})
+    report = s24compile.explain(whole, tokens)
+    assert [(site.path, site.linears) for site in report.sites] == [("blocks.0.mlp", 0), ("blocks.1.mlp", 2)]
+
+
+def test_explain_a_decorated_module_among_compiled_ones(gpt: GPT, tokens: Tensor) -> None:
+    gpt.blocks[0].compile(backend="s24", options={"inner": "eager"})
+    s24compile.sparse_ffn(gpt.blocks[1].mlp, inner="eager", exclude="c_fc")
+    report = s24compile.explain(gpt, tokens)
+    assert [site.path for site in report.sites] == ["blocks.0.mlp", "blocks.1.mlp"]
+    assert not s24compile.sparse_weights(gpt)
+    assert "blocks.1.attn.c_attn.weight" in report.unseen
+
+
 def test_name_the_weights_that_no_graph_held() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
