@@ -148,6 +148,26 @@ def test_add_products_to_any_addend(dtype, device):
     assert not torch.addmm(nans, x, s.t(), beta=0).isnan().any(), "beta = 0 ignores the addend, as torch does"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_round_a_sum_once_whichever_way_the_sparse_operand_lies(dtype, device):
+    """A product rounded before the addend comes would differ from the exact sum, rounded, in one element of eight."""
+    w, d = make(dtype=dtype, device=device)
+    s = to_sparse_semi_structured(w)
+    x, y = (torch.randn(24, n, device=device).to(dtype) for n in (64, 128))
+    for a, b, dense in ((x, s, (x, d)), (s.t(), x.t(), (d.t(), x.t())), (y, s.t(), (y, d.t())), (s, y.t(), (d, y.t()))):
+        product = dense[0].double() @ dense[1].double()
+        addend = (30 * torch.randn(product.shape, device=device)).to(dtype)
+        for beta, alpha in ((1, 1), (0.5, 2)):
+            got = torch.addmm(addend, a, b, beta=beta, alpha=alpha)
+            exact = beta * addend.double() + alpha * product
+            assert (got != exact.to(dtype)).float().mean() < 0.01
+    bias, weight = (30 * torch.randn(128, device=device)).to(dtype), s.t()
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            got = F.linear(x, weight, bias)
+        assert (got != (bias.double() + x.double() @ d.double()).to(dtype)).float().mean() < 0.01
+
+
 @pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference"])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 def test_serve_as_the_weight_of_linear_for_inputs_of_any_strides(inference, bias, device):

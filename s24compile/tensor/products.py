@@ -34,7 +34,8 @@ def left(s: Sparse24, b: Tensor, *, bias: Tensor | None = None, layout: str = "r
     given, wide = result_dtype(s, bias), accumulator(s)
     if s.scale is None and s.dtype != torch.int8 and not s.transposed:
         return ops.mm(s.packed, b, bias=bias, out_layout=layout, out_dtype=wide if exact else given)  # type: ignore[arg-type]
-    c = _sums(s, b, layout, wide)
+    more = exact or bias is not None or s.dtype.itemsize == 1  # rounded by what comes after, not before
+    c = _sums(s, b, layout, wide if more else given)
     if s.scale is not None:
         c = c * s.scale.to(wide)
     if bias is not None:
@@ -60,16 +61,22 @@ def result_dtype(s: Sparse24, addend: Tensor | None = None) -> torch.dtype:
     return torch.int32 if integers else torch.float32
 
 
-def _sums(s: Sparse24, b: Tensor, layout: str, wide: torch.dtype) -> Tensor:
-    """S B of the kept values as they are, without the scale."""
+def _sums(s: Sparse24, b: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
+    """S B of the kept values as they are, without the scale. `dtype` is the accumulator's, or S's own."""
     if not s.transposed:
-        return ops.mm(s.packed, b, out_layout=layout, out_dtype=wide)  # type: ignore[arg-type]
+        return ops.mm(s.packed, b, out_layout=layout, out_dtype=dtype)  # type: ignore[arg-type]
     # A^T has its groups of four along the output, where no sparse kernel can use them: a dense product instead.
     a = _ops.unpack(s.kept, s.metadata, *s.packed_shape, s.format)
-    if s.dtype.itemsize == 1:
-        a, b = a.to(wide), b.to(wide)
-    c = torch.mm(a.t(), b) if layout == "row" else torch.mm(b.t(), a).t()
-    return c.to(wide)
+    return _dense(a.t(), b, dtype) if layout == "row" else _dense(b.t(), a, dtype).t()
+
+
+def _dense(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a b of dense matrices, summed and rounded once to `dtype`, no narrower than theirs."""
+    if a.dtype == dtype:
+        return torch.mm(a, b)
+    if a.is_cuda and a.dtype.itemsize == 2:
+        return torch.mm(a, b, out_dtype=dtype)  # CUDA only: tensor cores hand out their fp32 sums
+    return torch.mm(a.to(dtype), b.to(dtype))
 
 
 def _check(s: Sparse24, b: Tensor) -> None:
