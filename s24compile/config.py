@@ -115,6 +115,10 @@ class Config:
             object.__setattr__(self, field, value)
         if isinstance(self.inner_options, Mapping):
             object.__setattr__(self, "inner_options", tuple(sorted(self.inner_options.items())))
+        elif not isinstance(self.inner_options, (tuple, type(None))):
+            raise OptionError(
+                name="inner_options", value=self.inner_options, accepted="it must be a mapping of Inductor's settings"
+            )
         self._choice("recipe", tuple(RECIPES))
         for field in ("gradient", "decay", "mask_interval"):
             if getattr(self, field) is _OF_RECIPE:

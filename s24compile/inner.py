@@ -17,7 +17,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from s24compile import lowering
 from s24compile.config import Config
-from s24compile.errors import OptionError
+from s24compile.errors import OptionError, S24Error
 from s24compile.kernels.target import Target
 from s24compile.lowering.memory import recompute_activations
 
@@ -75,12 +75,18 @@ def inductor_patches(config: Config) -> dict[str, Any]:
 
 def _inductor(gm: fx.GraphModule, inputs: list[Any], config: Config, target: Target) -> Compiled:
     from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.exc import InductorError
 
     patches = inductor_patches(config)
     patches["post_grad_custom_pre_pass"] = _chain(patches, "post_grad_custom_pre_pass", LoweringPass(target))
     if config.memory == "save":
         patches["joint_custom_pre_pass"] = _chain(patches, "joint_custom_pre_pass", RecomputePass())
-    return cast(Compiled, compile_fx(gm, inputs, config_patches=patches))
+    try:
+        return cast(Compiled, compile_fx(gm, inputs, config_patches=patches))
+    except InductorError as error:  # it wraps what a pass raises
+        if isinstance(error.inner_exception, S24Error):
+            raise error.inner_exception from None
+        raise
 
 
 def _chain(patches: dict[str, Any], name: str, ours: CustomGraphPass) -> Any:

@@ -313,6 +313,7 @@ def test_name_the_nearest_option_of_an_unknown_one(x: Tensor) -> None:
         ({"include": ("(",)}, "regular expression"),
         ({"include": 3}, "include=3"),
         ({"exclude": None}, "exclude=None"),
+        ({"inner_options": 3}, "inner_options=3"),
         ({"inner": "eager", "mode": "max-autotune"}, "inner='eager'"),
         ({"inner": "eager", "memory": "save"}, "memory='save'"),
         ({"mode": "fastest"}, "mode='fastest'"),
@@ -341,6 +342,16 @@ def test_raise_the_same_errors_where_the_graph_must_not_break(fullgraph: bool, d
         compiled_call(lambda x: s24compile.ops.glu(x, act="tanh"))
     with pytest.raises(errors.OptionError, match="seed="):
         compiled_call(lambda x: s24compile.ops.mvue(x[..., :28], seed=x))
+
+
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_raise_an_error_of_lowering_as_it_is(inner: str, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> Any:
+        raise errors.LoweringError(node="n", found="no provider", accepted="none")
+
+    monkeypatch.setattr("s24compile.inner.lowering.run", fail)
+    with pytest.raises(errors.LoweringError, match="no provider"):
+        compiled(GeluMLP().to(x.device), inner)(x)
 
 
 def test_raise_the_error_of_a_later_compilation_as_it_is(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
