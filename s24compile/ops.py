@@ -21,6 +21,7 @@ from s24compile.kernels.checks import (
     check_matrix,
     check_multiple,
     check_packable,
+    check_same_device,
     check_same_shape,
     device_format,
     outside_inference_mode,
@@ -135,12 +136,14 @@ def pack(w: Tensor, mask: Tensor | None = None, *, dtype: torch.dtype | None = N
     Raises:
         MaskError: more than two ones in a group. On CUDA a given mask is not checked (a host sync); two are kept.
         ShapeError, DtypeError: an argument that the op does not take.
+        TargetError: arguments on different devices.
     """
     check_matrix("w", w)
     check_multiple("w", w, (1,))
     check_packable(dtype or w.dtype)
     if mask is not None:
         check_same_shape("mask", mask, "w", w)
+        check_same_device("pack", w=w, mask=mask)
         mask = mask.bool()
     dtype, format = dtype or w.dtype, device_format(w.device)
     with outside_inference_mode():
@@ -159,11 +162,13 @@ def pack_both(w: Tensor, mask: Tensor, *, dtype: torch.dtype | None = None) -> t
     Raises:
         MaskError: more than two ones in a group of a row or a column (not checked on CUDA).
         ShapeError, DtypeError: an argument that the op does not take.
+        TargetError: arguments on different devices.
     """
     check_matrix("w", w)
     check_multiple("w", w, (0, 1))
     check_packable(dtype or w.dtype)
     check_same_shape("mask", mask, "w", w)
+    check_same_device("pack_both", w=w, mask=mask)
     (m, k), dtype, format = w.shape, dtype or w.dtype, device_format(w.device)
     with outside_inference_mode():
         values, metadata, values_t, metadata_t = _ops.pack_both(w.detach(), mask.bool(), dtype, format)
@@ -207,6 +212,7 @@ def mm(
 
     Raises:
         ShapeError, DtypeError, OptionError: an argument that the op does not take.
+        TargetError: arguments on different devices.
     """
     (m, k), narrow = p.shape, p.dtype.itemsize == 1
     check_choice("out_layout", out_layout, ("row", "col"))
@@ -218,6 +224,7 @@ def mm(
         raise ShapeError(what="bias", shape=tuple(bias.shape), accepted=f"it must be [{m}], one value per row of p")
     if bias is not None:
         check_floating("bias", bias)
+    check_same_device("mm", p=p.values, b=b, bias=bias)
     out_dtype = out_dtype or (torch.float32 if narrow else p.dtype)
     if not isinstance(out_dtype, torch.dtype) or not out_dtype.is_floating_point:
         raise DtypeError(what="the result", dtype=out_dtype, accepted="it must be a floating-point torch.dtype")
@@ -229,6 +236,7 @@ def linear(x: Tensor, p: Packed24, bias: Tensor | None = None) -> Tensor:
 
     Raises:
         ShapeError, DtypeError: an argument that the op does not take.
+        TargetError: arguments on different devices.
     """
     m, k = p.shape
     if x.dim() == 0 or x.shape[-1] != k:
@@ -262,11 +270,13 @@ def masked_decay_(grad: Tensor, w: Tensor, mask: Tensor, alpha: float) -> None:
 
     Raises:
         ShapeError, DtypeError: an argument that the op does not take.
+        TargetError: arguments on different devices.
     """
     check_floating("grad", grad)
     check_floating("w", w)
     check_same_shape("w", w, "grad", grad)
     check_same_shape("mask", mask, "grad", grad)
+    check_same_device("masked_decay_", grad=grad, w=w, mask=mask)
     with torch.no_grad():
         _ops.masked_decay_(grad, w, mask.bool(), float(alpha))
 
@@ -276,6 +286,8 @@ def flip_rate(mask_before: Tensor, mask_after: Tensor) -> float:
 
     Raises:
         ShapeError: an argument that the op does not take.
+        TargetError: arguments on different devices.
     """
     check_same_shape("mask_after", mask_after, "mask_before", mask_before)
+    check_same_device("flip_rate", mask_before=mask_before, mask_after=mask_after)
     return float(_ops.flip_rate(mask_before, mask_after))

@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
-from s24compile.errors import DtypeError, OptionError, ShapeError
+from s24compile.errors import DtypeError, OptionError, ShapeError, TargetError
 from s24compile.kernels.target import Target
 
 PACKABLE = (
@@ -53,6 +53,18 @@ def check_same_shape(what: str, x: Tensor, of: str, like: Tensor) -> None:
     """Refuses a tensor whose shape is not that of another argument."""
     if x.shape != like.shape:
         raise ShapeError(what=what, shape=tuple(x.shape), accepted=f"it must be {of}'s, {tuple(like.shape)}")
+
+
+def check_same_device(op: str, **tensors: Tensor | None) -> None:
+    """Refuses arguments of one call that are on different devices."""
+    places = {name: x.device for name, x in tensors.items() if x is not None}
+    if len(set(places.values())) > 1:
+        raise TargetError(
+            what=op,
+            target=" and ".join(sorted({str(device) for device in places.values()})),
+            found=", ".join(f"{name} is on {device}" for name, device in places.items()),
+            accepted="move all of them to one device",
+        )
 
 
 def check_choice(name: str, value: object, accepted: tuple[str, ...]) -> None:

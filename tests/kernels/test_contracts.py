@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from s24compile import ops as functional
+from s24compile.errors import TargetError
 from s24compile.kernels import ops, providers
 from s24compile.kernels.ops import gemm
 from s24compile.kernels.samples import SAMPLES, samples
@@ -50,6 +51,25 @@ def test_opcheck_passes(name, index, device, monkeypatch):
     # opcheck compares eager gradients with traced ones, which must then draw the same seed.
     monkeypatch.setattr(gemm, "_seed", lambda like: torch.full((1,), 7, dtype=torch.int64, device=like.device))
     torch.library.opcheck(getattr(torch.ops.s24, name).default, sample.args)
+
+
+SHORTENED = ("pack_weight_", "pack_weights_", "masked_decay_many_")
+"""Called by this package alone, on weights that are known not to be meta tensors, and past torch's dispatcher."""
+
+
+@pytest.mark.parametrize(("name", "index"), [case for case in CASES if case.values[0] not in SHORTENED])
+def test_refuse_meta_tensors_among_others(name, index, device):
+    op = getattr(torch.ops.s24, name).default
+    leaves, spec = torch.utils._pytree.tree_flatten(samples(name, device, torch.float32)[index].args)
+    tensors = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    for place in tensors:
+        mixed = [leaf.to("meta") if at == place else leaf for at, leaf in enumerate(leaves)]
+        if len(tensors) > 1:
+            with torch.no_grad(), pytest.raises(TargetError, match="meta"):
+                op(*torch.utils._pytree.tree_unflatten(mixed, spec))
+    on_meta = [leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    result = op(*torch.utils._pytree.tree_unflatten(on_meta, spec))
+    assert all(leaf.is_meta for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
 
 
 @pytest.mark.parametrize(("name", "index"), CASES)

@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from s24compile import ops
-from s24compile.errors import DtypeError, MaskError, OptionError, S24Error, ShapeError
+from s24compile.errors import DtypeError, MaskError, OptionError, S24Error, ShapeError, TargetError
 
 SPARSE = torch.tensor([[1.0, 2, 0, 0, 3, 0, 0, 4]]).repeat(4, 1)
 MASK = SPARSE != 0
@@ -49,6 +49,13 @@ REFUSED = {
     "gate": (OptionError, lambda: ops.glu(torch.ones(4, 4), gate="third")),
     "out_layout": (OptionError, lambda: ops.mm(packed(), torch.ones(8, 2), out_layout="column")),
     "float seed": (OptionError, lambda: ops.mvue(torch.ones(4, 4), seed=0.5)),
+    "mask on meta": (TargetError, lambda: ops.pack(SPARSE, MASK.to("meta"))),
+    "both mask on meta": (TargetError, lambda: ops.pack_both(SPARSE.to("meta"), MASK)),
+    "mm on meta": (TargetError, lambda: ops.mm(packed(), torch.ones(8, 2, device="meta"))),
+    "bias on meta": (TargetError, lambda: ops.mm(packed(), torch.ones(8, 2), bias=torch.ones(4, device="meta"))),
+    "linear on meta": (TargetError, lambda: ops.linear(torch.ones(3, 8, device="meta"), packed())),
+    "decay of meta": (TargetError, lambda: ops.masked_decay_(SPARSE.clone(), SPARSE.to("meta"), MASK, 0.1)),
+    "flip_rate on meta": (TargetError, lambda: ops.flip_rate(MASK, MASK.to("meta"))),
     "two seeds": (OptionError, lambda: ops.mvue(torch.ones(4, 4), seed=torch.tensor([1, 2]))),
 }
 

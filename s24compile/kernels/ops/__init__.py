@@ -19,6 +19,7 @@ Ops do not validate: `s24compile.ops` does, for people; graphs are checked when 
 from __future__ import annotations
 
 from s24compile.kernels.ops.activation import act, act_backward
+from s24compile.kernels.ops.devices import refuse_mixed_meta
 from s24compile.kernels.ops.direct import define_direct_ops
 from s24compile.kernels.ops.elementwise import glu, glu_backward, masked_decay_, masked_decay_patterns_
 from s24compile.kernels.ops.epilogues import mm_act, mm_add, mm_dact, mm_dact_sum, mm_dglu, mm_glu
@@ -73,6 +74,8 @@ OPS = (
 )
 """Every op, as torch's CustomOpDef."""
 
+for _op in OPS:
+    refuse_mixed_meta(_op)
 define_direct_ops()
 
 NAMES = tuple(op._name for op in OPS)
