@@ -95,7 +95,7 @@ def test_list_the_commands_without_arguments(capsys: pytest.CaptureFixture[str])
         (["bench", "no_such_benchmark"], 1, "no such script"),
         (["tune-decay", "--candidates=0,much"], 1, "candidates"),
         (["tune-decay", "--candidates=0,-1"], 1, "candidates"),
-        (["tune-decay", "--recipe=sste", "--n_layer=1", "--inner=eager"], 1, "no masked decay"),
+        (["tune-decay", "--recipe=sste", "--device=cpu", "--n_layer=1", "--inner=eager"], 1, "no masked decay"),
     ],
 )
 def test_answer_mistakes_with_one_sentence(
@@ -191,7 +191,15 @@ def test_read_settings_from_a_file_and_flags(tmp_path: Path) -> None:
 
 
 def test_train_and_resume_to_the_same_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--n_layer=1", "--n_embd=32", "--block_size=16", "--batch_size=4", "--inner=aot_eager", "--json"]
+    small = [
+        "--device=cpu",
+        "--n_layer=1",
+        "--n_embd=32",
+        "--block_size=16",
+        "--batch_size=4",
+        "--inner=aot_eager",
+        "--json",
+    ]
     small += ["--mask_interval=3", "--eval_interval=100", "--eval_iters=1", "--warmup_iters=2", "--min_lr=2e-3"]
 
     def train(out: str, steps: int, *more: str) -> dict[str, float]:
@@ -217,7 +225,15 @@ def test_train_and_resume_to_the_same_losses(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_see_fewer_flips_under_more_decay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--n_layer=1", "--n_embd=32", "--block_size=16", "--batch_size=4", "--inner=eager", "--steps=24"]
+    small = [
+        "--device=cpu",
+        "--n_layer=1",
+        "--n_embd=32",
+        "--block_size=16",
+        "--batch_size=4",
+        "--inner=eager",
+        "--steps=24",
+    ]
     small += ["--out", str(tmp_path)]
     assert main(["tune-decay", *small, "--candidates=0,0.05", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

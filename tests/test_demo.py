@@ -23,8 +23,17 @@ from s24compile.demo.training import History, Run, TrainConfig
 from s24compile.errors import ModelError
 
 ROOT = Path(__file__).parents[1]
+# On the CPU: on a GPU kernels would be built for its sizes first, each in a minute.
 TINY = TrainConfig(
-    n_layer=1, n_head=2, n_embd=32, block_size=16, batch_size=8, max_iters=12, warmup_iters=2, eval_iters=2
+    n_layer=1,
+    n_head=2,
+    n_embd=32,
+    block_size=16,
+    batch_size=8,
+    max_iters=12,
+    warmup_iters=2,
+    eval_iters=2,
+    device="cpu",
 )
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from s24compile.cli import main
+from tests.on_cpu import ON_CPU
 from tests.test_examples import EXAMPLES, RUNS, need
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +108,7 @@ def run_command(line: str) -> None:
     if words[0] == "s24":
         if words[1] == "train":
             # The same command, smaller: what is on the line is parsed, then fewer and smaller steps win.
-            words += ["--max_iters=2", "--n_layer=1", "--n_embd=32", "--inner=aot_eager"]
+            words += ["--max_iters=2", "--n_layer=1", "--n_embd=32", "--inner=aot_eager", "--device=cpu"]
         # doctor fails where something that this machine should have is missing; that is its answer.
         assert main(words[1:]) in ((0, 1) if words[1] == "doctor" else (0,)), line
         return
@@ -118,7 +119,7 @@ def run_command(line: str) -> None:
         return
     command = re.sub(r"(^|\s)s24 ", rf"\1{sys.executable} -m s24compile ", line)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path}, capture_output=True)
+    subprocess.run(command, shell=True, check=True, env={**ON_CPU, "PATH": path}, capture_output=True)
 
 
 def test_have_a_reason_for_what_is_not_run() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from s24compile import errors, register_with_accelerate, sparse_weights
+from tests.on_cpu import ON_CPU
 
 ROOT = Path(__file__).parents[1]
 # (folder, what it needs besides torch, sparse weights of one layer)
@@ -44,7 +44,7 @@ def test_train_sparse_and_lower_the_loss(
     # tests.torchvision_ops: transformers and lightning import torchvision where it is installed.
     command = [sys.executable, "-m", "tests.torchvision_ops", str(ROOT / f"examples/{name}/train.py")]
     command += ["--steps", "8", "--layers", "1", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**ON_CPU, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
     told = re.fullmatch(r"loss ([\d.]+) -> ([\d.]+), (\d+) sparse weights", done.stdout.splitlines()[-1])
     assert told is not None, done.stdout

@@ -14,9 +14,10 @@ from s24compile.cli.curves import read_curves
 from s24compile.demo.text import read_sources
 from s24compile.demo.training import History, Run, TrainConfig
 
+# On the CPU: on a GPU kernels would be built for its sizes first, each in a minute.
 TINY = TrainConfig(
     n_layer=1, n_head=2, n_embd=32, block_size=16, batch_size=4, max_iters=12, warmup_iters=2, eval_iters=1,
-    eval_interval=6,
+    eval_interval=6, device="cpu"
 )  # fmt: skip
 
 

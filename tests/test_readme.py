@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from s24compile.cli import main
+from tests.on_cpu import ON_CPU
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,7 +37,7 @@ def test_know_every_command() -> None:
 def test_run_each_block_of_python(index: int, tmp_path: Path) -> None:
     script = tmp_path / "readme.py"
     script.write_text(blocks("python")[index])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**ON_CPU, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, str(script)], cwd=tmp_path, check=True, env=environment)
 
 
@@ -46,7 +46,7 @@ def test_run_each_command(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     words = shlex.split(command)[1:]
     if words[0] in ("train", "tune-decay") and "--help" not in words:
         # The same command, smaller: what is on the line is parsed, then fewer and smaller steps win.
-        words += ["--max_iters=3", "--n_layer=1", "--n_embd=32", "--inner=aot_eager"]
+        words += ["--max_iters=3", "--n_layer=1", "--n_embd=32", "--inner=aot_eager", "--device=cpu"]
         words += ["--steps=4"] if words[0] == "tune-decay" else []
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0

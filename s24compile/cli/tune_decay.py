@@ -49,7 +49,7 @@ def command(
     from s24compile.demo.training import Run
     from s24compile.training.tune_decay import CANDIDATES
 
-    config = settings_of_words(words or [])
+    config = settings_of_words(words or []).forced()
     decays = _numbers(candidates) if candidates else list(CANDIDATES)
     run = Run(config, read_sources(Path(config.dataset) if config.dataset else None))
     console = Console(stderr=json)

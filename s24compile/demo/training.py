@@ -108,6 +108,11 @@ class TrainConfig:
         dtype = ("bfloat16" if device.startswith("cuda") else "float32") if self.dtype == "auto" else self.dtype
         return dataclasses.replace(self, device=device, dtype=dtype)
 
+    def forced(self) -> TrainConfig:
+        """The config with its layers 2:4 where they are too small to pay, too, unless its options say otherwise."""
+        options = {"min_speedup": 0.0, **dict(self.options)}
+        return dataclasses.replace(self, options=tuple(sorted(options.items())))
+
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then a cosine down to `min_lr` at the last step."""
         if step < self.warmup_iters:

@@ -45,6 +45,11 @@ def results(run, args):
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
+def sum_tolerance(g):
+    """Two orders of adding up T numbers differ by at most 2 (T - 1) roundings of their absolute sum."""
+    return 2 * len(g) * torch.finfo(torch.float32).eps * float(g.float().abs().sum(0).max())
+
+
 @pytest.mark.parametrize("dim", [0, -1], ids=["rows apart", "columns apart"])
 @pytest.mark.parametrize("op", OPS)
 def test_offsets_past_two_to_the_31_are_right(op, dim):
@@ -56,7 +61,9 @@ def test_offsets_past_two_to_the_31_are_right(op, dim):
             continue
         assert provider.supports(*args) is None
         for a, b in zip(results(provider.run, args), results(provider.run, near.args), strict=True):
-            assert torch.equal(a, b)
+            # Column sums of dZ are added up in the order of its layout: as far apart as fp32 rounding takes them.
+            summed = op == "mvue_pack_sum" and a.dtype == torch.float32 and a.dim() == 1
+            torch.testing.assert_close(a, b, rtol=0, atol=sum_tolerance(near.args[0]) if summed else 0)
         compared += 1
         if compared == SAMPLES:
             return

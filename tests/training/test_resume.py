@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -13,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.on_cpu import ON_CPU
+
 ROOT = Path(__file__).parents[2]
 # Two threads add up an embedding's gradient in any order: whole runs differ among themselves then.
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+ONE_THREAD = {**ON_CPU, "OMP_NUM_THREADS": "1"}
 STEPS = 48  # a second mask search after step 40; STEP switches at 24 at the latest
 SIZES = ["--steps", str(STEPS), "--checkpoint-every", "4", "--layers", "1", "--width", "32", "--batch", "4"]
 

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-import s24compile
 from tests.masked import gradients, live_masks, masked_call
-from tests.zoo.checks import EXACT, assert_listed_by_hand, assert_trains_like_masked, explain_case, placed
+from tests.zoo.checks import (
+    EXACT,
+    assert_listed_by_hand,
+    assert_trains_like_masked,
+    explain_case,
+    explain_forced,
+    placed,
+)
 from tests.zoo.plain import CASES, HAND_WRITTEN
 from tests.zoo.table import assert_in_the_docs
 
@@ -54,6 +60,6 @@ def test_say_that_the_fast_path_of_torch_nn_runs_dense() -> None:
     """In eval mode without gradients torch.nn runs a whole layer as one fused op."""
     model = torch.nn.TransformerEncoderLayer(64, 4, 256, batch_first=True).eval()
     with torch.no_grad():
-        report = s24compile.explain(model, torch.randn(2, 8, 64))
+        report = explain_forced(model, torch.randn(2, 8, 64))
     assert not report.rewritten
     assert report.refused or report.unseen
