@@ -24,6 +24,7 @@ from s24compile.errors import CheckpointError, ConflictError
 from s24compile.operand_request import WeightLayout
 from s24compile.parameter_map import ParameterMap
 from s24compile.sparse_weight import SparseWeight
+from s24compile.training.recipe import RECIPES
 from s24compile.training.schedule import Phase
 
 
@@ -109,12 +110,19 @@ def told_about(parameter: Tensor) -> Told:
     return told
 
 
-_STATE_OPTIONS = ("recipe", "decay", "mask_interval", "sparse_from", "dense_from", "freshness")
+_TRAINING_OPTIONS = ("recipe", "decay", "mask_interval", "sparse_from", "dense_from", "freshness", "gradient")
+"""What two graphs of one weight must agree about: its state, and the gradients that it is trained with."""
+
+
+def _training_options(config: Config, layout: WeightLayout) -> dict[str, object]:
+    given = {option: getattr(config, option) for option in _TRAINING_OPTIONS}
+    dx = RECIPES[config.recipe].dx_for(config.input_gradient)
+    # "auto" is another word for the recipe's own, and the only one where that is no option.
+    return given | {"input_gradient": "auto" if dx == "sparse" else dx, "layout": layout}
 
 
 def _check_agreement(weight: SparseWeight, config: Config, layout: WeightLayout) -> None:
-    old = {option: getattr(weight.config, option) for option in _STATE_OPTIONS} | {"layout": weight.layout}
-    new = {option: getattr(config, option) for option in _STATE_OPTIONS} | {"layout": layout}
+    old, new = _training_options(weight.config, weight.layout), _training_options(config, layout)
     differing = [option for option in old if old[option] != new[option]]
     if differing:
         raise ConflictError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import weakref
 
@@ -231,11 +232,28 @@ def test_free_everything_with_the_model():
 def test_refuse_conflicting_options_by_name():
     parameter = new_parameter()
     operand_of(parameter, config=FST, names=("blocks.0.up.weight",))
-    for other in (Config(mask_interval=4), Config(mask_interval=3, decay=1.0), Config(recipe="ste", mask_interval=3)):
+    others: list[dict[str, object]] = [
+        {"mask_interval": 4},
+        {"decay": 1.0},
+        {"recipe": "ste"},
+        {"gradient": "mvue"},
+        {"gradient": "auto"},
+    ]
+    for changed in others:
+        other = dataclasses.replace(FST, **changed)
         with pytest.raises(errors.ConflictError, match=r"blocks\.0\.up\.weight"):
             operand_of(parameter, config=other, names=("blocks.0.up.weight",))
-    same = Config(mask_interval=3, gradient="mvue", inner="eager")
+    same = dataclasses.replace(FST, inner="eager", min_speedup=0.0)
     assert operand_of(parameter, config=same) is operand_of(parameter, config=FST)
+
+
+def test_refuse_two_input_gradients_of_one_weight():
+    parameter = new_parameter()
+    rows = Config(recipe="ste", input_gradient="dense")
+    found = operand_of(parameter, config=rows)
+    with pytest.raises(errors.ConflictError, match=r"input_gradient='dense'; .* input_gradient='mvue'"):
+        operand_of(parameter, config=dataclasses.replace(rows, input_gradient="mvue"))
+    assert operand_of(parameter, config=Config(recipe="ste")) is found, "'auto' is 'dense' in this recipe"
 
 
 def test_count_only_steps_of_optimizers_that_hold_the_weight():
