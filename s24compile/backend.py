@@ -21,6 +21,7 @@ from s24compile.inner import Compiled, compile_graph
 from s24compile.kernels.gemm.availability import require_gemm
 from s24compile.lowering.cost import FORCE
 from s24compile.operand import Operand, pack_all
+from s24compile.report import Site
 from s24compile.rewriting import Rewriting, Slot, gathered_inputs, rewrite_graph, target_of
 from s24compile.state import sparse_weights
 from s24compile.tracing import trace_graph
@@ -93,13 +94,23 @@ class SparseGraph:
     def report(self) -> None:
         """Logs each layer; as a warning where the user asked for sparse training and gets none of it in this graph."""
         for site in self.sites:
-            alarming = any(sentence in site.reason for sentence in passes.ALARMING)
-            log.log(logging.WARNING if alarming else logging.INFO, "%s", site.sentence)
+            log.log(logging.WARNING if self.alarms(site) else logging.INFO, "%s", site.sentence)
         slow = [site for site in self.sites if site.reason.endswith(FORCE)]
         if slow and not self.slots:
             log.warning(
                 "no layer of this graph trains 2:4 (%d refused as slower than dense): %s", len(slow), slow[0].reason
             )
+
+    def alarms(self, site: Site) -> bool:
+        """Whether nobody who asked for sparse training expects this row.
+
+        A linear alone (an output head) may stay dense in a decorated module that is sparse otherwise.
+        """
+        if any(sentence in site.reason for sentence in passes.ALARMING):
+            return True
+        if not site.decorated or site.status == "rewritten":
+            return False
+        return site.family != "linear" or not any(s.decorated and s.status == "rewritten" for s in self.sites)
 
     def __call__(self, *args: Any) -> Any:
         phases, operands = self.split(args)

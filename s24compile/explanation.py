@@ -92,17 +92,17 @@ class _Findings:
 
     def report(self) -> Report:
         """The report on the whole model."""
-        linears = [
-            (f"{path}.weight" if path else "weight", module.weight)
+        unseen = [
+            f"{path}.weight" if path else "weight"
             for path, module in self.model.named_modules()
-            if isinstance(module, nn.Linear)
+            if isinstance(module, nn.Linear) and not any(id(p) in self.seen for p in _weights_of(module))
         ]
         return Report(
             sites=tuple(sorted(self.sites, key=_natural)),
             graphs=self.graphs,
             target=str(self.target),
             providers=tuple(families(self.target, ("mm", "mvue_pack", "glu", "pack_weight_")).items()),
-            unseen=tuple(_clean(name) for name, weight in linears if id(weight) not in self.seen),
+            unseen=tuple(_clean(name) for name in unseen),
         )
 
 
@@ -175,6 +175,12 @@ def _inside(path: str, site: Site) -> Site:
     """A row with the names that it has in the whole model, in which what was compiled is at `path`."""
     weights = tuple(f"{path}.{name}" for name in site.weights)
     return dataclasses.replace(site, path=f"{path}.{site.path}" if site.path else path, weights=weights)
+
+
+def _weights_of(module: nn.Linear) -> list[nn.Parameter]:
+    """Its weight; of a parametrised one, the parameters that the weight is computed from."""
+    weight = module._parameters.get("weight")
+    return [weight] if weight is not None else [p for name, p in module.named_parameters() if name != "bias"]
 
 
 def _owned(parameter: nn.Parameter) -> nn.Parameter:

@@ -35,6 +35,8 @@ class Site:
     """What it keeps for the backward: "Z", the activation's operand, and "H", its result."""
     recomputable_bytes: int = 0
     """How many of them memory="save" leaves out."""
+    decorated: bool = False
+    """Whether it stands in a module decorated with `sparse_ffn`."""
 
     @property
     def sentence(self) -> str:

@@ -214,3 +214,21 @@ def test_train_under_activation_checkpointing_from_outside(decorated: bool) -> N
     y.sum().backward()
     assert x.grad is not None
     assert len(s24compile.sparse_weights(module)) == 2
+
+
+def test_warn_of_a_decorated_layer_that_an_outer_compile_refuses(x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    mlp = make_class()
+    model = Two(sparse_ffn(mlp(hidden=62)), sparse_ffn(mlp())).to(x.device)
+    with caplog.at_level("WARNING", logger="s24compile"):
+        torch.compile(model, backend="s24", options=OPTIONS)(x)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("first: gelu 32 -> 62 -> 32 refused")
+    assert set(s24compile.sparse_weights(model)) == {"second.fc1.weight", "second.fc2.weight"}
+
+
+def test_stay_quiet_about_what_is_not_decorated(x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    mlp = make_class()
+    model = Two(sparse_ffn(mlp()), mlp()).to(x.device)
+    with caplog.at_level("WARNING", logger="s24compile"):
+        torch.compile(model, backend="s24", options=OPTIONS)(x)
+    assert not caplog.records

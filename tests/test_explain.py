@@ -225,6 +225,24 @@ def test_list_no_half_of_attention_that_a_graph_break_cuts() -> None:
     assert not s24compile.explain(Attention(), torch.randn(2, 4, 8)).sites
 
 
+def test_know_parametrised_weights_by_what_they_are_computed_from() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.outside = nn.Linear(8, 8), nn.Linear(8, 8)
+            for linear in (self.inside, self.outside):
+                nn.utils.parametrizations.weight_norm(linear)
+
+        @torch.compiler.disable
+        def late(self, x: Tensor) -> Tensor:
+            return self.outside(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.late(self.inside(x))
+
+    assert s24compile.explain(Net(), torch.randn(2, 8)).unseen == ("outside.weight",)
+
+
 def test_refuse_what_is_no_module() -> None:
     with pytest.raises(errors.ModelError, match=r"torch\.nn\.Module"):
         s24compile.explain(torch.relu, torch.randn(2))

@@ -219,6 +219,7 @@ def _site(match: Match, state: State) -> Site:
         weights=tuple(dict.fromkeys(names)),
         linears=len(match.taken),
         rule=match.rule,
+        decorated=any(mark_of(linear.node) is not None for linear in linears),
     )
 
 
