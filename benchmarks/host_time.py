@@ -39,7 +39,8 @@ def captured_call(device: str) -> tuple[SparseGraph, tuple[Any, ...]]:
 
     SparseGraph.__call__ = noted  # type: ignore[method-assign]
     try:
-        compiled = torch.compile(model, backend="s24", options={"inner": "eager", "min_speedup": 0.0})
+        options: dict[str, Any] = {"inner": "eager", "min_speedup": 0.0}
+        compiled = torch.compile(model, backend="s24", options=options)
         optimizer = torch.optim.AdamW(model.parameters())
         tokens = torch.randint(0, 256, (4, 64), device=device)
         for _ in range(2):

@@ -17,15 +17,17 @@ from s24compile.kernels.masks.triton_kernels import count_differences, scale_sum
 from s24compile.kernels.pack import triton_tiles as tiles  # noqa: E402
 from s24compile.kernels.pack.triton_blocks import pack_blocks, pack_many  # noqa: E402
 from s24compile.kernels.pack.triton_rows import pack_rows  # noqa: E402
+from s24compile.kernels.pack.triton_unpack import unpack_rows  # noqa: E402
 
 POINTERS = {
     "w": "*bf16", "g": "*bf16", "z": "*bf16", "dz": "*bf16", "h": "*bf16", "dh": "*bf16", "grad": "*fp32",
+    "dense": "*bf16",
     "patterns": "*u8", "table": "*i32", "along": "*bf16", "across": "*bf16", "values": "*bf16",
     "along_metadata": "*i16", "across_metadata": "*i16", "metadata": "*i16", "seed_at": "*i64", "scale_at": "*fp32",
     "sums": "*fp32", "alpha_at": "*fp32", "entries": "*i64", "owners": "*i32",
     "before": "*u8", "after": "*u8", "counts": "*i32", "totals": "*fp64",
 }  # fmt: skip
-SIZES = ("R", "C", "K", "M", "T", "F", "gated_row", "other_row", "split", "N")
+SIZES = ("R", "C", "K", "M", "T", "F", "gated_row", "other_row", "split", "N", "groups", "half")
 
 SEARCH = {"FLIPPED": False, "ALONG": True, "ACROSS": True, "EVEN": True, "w_column": 1, "p_column": 1, "FORMAT": "sm90"}
 ROWS = {"SCALED": False, "SUMS": False, "EVEN": True, "FORMAT": "sm90"}
@@ -61,6 +63,8 @@ CASES = {
     ),
     "mvue, sm80": (pack_rows, tiles.ROWS, ("BLOCK_K", "BLOCK_M"), {**MVUE, "FORMAT": "sm80"}),
     "magnitude, gated": (pack_rows, tiles.ROWS_ALONG, ("BLOCK_M", "BLOCK_K"), {**MAGNITUDE, "FORMAT": "sm90_gated"}),
+    "unpack": (unpack_rows, tiles.UNPACK, ("BLOCK_R", "BLOCK_G"), {"FORMAT": "sm90"}),
+    "unpack, gated": (unpack_rows, tiles.UNPACK, ("BLOCK_R", "BLOCK_G"), {"FORMAT": "sm90_gated"}),
     "glu": (glu_forward, tiles.GLU, ("BLOCK_T", "BLOCK_F"), {**GLU, "h_f": 1}),
     "glu gradient": (glu_gradient, tiles.GLU_GRADIENT, ("BLOCK_T", "BLOCK_F"), {**GLU, "dh_f": 1, "dz_f": 1}),
     "glu gradient and pack": (
@@ -96,7 +100,9 @@ def test_kernel_compiles_for_hopper_with_wide_accesses(name):
     compiled = build(*CASES[name])
     ptx = compiled.asm["ptx"]
     assert ".target sm_90" in ptx
-    assert any(wide in ptx for wide in ("st.global.v4", "st.global.L1::no_allocate.v4", ".v4.b32")), "no 16-byte access"
+    assert any(wide in ptx for wide in ("st.global.v4", "st.global.L1::no_allocate.v4", ".v4.b32", ".v2.b64")), (
+        "no 16-byte access"
+    )
     layout_changes = compiled.asm["ttgir"].count("ttg.convert_layout")
     # Where the cells of one half lie is worked out in a layout of its own: four small changes.
     assert layout_changes <= (16 if "gated" in name else 12), (

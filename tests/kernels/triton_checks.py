@@ -23,6 +23,7 @@ EXACT = (
     "pack_weights_",
     "pack",
     "pack_both",
+    "unpack",
     "flip_rate",
 )
 CLOSE = (

@@ -17,6 +17,7 @@ from s24compile.kernels.pack.triton_blocks import pack_blocks
 from s24compile.kernels.pack.triton_parts import Packed, parts, planes, separable
 from s24compile.kernels.pack.triton_rows import pack_rows
 from s24compile.kernels.pack.triton_supports import supported, supports_dtypes, supports_weight, uneven_halves
+from s24compile.kernels.pack.triton_unpack import supports_unpack, unpack
 from s24compile.kernels.patterns import PAIR_CODES, PAIRS, TRANSPOSABLE, TRANSPOSABLE_COLUMNS
 from s24compile.kernels.providers import Provider
 
@@ -225,4 +226,5 @@ PROVIDERS = {
     "pack_weight_": Provider("triton", pack_weight_, supported, supports_weight),
     "pack": Provider("triton", pack, supported, _supports_mask),
     "pack_both": Provider("triton", pack_both, supported, _supports_mask),
+    "unpack": Provider("triton", unpack, supported, supports_unpack),
 }
