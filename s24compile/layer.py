@@ -20,3 +20,11 @@ class Layer:
     """Tokens T of the example input, None where they are symbolic without a hint."""
     dtype: torch.dtype
     """Of the matmuls, not of the master weights."""
+    first: bool = True
+    """Whether the linears in front of the activation are 2:4."""
+    last: bool = True
+    """Whether the linear behind it is; a lone linear is both."""
+    dx: str = "sparse"
+    """Input gradient of the 2:4 linears: "sparse", "dense" or "mvue", as in `Recipe.dx`."""
+    dw: tuple[str, str] = ("mvue", "mvue")
+    """Weight gradients of the first linears and of the last, where they are 2:4: "mvue" or "dense"."""

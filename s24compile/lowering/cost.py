@@ -109,19 +109,43 @@ def estimate_us(layer: Layer, nearest: Measured) -> tuple[float, float]:
 def roofline_us(layer: Layer) -> tuple[float, float]:
     """(dense, 2:4) microseconds by operations, bytes and launches.
 
-    Bytes are those that the GEMMs' own time does not cover. Dense: the activation and its gradient as passes of their
-    own, casts of weights and their gradients. 2:4: Z beside H in one epilogue and read in another, MVUE packing of both
-    gradients, packing of the weights both ways.
+    Bytes are those that the GEMMs' own time does not cover. Of a linear: casts of weights and their gradients where it
+    is dense; packing both ways, or one way and unpacking for a dense dX, and pruning of gradients where it is 2:4. Of
+    the activation: a pass forward and one backward where the GEMM beside it is dense; else Z beside H in one epilogue,
+    and Z read in another.
     """
     assert layer.tokens is not None
     up = layer.hidden * (2 if layer.gated else 1)
-    flops = 6.0 * layer.tokens * layer.width * (up + layer.hidden)
-    weights = layer.width * (up + layer.hidden)
+    linears = [
+        (layer.width, up, layer.first, layer.dw[0]),
+        (layer.hidden, layer.width, layer.last, layer.dw[1]),
+    ]
+    turned = layer.last and layer.dx != "dense"
+    forward = 2.0 * layer.tokens * (up if layer.first else up + layer.hidden)
+    backward = 2.0 * layer.tokens * (up if turned else 2 * up + layer.hidden)
     passes = 2.0 * layer.tokens * (3 * up + 2 * layer.hidden)
-    fused = 4.0 * layer.tokens * up + 3.125 * layer.tokens * (up + layer.width)
-    dense = flops / DENSE_FLOPS_PER_US + (passes + 12.0 * weights) / BYTES_PER_US + 10 * LAUNCH_US
-    sparse = flops / SPARSE_FLOPS_PER_US + (fused + 6.25 * weights) / BYTES_PER_US + 10 * LAUNCH_US
-    return dense, sparse
+    dense = sum(_dense_us(layer.tokens, k, n) for k, n, *_ in linears) + passes / BYTES_PER_US
+    sparse = sum(
+        _sparse_us(layer.tokens, k, n, layer.dx, dw) if chosen else _dense_us(layer.tokens, k, n)
+        for k, n, chosen, dw in linears
+    )
+    sparse += (forward + backward) / BYTES_PER_US
+    return dense + 10 * LAUNCH_US, sparse + 10 * LAUNCH_US
+
+
+def _dense_us(tokens: int, k: int, n: int) -> float:
+    """A linear [n, k] without 2:4, forward and backward."""
+    return 6.0 * tokens * k * n / DENSE_FLOPS_PER_US + 12.0 * k * n / BYTES_PER_US
+
+
+def _sparse_us(tokens: int, k: int, n: int, dx: str, dw: str) -> float:
+    """The same of a 2:4 linear."""
+    gemms_24 = 1 + (dx != "dense") + (dw == "mvue")
+    pruned = 3.125 * tokens * n * ((dx == "mvue") + (dw == "mvue"))
+    packed = (7.25 if dx == "dense" else 6.25) * k * n
+    flops = 2.0 * tokens * k * n
+    rates = gemms_24 / SPARSE_FLOPS_PER_US + (3 - gemms_24) / DENSE_FLOPS_PER_US
+    return flops * rates + (pruned + packed) / BYTES_PER_US
 
 
 def _distance(row: Measured, layer: Layer) -> float:

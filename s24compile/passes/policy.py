@@ -30,6 +30,7 @@ DDP_SENTENCE = (
     'set torch._dynamo.config.optimize_ddp = "python_reducer" to keep layers whole'
 )
 DECORATED_SENTENCE = "another module of this graph is decorated with sparse_ffn, and then only decorated ones are taken"
+DENSE_PHASE_SENTENCE = "it is in its dense phase"
 FUEL_SENTENCE = "out of fuel: S24_FUEL={fuel} allows no further rewrite"
 
 
@@ -71,14 +72,30 @@ def _refuse_site(match: Match, state: State, decorated: bool) -> str:
 
 def _refuse_slow(match: Match, state: State) -> str:
     """What the cost model says; a decorated module is not asked about."""
-    first, last = match.linears[0], match.linears[-1]
+    *firsts, last = match.linears
+    first = match.linears[0]
     value = fake(first.node)
     if mark_of(first.node) is not None or value is None:
         return ""
     hidden = last.in_features if last is not first else first.out_features
     tokens = [_hint(size) for size in value.shape[:-1]]
     count = None if any(size is None for size in tokens) else math.prod(size for size in tokens if size is not None)
-    layer = Layer(first.in_features, hidden, match.gate is not None, count, value.dtype)
+    # A phase passes; what was worth while before it is so after it.
+    chosen = [
+        linear for linear in match.linears if match.stays.get(linear, DENSE_PHASE_SENTENCE) == DENSE_PHASE_SENTENCE
+    ]
+    options = state.options_for(None)
+    layer = Layer(
+        first.in_features,
+        hidden,
+        match.gate is not None,
+        count,
+        value.dtype,
+        first=all(linear in chosen for linear in firsts or [last]),
+        last=last in chosen,
+        dx=options.dx,
+        dw=(options.dw_of(first.in_features), options.dw_of(last.in_features)),
+    )
     return state.profitable(layer) or ""
 
 
@@ -95,7 +112,7 @@ def _refuse_linear(linear: Linear, state: State) -> str:
     tops = _tops(linear)
     mark = mark_of(linear.node)
     if any(top.name in state.dense for top in tops):
-        return "it is in its dense phase"
+        return DENSE_PHASE_SENTENCE
     if any(top.name in state.gathered for top in tops):
         return FSDP_SENTENCE
     if mark is None:

@@ -46,6 +46,30 @@ def test_predict_a_measured_row_from_the_others_within_a_sixth(row):
     assert ratio == pytest.approx(row.dense_us / row.sparse_us, rel=1 / 6)
 
 
+def speedup(row, **of_layer):
+    dense, sparse = estimate_us(dataclasses.replace(row.layer, **of_layer), row)
+    return dense / sparse
+
+
+def test_predict_exact_weight_gradients_within_a_tenth():
+    rows = json.loads((RESULTS / "ffn.json").read_text())["rows"]
+    exact = {(row["width"], row["hidden"]): row["ratios"].get("s24 dense dW") for row in rows}
+    measured = [row for row in HOPPER if exact[row.width, row.hidden]]
+    assert len(measured) >= 5
+    for row in measured:
+        expected = pytest.approx(exact[row.width, row.hidden], rel=0.1)
+        assert speedup(row, dw=("dense", "dense")) == expected, row
+
+
+@pytest.mark.parametrize("row", HOPPER)
+def test_expect_less_of_a_layer_that_is_2_to_4_in_part(row):
+    whole, exact = speedup(row), speedup(row, dw=("dense", "dense"))
+    for part in ({"first": False}, {"last": False}):
+        assert 1 < speedup(row, **part) < whole
+        assert 0.99 < speedup(row, **part, dw=("dense", "dense")) < exact
+    assert speedup(row, dx="dense") < speedup(row, dx="mvue") < whole, "row-wise masks"
+
+
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
