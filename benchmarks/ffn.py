@@ -5,12 +5,15 @@
 
 T = 16384 tokens, bf16 autocast, fp32 master weights, packing once a step included. TFLOP/s are dense-equivalent: 2 T D
 F a linear, three times that with its backward. Checked against masked dense arithmetic before timing. --gradients times
-other values of the option `gradient` too: what the 2:4 weight gradient is worth.
+other values of the option `gradient` too: what the 2:4 weight gradient is worth. --also times any options:
+
+    python benchmarks/ffn.py --layers 124m --also 'ste={"recipe": "ste", "gradient": "dense"}'
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,14 +76,14 @@ def make(kind: str, width: int, hidden: int) -> nn.Module:
     return GatedMLP(width, hidden, act).cuda()
 
 
-def measure(name: str, dense: tuple[str, ...], also: tuple[str, ...] = ()) -> dict[str, Any]:
-    """One row of the table."""
+def measure(name: str, dense: tuple[str, ...], also: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One row of the table: the defaults, and whatever options are wanted `also`."""
     kind, width, hidden, bar = LAYERS[name]
     torch._dynamo.reset()
     torch.manual_seed(0)
     x = torch.randn(TOKENS, width, device="cuda", requires_grad=True)
     sparse: dict[str, dict[str, Any]] = {"s24": {"min_speedup": 0.0}}
-    sparse |= {f"s24 {gradient} dW": {"min_speedup": 0.0, "gradient": gradient} for gradient in also}
+    sparse |= {f"s24 {name}": {"min_speedup": 0.0, **options} for name, options in also.items()}
     candidates = variants(make(kind, width, hidden), dense, sparse)
     error = max(check(v, x) for v in candidates if v.sparse)
     times = medians_ms(candidates, x)
@@ -108,12 +111,15 @@ def main() -> int:
     parser.add_argument("--layers", nargs="*", default=[], help="parts of layer names; default: all")
     parser.add_argument("--dense", nargs="*", default=list(DENSE), choices=list(DENSE))
     parser.add_argument("--gradients", nargs="*", default=[], choices=["dense", "auto"], help="further values to time")
+    parser.add_argument("--also", nargs="*", default=[], metavar="NAME=JSON", help="further options to time")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     given = parser.parse_args()
+    also: dict[str, dict[str, Any]] = {f"{gradient} dW": {"gradient": gradient} for gradient in given.gradients}
+    also |= {name: json.loads(options) for name, _, options in (word.partition("=") for word in given.also)}
     for name in LAYERS:
         if given.layers and not any(part in name for part in given.layers):
             continue
-        row = measure(name, tuple(given.dense), tuple(given.gradients))
+        row = measure(name, tuple(given.dense), also)
         spelled = ", ".join(f"{n} {t:.3f} ms" for n, t in row["ms"].items())
         queued = "/".join(f"{us:.0f}" for us in row["host_us"].values())
         memory = "/".join(f"{size / 1e6:.0f}" for size in row["peak_bytes"].values())

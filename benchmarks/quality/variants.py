@@ -73,7 +73,11 @@ def _variants() -> list[Variant]:
         Variant("fst-l10-head1/6", _fst(10), head=1 / 6, tail=1 / 6),
         Variant("fst-l1-no-mvue", _fst(1, gradient="dense"), tail=1 / 6),
         Variant("fst-l1-no-mvue-decay0", _fst(1, 0.0, gradient="dense"), tail=1 / 6),
-        Variant("fst-l1-no-mvue-head1/6", _fst(1, gradient="dense"), head=1 / 6, tail=1 / 6),
+        *(
+            Variant(f"fst-l1-no-mvue-head{round(6 * head)}/6", _fst(1, gradient="dense"), head=head, tail=1 / 6)
+            for head in (1 / 6, 2 / 6)
+        ),
+        Variant("fst-l1-no-mvue-down", _fst(1, gradient="dense", exclude=(r"mlp\.c_fc",)), tail=1 / 6),
         Variant("fst-l1-no-mvue-end", _fst(1, gradient="dense")),
         Variant("fst-l1-no-mvue-tail3/6", _fst(1, gradient="dense"), tail=3 / 6),
         Variant("fst-l1-auto", _fst(1, gradient="auto"), tail=1 / 6),
