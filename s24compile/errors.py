@@ -19,7 +19,7 @@ class S24Error(Exception):
     def __init__(self, **given: object) -> None:
         # Dynamo cannot trace the rest. Where the graph may break it does so here, and plain Python raises the error;
         # elsewhere that would be Dynamo's own error, without a word of this one.
-        if torch.compiler.is_dynamo_compiling() and _graph_must_stay_whole():
+        if torch.compiler.is_dynamo_compiling() and _must_leave_trace():
             _leave_trace(type(self), {name: _concrete(value) for name, value in given.items()})
         self.given = given
         super().__init__(self.template.format(**given))
@@ -44,19 +44,22 @@ def visible_through_dynamo(error: S24Error) -> Exception:
     return visible
 
 
-def _graph_must_stay_whole() -> bool:
-    """Whether Dynamo is tracing with `fullgraph=True`. Run by Dynamo, as the next one is, instead of traced."""
+def _must_leave_trace() -> bool:
+    """Whether Dynamo is tracing with `fullgraph=True`. Run by Dynamo, as the next one is, instead of traced.
+
+    Also before torch 2.13: 2.11 breaks the graph, and then fails at the `raise` with an error of its own.
+    """
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     tx = InstructionTranslator.current_tx()
-    return bool(tx.one_graph or tx.error_on_graph_break)
+    return bool(tx.one_graph or tx.error_on_graph_break) or torch.__version__ < "2.13"
 
 
 def _leave_trace(cls: type[S24Error], given: dict[str, object]) -> None:
     raise visible_through_dynamo(cls(**given))
 
 
-for _function in (_graph_must_stay_whole, _leave_trace):
+for _function in (_must_leave_trace, _leave_trace):
     # What torch.compiler.assume_constant_result does, which would import Dynamo for it.
     _function._dynamo_marked_constant = True  # type: ignore[union-attr]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -97,6 +98,6 @@ def test_raise_where_fsdp_came_after_the_first_forward(process_group: None) -> N
     model, x = nn.Sequential(small_gpt().blocks[0].mlp), torch.randn(4, 64)
     model[0].compile(backend="s24", options={"inner": "eager"})
     model(x).sum().backward()
-    fully_shard(model)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     with pytest.raises(errors.ModelError, match="before the first forward"):  # Dynamo's guards see nothing new
         model(x)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import s24compile
+from tests.on_cpu import ON_CPU
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "s24compile"
@@ -146,7 +147,9 @@ def test_register_the_backend_as_an_entry_point() -> None:
 
 
 def run_python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ON_CPU, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def test_import_without_dynamo_and_within_150_ms() -> None:

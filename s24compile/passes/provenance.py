@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -84,7 +85,10 @@ def user_line(node: fx.Node) -> str:
 def relative(file: str) -> str:
     """A source file relative to the working directory, or for libraries to where they are installed."""
     # A virtual environment may lie inside the working directory, so the library folder goes first.
-    return file.removeprefix(_INSTALLED).removeprefix(os.getcwd() + os.sep)
+    for folder in (_INSTALLED, os.getcwd() + os.sep, *(entry + os.sep for entry in sys.path if entry)):
+        if file.startswith(folder):
+            return file.removeprefix(folder)
+    return file
 
 
 def user_place(frames: Iterable[tuple[str, int]]) -> str:
