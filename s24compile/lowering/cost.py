@@ -37,10 +37,10 @@ class Measured:
 
 # H100 80GB HBM3, torch 2.11, bf16 autocast, fp32 master weights; benchmarks/ffn.py, 2026-11-24 and 26.
 HOPPER = (
-    Measured(768, 3072, False, 16384, 914, 715),
-    Measured(1024, 4096, False, 16384, 1420, 1005),
-    Measured(1280, 5120, False, 16384, 2241, 1584),
-    Measured(1600, 6400, False, 16384, 3221, 2492),
+    Measured(768, 3072, False, 16384, 929, 720),
+    Measured(1024, 4096, False, 16384, 1443, 1020),
+    Measured(1280, 5120, False, 16384, 2253, 1588),
+    Measured(1600, 6400, False, 16384, 3279, 2504),
     Measured(1024, 2816, True, 16384, 1558, 1217),
     Measured(4096, 11008, True, 16384, 20962, 14081),
     Measured(4096, 14336, True, 16384, 26948, 18480),
@@ -110,8 +110,8 @@ def roofline_us(layer: Layer) -> tuple[float, float]:
     """(dense, 2:4) microseconds by operations, bytes and launches.
 
     Bytes are those that the GEMMs' own time does not cover. Of a linear: casts of weights and their gradients where it
-    is dense; packing both ways, or one way and unpacking for a dense dX, and pruning of gradients where it is 2:4. Of
-    the activation: a pass forward and one backward where the GEMM beside it is dense; else Z beside H in one epilogue,
+    is dense; packing both ways, or one way and unpacking, and pruning of gradients where it is 2:4. Of
+    the activation: a pass forward and one backward where the GEMM beside it has none in its epilogue; else Z beside H in one epilogue,
     and Z read in another.
     """
     assert layer.tokens is not None
@@ -120,7 +120,7 @@ def roofline_us(layer: Layer) -> tuple[float, float]:
         (layer.width, up, layer.first, layer.dw[0]),
         (layer.hidden, layer.width, layer.last, layer.dw[1]),
     ]
-    turned = layer.last and layer.dx != "dense"
+    turned = layer.last and layer.dx == "sparse"
     forward = 2.0 * layer.tokens * (up if layer.first else up + layer.hidden)
     backward = 2.0 * layer.tokens * (up if turned else 2 * up + layer.hidden)
     passes = 2.0 * layer.tokens * (3 * up + 2 * layer.hidden)
@@ -142,7 +142,7 @@ def _sparse_us(tokens: int, k: int, n: int, dx: str, dw: str) -> float:
     """The same of a 2:4 linear."""
     gemms_24 = 1 + (dx != "dense") + (dw == "mvue")
     pruned = 3.125 * tokens * n * ((dx == "mvue") + (dw == "mvue"))
-    packed = (7.25 if dx == "dense" else 6.25) * k * n
+    packed = (6.25 if dx == "sparse" else 7.25) * k * n
     flops = 2.0 * tokens * k * n
     rates = gemms_24 / SPARSE_FLOPS_PER_US + (3 - gemms_24) / DENSE_FLOPS_PER_US
     return flops * rates + (pruned + packed) / BYTES_PER_US

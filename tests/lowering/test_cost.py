@@ -61,6 +61,23 @@ def test_predict_exact_weight_gradients_within_a_tenth():
         assert speedup(row, dw=("dense", "dense")) == expected, row
 
 
+EXACT = {"dw": ("dense", "dense")}
+OPTIONS = {
+    "s24 down": {"first": False, **EXACT}, "s24 up": {"last": False, **EXACT}, "s24 ste": {"dx": "dense", **EXACT},
+    "s24 ste mvue-dx": {"dx": "mvue"},
+}  # fmt: skip
+
+
+def test_predict_layers_under_other_options_within_an_eighth():
+    compared = 0
+    for measured in json.loads((RESULTS / "ffn_options.json").read_text())["rows"]:
+        (row,) = [r for r in HOPPER if (r.width, r.hidden) == (measured["width"], measured["hidden"])]
+        for name in OPTIONS.keys() & measured["ratios"].keys():
+            assert speedup(row, **OPTIONS[name]) == pytest.approx(measured["ratios"][name], rel=1 / 8), name
+            compared += 1
+    assert compared >= 6
+
+
 @pytest.mark.parametrize("row", HOPPER)
 def test_expect_less_of_a_layer_that_is_2_to_4_in_part(row):
     whole, exact = speedup(row), speedup(row, dw=("dense", "dense"))
