@@ -78,7 +78,8 @@ def test_print_the_numbers_that_were_measured() -> None:
 
 
 PLACES = {"gpt2-124m gelu": "at 124M", "gpt2-350m gelu": "at 350M", "gpt2-774m gelu": "at 774M",
-          "gpt2-1558m gelu": "at 1558M", "geglu 1024-2816": "for the GEGLU", "llama-7b swiglu": "for Llama-7B"}  # fmt: skip
+          "gpt2-1558m gelu": "at 1558M", "geglu 1024-2816": "for the GEGLU",
+          "llama-7b swiglu": "for Llama-7B"}  # fmt: skip
 
 
 def exact_and_auto(rows: list[dict[str, Any]]) -> dict[str, set[str]]:

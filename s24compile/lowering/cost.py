@@ -110,9 +110,8 @@ def roofline_us(layer: Layer) -> tuple[float, float]:
     """(dense, 2:4) microseconds by operations, bytes and launches.
 
     Bytes are those that the GEMMs' own time does not cover. Of a linear: casts of weights and their gradients where it
-    is dense; packing both ways, or one way and unpacking, and pruning of gradients where it is 2:4. Of
-    the activation: a pass forward and one backward where the GEMM beside it has none in its epilogue; else Z beside H in one epilogue,
-    and Z read in another.
+    is dense; packing both ways, or one way and unpacking, and pruning of gradients where it is 2:4. Of the activation:
+    a pass forward and one backward where no epilogue holds it; else Z beside H in one epilogue, and Z read in another.
     """
     assert layer.tokens is not None
     up = layer.hidden * (2 if layer.gated else 1)
