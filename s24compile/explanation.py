@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def explain_with(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], 
         if regions:
             _run_regions(inner, regions, findings, args, kwargs)
         else:
-            torch.compile(inner, backend=_Capture(config or Config(), findings))(*args, **kwargs)
+            _compile_apart(inner, _Capture(config or Config(), findings))(*args, **kwargs)
     return findings.report()
 
 
@@ -165,10 +166,23 @@ def _run_regions(
     for module, config in regions:
         whole = getattr(module, "_orig_mod", None)
         # Not by setattr: a module that `torch.compile` returned passes that on to the one inside.
-        module.__dict__["_compiled_call_impl"] = torch.compile(
-            module._call_impl if whole is None else whole, backend=captures[config]
+        module.__dict__["_compiled_call_impl"] = _compile_apart(
+            module._call_impl if whole is None else whole, captures[config]
         )
     model(*args, **kwargs)
+
+
+def _compile_apart(call: Callable[..., Any], capture: _Capture) -> Callable[..., Any]:
+    """`call`, compiled without using up what Dynamo allows each function: eight compilations, and then it runs eagerly.
+
+    Torch before 2.13 cannot tell them apart: there many different explanations leave fewer for training.
+    """
+    apart: dict[str, Any] = {"isolate_recompiles": True} if _CAN_ISOLATE else {}
+    compiled: Callable[..., Any] = torch.compile(call, backend=capture, **apart)
+    return compiled
+
+
+_CAN_ISOLATE = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 
 
 def _inside(path: str, site: Site) -> Site:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -246,3 +247,23 @@ def test_know_parametrised_weights_by_what_they_are_computed_from() -> None:
 def test_refuse_what_is_no_module() -> None:
     with pytest.raises(errors.ModelError, match=r"torch\.nn\.Module"):
         s24compile.explain(torch.relu, torch.randn(2))
+
+
+@pytest.mark.skipif("isolate_recompiles" not in inspect.signature(torch.compile).parameters, reason="torch before 2.13")
+def test_leave_dynamo_its_compilations_for_training() -> None:
+    model = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.mlp(x)
+
+    net = Net()
+    for rows in range(1, 2 * torch._dynamo.config.recompile_limit):
+        report = s24compile.explain(net, torch.randn(rows, 16))
+        assert (len(report.rewritten), report.unseen) == (1, ())
+    torch.compile(net, backend="s24", options={"inner": "eager"})(torch.randn(4, 16)).sum().backward()
+    assert len(s24compile.sparse_weights(net)) == 2
