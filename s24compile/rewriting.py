@@ -38,7 +38,10 @@ class Slot:
 
     def operand(self, args: Sequence[Any]) -> Operand:
         """The operand of the parameters that arrive in this call."""
-        return operand(tuple(args[i] for i in self.places), self.request, self.config)
+        places = self.places
+        # Once a forward and slot; most have one weight.
+        parameters = (args[places[0]],) if len(places) == 1 else tuple(args[i] for i in places)
+        return operand(parameters, self.request, self.config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,8 @@ class SparseWeight:
         self._sparse_from, self._dense_from = config.sparse_from, config.dense_from
         self._asked_phase: Phase | None = None
         self._asked_at = 0
+        self.has_phases = bool(self._sparse_from or self._dense_from is not None or self.recipe.optimizer_drives_phase)
+        """False: `phase` is "sparse", without a look at it."""
 
     def __repr__(self) -> str:
         return (
@@ -127,6 +129,7 @@ class SparseWeight:
     def ask_phase(self, phase: Phase) -> None:
         """Notes the user's `set_phase`, at the present step."""
         self._asked_phase, self._asked_at = phase, self.steps
+        self.has_phases = True
 
     def logical(self, stored: Tensor) -> Tensor:
         """A [N, K] view of a tensor that has the parameter's layout."""
@@ -263,6 +266,7 @@ class SparseWeight:
         self._counted = bool(entry["held"])
         self.has_mask = "patterns" in entry
         self._asked_phase, self._asked_at = entry["phase"] or None, entry["phase_at"]
+        self.has_phases = self.has_phases or self._asked_phase is not None
         self.revision += 1
 
     def _schedule_age(self) -> int:
