@@ -57,10 +57,7 @@ class Operand:
     def dense(self) -> bool:
         """Whether the weights train dense at the next forward (then nothing needs packing)."""
         # Once a forward and weight: most of them have no phases.
-        for weight in self.weights:
-            if weight.has_phases and weight.phase == "dense":
-                return True
-        return False
+        return "dense" in [weight.phase for weight in self.weights if weight.has_phases]
 
     def packs(self, parameters: tuple[Tensor, ...]) -> bool:
         """Whether this operand is of exactly these Parameter objects."""
