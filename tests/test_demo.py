@@ -18,8 +18,9 @@ from s24compile.demo import comparison
 from s24compile.demo import model as model_file
 from s24compile.demo.model import GPT, GPTConfig
 from s24compile.demo.plot import draw, smooth
+from s24compile.demo.settings import TrainConfig
 from s24compile.demo.text import ByteText, read_sources
-from s24compile.demo.training import History, Run, TrainConfig
+from s24compile.demo.training import History, Run
 from s24compile.errors import ModelError
 
 ROOT = Path(__file__).parents[1]

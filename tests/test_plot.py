@@ -11,8 +11,9 @@ import torch
 
 from s24compile.cli import main
 from s24compile.cli.curves import read_curves
+from s24compile.demo.settings import TrainConfig
 from s24compile.demo.text import read_sources
-from s24compile.demo.training import History, Run, TrainConfig
+from s24compile.demo.training import History, Run
 
 # On the CPU: on a GPU kernels would be built for its sizes first, each in a minute.
 TINY = TrainConfig(

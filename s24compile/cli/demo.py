@@ -39,8 +39,8 @@ def command(
     from s24compile.cli.progress import training_progress
     from s24compile.demo.comparison import compare, write_json
     from s24compile.demo.plot import draw
+    from s24compile.demo.settings import TrainConfig
     from s24compile.demo.text import read_sources
-    from s24compile.demo.training import TrainConfig
 
     torch.set_num_threads(threads)
     config = TrainConfig(max_iters=steps, seed=seed, device=device, warmup_iters=min(20, steps), out_dir=str(out))

@@ -13,7 +13,8 @@ import typer
 from s24compile.errors import CheckpointError, ModelError, OptionError, UnknownOptionError
 
 if TYPE_CHECKING:
-    from s24compile.demo.training import Run, TrainConfig
+    from s24compile.demo.settings import TrainConfig
+    from s24compile.demo.training import Run
 
 
 def command(
@@ -70,7 +71,7 @@ def read_settings(path: Path | None, flags: list[str]) -> TrainConfig:
     """
     from s24compile.cli.load import parse_options
     from s24compile.config import Config
-    from s24compile.demo.training import TrainConfig
+    from s24compile.demo.settings import TrainConfig
 
     given: dict[str, Any] = {}
     if path is not None:

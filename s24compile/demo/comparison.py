@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 import s24compile
+from s24compile.demo.settings import TrainConfig
 from s24compile.demo.text import ByteText
-from s24compile.demo.training import Run, TrainConfig
+from s24compile.demo.training import Run
 from s24compile.errors import ModelError
 
 BACKENDS = ("inductor", "s24")
