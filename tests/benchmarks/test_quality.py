@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.quality import corpus as corpora
-from benchmarks.quality import report
+from benchmarks.quality import report, results
 from benchmarks.quality import run as runner
 from benchmarks.quality.narrow import keep, step_ms, width_of_time
 from benchmarks.quality.sizes import SIZES
@@ -187,8 +187,8 @@ def test_train_in_slices_and_report(folder, tmp_path, capsys, monkeypatch):
     assert slices > 2
     assert not list((tmp_path / "runs").glob("*.pt")), "finished runs need no checkpoint"
     monkeypatch.undo()
-    results = report.read(tmp_path / "runs")
-    assert len(results) == 3
+    finished = results.read(tmp_path / "runs")
+    assert len(finished) == 3
     monkeypatch.setattr(
         "sys.argv", ["report", "--folder", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     )
@@ -208,7 +208,7 @@ def test_train_in_slices_and_report(folder, tmp_path, capsys, monkeypatch):
 def test_deal_runs_out_to_processes(folder, tmp_path):
     words = ["--size", "toy", "--steps", "20", "--corpus", str(folder), "--out", str(tmp_path), "--inner", "eager"]
     assert runner.main([*words, "--variants", "dense", "--seeds", "2", "--share", "2", "--budget-s", "300"]) == 0
-    names = [result.name for members in report.tables(report.read(tmp_path)).values() for result in members]
+    names = [result.name for members in results.tables(results.read(tmp_path)).values() for result in members]
     assert sorted(names) == ["dense", "dense (seed 2)"]
 
 
@@ -236,7 +236,7 @@ HEADER = {
 def test_take_step_times_from_elsewhere_where_the_gpu_was_shared():
     lines = [line_of(10, 99.0, sparse=True), line_of(20, 77.0, sparse=False, validation_loss=1.0)]
     shared = {**HEADER, "share": 3}
-    blind = report.Result(shared, lines)
+    blind = results.Result(shared, lines)
     assert blind.step_ms(sparse=True) is None
     assert blind.clock() is None
     assert blind.row(blind)["time_of_dense"] is None
@@ -245,7 +245,7 @@ def test_take_step_times_from_elsewhere_where_the_gpu_was_shared():
         ("toy", 128, "", "GPU"): 30.0,
         ("toy", 64, "", "GPU"): 1.0,
     }
-    assert report.Result(shared, lines, times).clock() == pytest.approx([0.2, 0.5])
+    assert results.Result(shared, lines, times).clock() == pytest.approx([0.2, 0.5])
 
 
 def test_count_no_compilation_as_time_of_training():
@@ -256,7 +256,7 @@ def test_count_no_compilation_as_time_of_training():
         line_of(40, 700.0, sparse=False, warm=False),
         line_of(50, 30.0, sparse=False, validation_loss=1.0),
     ]
-    result = report.Result(HEADER, lines)
+    result = results.Result(HEADER, lines)
     assert (result.step_ms(sparse=True), result.step_ms(sparse=False)) == (15.0, 30.0)
     assert result.clock() == pytest.approx([0.15, 0.30, 0.45, 0.75, 1.05])
 
@@ -274,4 +274,4 @@ def test_measure_a_step_and_keep_its_time(corpus, device, tmp_path):
     assert speed[:2] == ("toy", 128)
     keep({speed: 5.0, ("toy", 64, "", "GPU"): 7.0}, tmp_path / "times.json")
     keep({speed: milliseconds}, tmp_path / "times.json")
-    assert report.read_times(tmp_path / "times.json") == {speed: milliseconds, ("toy", 64, "", "GPU"): 7.0}
+    assert results.read_times(tmp_path / "times.json") == {speed: milliseconds, ("toy", 64, "", "GPU"): 7.0}
