@@ -28,6 +28,11 @@ def call(cls: type[Sparse24], func: Any, args: tuple[Any, ...], kwargs: dict[str
         OperatorError: an op that is not in the table.
     """
     rule = TABLE.get(func._overloadpacket)
+    if rule is None and torch.is_inference_mode_enabled():
+        # Elsewhere torch takes composite ops (matmul, .T) apart before they come here.
+        found = func.decompose(*args, **kwargs)
+        if found is not NotImplemented:
+            return found
     if rule is None:
         known = ", ".join(sorted(op.__name__ for op in TABLE))
         raise OperatorError(

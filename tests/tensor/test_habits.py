@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import s24compile
 from s24compile import Sparse24, to_sparse_semi_structured
-from s24compile.errors import ShapeError
+from s24compile.errors import OperatorError, ShapeError
 from tests.kernels.oracles import two_largest
 
 WIDE = [torch.float32, torch.bfloat16, torch.float16]
@@ -183,3 +183,26 @@ def test_serve_a_backward_though_made_in_inference_mode():
 def test_print_what_it_is():
     text = repr(to_sparse_semi_structured(torch.randn(16, 32), dtype=torch.int8).t())
     assert text == "Sparse24([32, 16], torch.int8, device='cpu', format='sm90', scaled, transposed)"
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["made outside", "made inside"])
+def test_multiply_and_turn_under_inference_mode(inside, device):
+    with torch.inference_mode(inside):
+        w, _ = make(device=device)
+        s = to_sparse_semi_structured(w)
+    x = torch.randn(3, 128, device=device)
+    with torch.inference_mode():
+        dense = s.to_dense()
+        for got, expected in (
+            (s @ x.t(), dense @ x.t()),
+            (x @ s.T, x @ dense.T),
+            (x[None] @ s.mT, x[None] @ dense.mT),
+            (s @ x.t().expand(2, 128, 3), dense @ x.t().expand(2, 128, 3)),
+            (s.t().t().to_dense(), dense),
+        ):
+            torch.testing.assert_close(got, expected)
+        layer = nn.Linear(128, 64, bias=False, device=device)
+        layer.weight = nn.Parameter(s, requires_grad=False)
+        torch.testing.assert_close(layer(x), x @ dense.t())
+        with pytest.raises(OperatorError, match=r"to_dense\(\)"):
+            s.sin()
