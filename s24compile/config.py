@@ -49,6 +49,13 @@ def _refuse_unknown(cls: Any, names: Iterable[object]) -> None:
             raise UnknownOptionError(name=name, hint=hint, accepted=", ".join(fields))
 
 
+def _is_pairs(value: object) -> bool:
+    """Whether it is what a Config keeps of a mapping: a tuple of (name, value)."""
+    return isinstance(value, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
+    )
+
+
 @_naming_unknown_options
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -115,7 +122,7 @@ class Config:
             object.__setattr__(self, field, value)
         if isinstance(self.inner_options, Mapping):
             object.__setattr__(self, "inner_options", tuple(sorted(self.inner_options.items())))
-        elif not isinstance(self.inner_options, (tuple, type(None))):
+        elif not (self.inner_options is None or _is_pairs(self.inner_options)):
             raise OptionError(
                 name="inner_options", value=self.inner_options, accepted="it must be a mapping of Inductor's settings"
             )
@@ -143,8 +150,12 @@ class Config:
 
         Raises:
             UnknownOptionError: a key that is no field; the message names the nearest one.
-            OptionError: a value that is not accepted.
+            OptionError: a value that is not accepted, or options that are no mapping.
         """
+        if not isinstance(options, (Mapping, type(None))):
+            raise OptionError(
+                name="options", value=options, accepted="it must be a mapping of fields of s24compile.Config to values"
+            )
         given = dict(options or {})
         _refuse_unknown(cls, given)  # here too: a name that is no string cannot be a keyword
         return cls(**given)

@@ -85,6 +85,12 @@ class OptionError(S24Error, ValueError):
     template = "option {name}={value!r} is not accepted: {accepted}"
 
 
+class ArgumentError(S24Error, TypeError):
+    """An argument of another type than the call takes."""
+
+    template = "{what} is of type {found}; {accepted}"
+
+
 class ShapeError(S24Error, ValueError):
     """A tensor whose shape no 2:4 format, or not this op, takes."""
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from s24compile.errors import DtypeError, ShapeError
+from s24compile.errors import ArgumentError, DtypeError, ShapeError
 from s24compile.kernels import ops as _ops
 from s24compile.kernels.checks import (
     check_choice,
@@ -21,8 +21,10 @@ from s24compile.kernels.checks import (
     check_matrix,
     check_multiple,
     check_packable,
+    check_packed,
     check_same_device,
     check_same_shape,
+    check_tensor,
     device_format,
     outside_inference_mode,
     seed_tensor,
@@ -59,7 +61,7 @@ def transposable_mask(w: Tensor) -> Tensor:
         first in descending order of its bits; a block with a NaN takes the first of all (1100/1100/0011/0011).
 
     Raises:
-        ShapeError, DtypeError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError: an argument that the op does not take.
     """
     check_matrix("w", w)
     check_multiple("w", w, (0, 1))
@@ -72,7 +74,7 @@ def magnitude_mask(w: Tensor) -> Tensor:
     Ties keep the lower index; NaN counts as larger than Inf; always exactly two.
 
     Raises:
-        ShapeError, DtypeError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError: an argument that the op does not take.
     """
     check_floating("w", w)
     check_multiple("w", w, (-1,))
@@ -85,7 +87,7 @@ def soft_threshold(w: Tensor) -> Tensor:
     Continuous in w. The gradient passes through unchanged (straight-through).
 
     Raises:
-        ShapeError, DtypeError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError: an argument that the op does not take.
     """
     check_floating("w", w)
     check_multiple("w", w, (-1,))
@@ -96,7 +98,7 @@ def soft_threshold_scale(w: Tensor) -> Tensor:
     """beta = <w, S(w)> / <S(w), S(w)> [S-STE 5]: 0-d fp32; 1 where S(w) is zero.
 
     Raises:
-        ShapeError, DtypeError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError: an argument that the op does not take.
     """
     check_floating("w", w)
     check_multiple("w", w, (-1,))
@@ -116,7 +118,7 @@ def mvue(g: Tensor, *, dim: int = -1, seed: int | Tensor | None = None) -> Tenso
         Contiguous, of g's shape and dtype. A group with Inf or NaN keeps two NaNs.
 
     Raises:
-        ShapeError, DtypeError, OptionError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError, OptionError: an argument that the op does not take.
     """
     check_floating("g", g)
     if g.dtype.itemsize == 1:
@@ -135,7 +137,7 @@ def pack(w: Tensor, mask: Tensor | None = None, *, dtype: torch.dtype | None = N
 
     Raises:
         MaskError: more than two ones in a group. On CUDA a given mask is not checked (a host sync); two are kept.
-        ShapeError, DtypeError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError: an argument that the op does not take.
         TargetError: arguments on different devices.
     """
     check_matrix("w", w)
@@ -152,7 +154,12 @@ def pack(w: Tensor, mask: Tensor | None = None, *, dtype: torch.dtype | None = N
 
 
 def unpack(p: Packed24) -> Tensor:
-    """The dense [m, k] matrix, contiguous, in p's dtype."""
+    """The dense [m, k] matrix, contiguous, in p's dtype.
+
+    Raises:
+        ArgumentError: p is not packed.
+    """
+    check_packed("p", p)
     return _ops.unpack(p.values, p.metadata, *p.shape, p.format)
 
 
@@ -161,7 +168,7 @@ def pack_both(w: Tensor, mask: Tensor, *, dtype: torch.dtype | None = None) -> t
 
     Raises:
         MaskError: more than two ones in a group of a row or a column (not checked on CUDA).
-        ShapeError, DtypeError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError: an argument that the op does not take.
         TargetError: arguments on different devices.
     """
     check_matrix("w", w)
@@ -185,7 +192,7 @@ def mvue_pack(g: Tensor, *, seed: int | Tensor | None = None, dtype: torch.dtype
         dtype: of the kept values; None for g's.
 
     Raises:
-        ShapeError, DtypeError, OptionError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError, OptionError: an argument that the op does not take.
     """
     check_matrix("g", g)
     check_packable(dtype or g.dtype)
@@ -211,19 +218,21 @@ def mm(
         out_dtype: None for p's dtype; for 8-bit values that is the accumulator's, fp32.
 
     Raises:
-        ShapeError, DtypeError, OptionError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError, OptionError: an argument that the op does not take.
         TargetError: arguments on different devices.
     """
+    check_packed("p", p)
+    check_tensor("b", b)
     (m, k), narrow = p.shape, p.dtype.itemsize == 1
     check_choice("out_layout", out_layout, ("row", "col"))
     if b.dim() != 2 or b.shape[0] != k:
         raise ShapeError(what="b", shape=tuple(b.shape), accepted=f"p is {m} x {k}, so b must be [{k}, n]")
     if b.dtype != p.dtype and not (narrow and b.dtype.itemsize == 1):
         raise DtypeError(what="b", dtype=b.dtype, accepted=f"it must be p's, {p.dtype}")
-    if bias is not None and tuple(bias.shape) != (m,):
-        raise ShapeError(what="bias", shape=tuple(bias.shape), accepted=f"it must be [{m}], one value per row of p")
     if bias is not None:
         check_floating("bias", bias)
+    if bias is not None and tuple(bias.shape) != (m,):
+        raise ShapeError(what="bias", shape=tuple(bias.shape), accepted=f"it must be [{m}], one value per row of p")
     check_same_device("mm", p=p.values, b=b, bias=bias)
     out_dtype = out_dtype or (torch.float32 if narrow else p.dtype)
     if not isinstance(out_dtype, torch.dtype) or not out_dtype.is_floating_point:
@@ -235,9 +244,11 @@ def linear(x: Tensor, p: Packed24, bias: Tensor | None = None) -> Tensor:
     """x[..., k] @ p[m, k].T + bias[m]: [..., m]. Differentiable in x and bias.
 
     Raises:
-        ShapeError, DtypeError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError: an argument that the op does not take.
         TargetError: arguments on different devices.
     """
+    check_packed("p", p)
+    check_tensor("x", x)
     m, k = p.shape
     if x.dim() == 0 or x.shape[-1] != k:
         raise ShapeError(what="x", shape=tuple(x.shape), accepted=f"p is {m} x {k}, so x must be [..., {k}]")
@@ -255,7 +266,7 @@ def glu(z: Tensor, *, act: str = "gelu", gate: Literal["first", "second"] = "fir
         gate: the half that the activation sees; "first" in the paper, "second" in its toolkit.
 
     Raises:
-        ShapeError, DtypeError, OptionError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError, OptionError: an argument that the op does not take.
     """
     check_choice("act", act, ("gelu", "gelu_tanh", "silu", "relu"))
     check_choice("gate", gate, ("first", "second"))
@@ -269,7 +280,7 @@ def masked_decay_(grad: Tensor, w: Tensor, mask: Tensor, alpha: float) -> None:
     """grad += alpha * w where `mask` is False, in place. [FST 4.2]
 
     Raises:
-        ShapeError, DtypeError: an argument that the op does not take.
+        ArgumentError, ShapeError, DtypeError: an argument that the op does not take.
         TargetError: arguments on different devices.
     """
     check_floating("grad", grad)
@@ -277,6 +288,8 @@ def masked_decay_(grad: Tensor, w: Tensor, mask: Tensor, alpha: float) -> None:
     check_same_shape("w", w, "grad", grad)
     check_same_shape("mask", mask, "grad", grad)
     check_same_device("masked_decay_", grad=grad, w=w, mask=mask)
+    if not isinstance(alpha, (int, float, Tensor)):
+        raise ArgumentError(what="alpha", found=type(alpha).__name__, accepted="it must be a number")
     with torch.no_grad():
         _ops.masked_decay_(grad, w, mask.bool(), float(alpha))
 
@@ -285,9 +298,9 @@ def flip_rate(mask_before: Tensor, mask_after: Tensor) -> float:
     """|M_t - M_{t-1}|_1 / D [FST 4.1]: the share of entries where two masks of one shape differ.
 
     Raises:
-        ShapeError: an argument that the op does not take.
+        ArgumentError, ShapeError: an argument that the op does not take.
         TargetError: arguments on different devices.
     """
     check_same_shape("mask_after", mask_after, "mask_before", mask_before)
     check_same_device("flip_rate", mask_before=mask_before, mask_after=mask_after)
-    return float(_ops.flip_rate(mask_before, mask_after))
+    return float(_ops.flip_rate(mask_before.bool(), mask_after.bool()))

@@ -318,6 +318,8 @@ def test_name_the_nearest_option_of_an_unknown_one(x: Tensor) -> None:
         ({"include": 3}, "include=3"),
         ({"exclude": None}, "exclude=None"),
         ({"inner_options": 3}, "inner_options=3"),
+        ({"inner_options": (1, 2)}, "it must be a mapping of Inductor"),
+        ("fst", "options='fst'"),
         ({"inner": "eager", "mode": "max-autotune"}, "inner='eager'"),
         ({"inner": "eager", "memory": "save"}, "memory='save'"),
         ({"mode": "fastest"}, "mode='fastest'"),
@@ -325,7 +327,7 @@ def test_name_the_nearest_option_of_an_unknown_one(x: Tensor) -> None:
         ({"target": "tpu"}, "target='tpu'"),
     ],
 )
-def test_refuse_wrong_options_by_name_and_value(options: dict[str, Any], word: str, x: Tensor) -> None:
+def test_refuse_wrong_options_by_name_and_value(options: Any, word: str, x: Tensor) -> None:
     with pytest.raises(errors.OptionError, match=word.replace("(", r"\(").replace(".", r"\.")):
         torch.compile(GeluMLP(), backend="s24", options=options)(x.cpu())
 

@@ -36,6 +36,7 @@ def command(
     import torch
     from rich.console import Console
 
+    from s24compile.cli.load import folder_for_results
     from s24compile.cli.progress import training_progress
     from s24compile.demo.comparison import compare, write_json
     from s24compile.demo.plot import draw
@@ -45,6 +46,7 @@ def command(
     torch.set_num_threads(threads)
     config = TrainConfig(max_iters=steps, seed=seed, device=device, warmup_iters=min(20, steps), out_dir=str(out))
     text = read_sources()
+    folder_for_results("out", out)
     console = Console(stderr=json)
     console.print(
         f"{len(text.train) / 1e6:.1f} MB of Python sources, {steps} steps of "

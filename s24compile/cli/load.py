@@ -1,4 +1,4 @@
-"""What a command line says about a model: where it is made, what it is called with, and its options."""
+"""What a command line says about a model: where it is made, what it is called with, its options; where results go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +32,8 @@ def load_model(where: str) -> tuple[nn.Module, tuple[Any, ...]]:
     The factory takes no argument and returns the model, or the model and a tuple of example inputs.
 
     Raises:
-        ModelError: no such file, module or attribute, or something that is no nn.Module.
+        ModelError: no such file, module or attribute, a factory that wants arguments, or something that is no
+            nn.Module.
     """
     place, _, attribute = where.rpartition(":")
     if not place or not attribute:
@@ -47,6 +48,7 @@ def load_model(where: str) -> tuple[nn.Module, tuple[Any, ...]]:
                 )
             made = getattr(made, part)
         if not isinstance(made, nn.Module) and callable(made):
+            _check_takes_nothing(where, made)
             made = made()
     inputs: tuple[Any, ...] = ()
     if isinstance(made, tuple) and len(made) == 2:
@@ -57,11 +59,24 @@ def load_model(where: str) -> tuple[nn.Module, tuple[Any, ...]]:
     return made, inputs
 
 
+def _check_takes_nothing(where: str, factory: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:
+        return  # it tells none
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise ModelError(
+            what=where, found=f"it wants arguments ({error})", accepted="name a function of none that returns the model"
+        ) from None
+
+
 def make_inputs(specs: list[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Makes the tensors of `--input` specs: positional ones and those passed by keyword.
 
     Raises:
-        OptionError: a spec that is not `[name=]dtype[shape][<bound]`.
+        OptionError: a spec that is not `[name=]dtype[shape][<bound]`, or a bound that leaves no number or is none.
     """
     positional: list[Tensor] = []
     named: dict[str, Tensor] = {}
@@ -70,6 +85,10 @@ def make_inputs(specs: list[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         dtype = getattr(torch, match["dtype"], None) if match else None
         if match is None or not isinstance(dtype, torch.dtype):
             raise OptionError(name="input", value=spec, accepted="write dtype[shape], e.g. 'int64[2,64]<50257'")
+        if match["below"] and (dtype.is_floating_point or not int(match["below"])):
+            raise OptionError(
+                name="input", value=spec, accepted="a bound is for integers, and >= 1: 'int64[2,64]<50257'"
+            )
         shape = [int(size) for size in match["shape"].split(",") if size.strip()]
         if dtype.is_floating_point:
             tensor = torch.randn(shape).to(dtype)
@@ -121,6 +140,21 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
             raise OptionError(name=pair, value="", accepted="write name=value")
         options[name.replace("-", "_")] = literal(value)
     return options
+
+
+def folder_for_results(name: str, folder: Path) -> Path:
+    """Makes the folder that a command writes to. Call before the work, not when hours of it are to be saved.
+
+    Raises:
+        OptionError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            name=name, value=str(folder), accepted=f"it must be a folder that can be made ({error.strerror})"
+        ) from None
+    return folder
 
 
 def literal(text: str) -> Any:

@@ -80,16 +80,17 @@ def read_settings(path: Path | None, flags: list[str]) -> TrainConfig:
         given = {k: v for k, v in runpy.run_path(str(path)).items() if not k.startswith("_") and _is_setting(v)}
     given |= parse_options(flags)
     own = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "options"}
-    sparse = {f.name for f in dataclasses.fields(Config)}
+    sparse = [f.name for f in dataclasses.fields(Config)]
     for name, value in given.items():
         if name not in own and name not in sparse:
             near = difflib.get_close_matches(name, [*own, *sparse], n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UnknownOptionError(name=name, hint=hint, accepted=f"and the settings of s24 train: {', '.join(own)}")
+            accepted = f"{', '.join(sparse)}; and the settings of s24 train: {', '.join(own)}"
+            raise UnknownOptionError(name=name, hint=hint, accepted=accepted)
         default = own[name].default if name in own else value
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (type(value) is type(default) or (whole and isinstance(default, float))):
-            raise OptionError(name=name, value=value, accepted=f"it must be a {type(default).__name__}")
+            raise OptionError(name=name, value=value, accepted=f"its type must be {type(default).__name__}")
     options = {name: value for name, value in given.items() if name in sparse}
     Config.from_options(options)
     fields = {name: value for name, value in given.items() if name in own}
@@ -125,6 +126,7 @@ def _train(config: TrainConfig, *, resume: bool, json: bool) -> None:
 
     from rich.console import Console
 
+    from s24compile.cli.load import folder_for_results
     from s24compile.cli.progress import training_progress
     from s24compile.demo.text import read_sources
     from s24compile.demo.training import Run
@@ -136,6 +138,7 @@ def _train(config: TrainConfig, *, resume: bool, json: bool) -> None:
         if not checkpoint.is_file():
             raise CheckpointError(found=f"there is no {checkpoint}", accepted="start without --resume")
         run.load(checkpoint)
+    folder_for_results("out_dir", out)
     console = Console(stderr=json)
     first = run.step + 1
     with training_progress(console) as progress:

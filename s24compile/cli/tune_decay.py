@@ -43,6 +43,7 @@ def command(
 
     import s24compile
     from s24compile.cli.curves import draw_search
+    from s24compile.cli.load import folder_for_results
     from s24compile.cli.progress import training_progress
     from s24compile.cli.train import settings_of_words
     from s24compile.demo.text import read_sources
@@ -51,6 +52,7 @@ def command(
 
     config = settings_of_words(words or []).forced()
     decays = _numbers(candidates) if candidates else list(CANDIDATES)
+    folder_for_results("out", out)
     run = Run(config, read_sources(Path(config.dataset) if config.dataset else None))
     console = Console(stderr=json)
     with training_progress(console) as progress:
@@ -65,7 +67,6 @@ def command(
             run.model, run.optimizer, train_step, candidates=decays, steps=steps, also=(run.scaler,)
         )
     told = dataclasses.asdict(search) | {"chosen": search.chosen, "advice": search.advice}
-    out.mkdir(parents=True, exist_ok=True)
     (out / "tune_decay.json").write_text(writer.dumps(told, indent=1) + "\n")
     if importlib.util.find_spec("matplotlib") is not None:
         draw_search(search, out / "tune_decay.png")

@@ -8,7 +8,8 @@ import functools
 import torch
 from torch import Tensor
 
-from s24compile.errors import DtypeError, OptionError, ShapeError, TargetError
+from s24compile.errors import ArgumentError, DtypeError, OptionError, ShapeError, TargetError
+from s24compile.kernels.packed import Packed24
 from s24compile.kernels.target import Target
 
 PACKABLE = (
@@ -23,8 +24,23 @@ PACKABLE = (
 """dtypes of kept values; fp64 and fp32 run on the reference only."""
 
 
+def check_tensor(what: str, x: object) -> None:
+    """Refuses lists, arrays, None and whatever else is no tensor."""
+    if not isinstance(x, Tensor):
+        raise ArgumentError(what=what, found=type(x).__name__, accepted="it must be a torch.Tensor")
+
+
+def check_packed(what: str, p: object) -> None:
+    """Refuses dense tensors, and whatever else is not packed."""
+    if not isinstance(p, Packed24):
+        raise ArgumentError(
+            what=what, found=type(p).__name__, accepted="it must be a Packed24, as ops.pack and ops.mvue_pack return it"
+        )
+
+
 def check_floating(what: str, x: Tensor) -> None:
     """Refuses integers, bools and complex numbers."""
+    check_tensor(what, x)
     if not x.is_floating_point():
         raise DtypeError(what=what, dtype=x.dtype, accepted="it must be a floating-point tensor")
 
@@ -39,6 +55,8 @@ def check_matrix(what: str, x: Tensor) -> None:
 def check_multiple(what: str, x: Tensor, dims: tuple[int, ...]) -> None:
     """Refuses dims that do not exist or are no multiple of 4."""
     for dim in dims:
+        if not isinstance(dim, int):
+            raise ArgumentError(what="dim", found=type(dim).__name__, accepted="it must be an int")
         if not -x.dim() <= dim < x.dim():
             raise ShapeError(what=what, shape=tuple(x.shape), accepted=f"it has no dim {dim}")
         if x.shape[dim] % 4:
@@ -51,6 +69,8 @@ def check_multiple(what: str, x: Tensor, dims: tuple[int, ...]) -> None:
 
 def check_same_shape(what: str, x: Tensor, of: str, like: Tensor) -> None:
     """Refuses a tensor whose shape is not that of another argument."""
+    check_tensor(what, x)
+    check_tensor(of, like)
     if x.shape != like.shape:
         raise ShapeError(what=what, shape=tuple(x.shape), accepted=f"it must be {of}'s, {tuple(like.shape)}")
 

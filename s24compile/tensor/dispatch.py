@@ -142,7 +142,7 @@ def _copy_(cls: type[Sparse24], s: Tensor, source: Tensor, non_blocking: bool = 
 
 def _refuse_two(cls: type[Sparse24], op: str, operand: Tensor) -> None:
     if isinstance(operand, cls):
-        raise OperatorError(op=op, what="this operand, a Sparse24,", accepted="call .to_dense() on it first")
+        raise OperatorError(op=op, what="a Sparse24 as this operand", accepted="call .to_dense() on it first")
 
 
 TABLE: dict[Any, Callable[..., Any]] = {

@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from s24compile import ops
-from s24compile.errors import DtypeError, MaskError, OptionError, S24Error, ShapeError, TargetError
+from s24compile.errors import ArgumentError, DtypeError, MaskError, OptionError, S24Error, ShapeError, TargetError
 
 SPARSE = torch.tensor([[1.0, 2, 0, 0, 3, 0, 0, 4]]).repeat(4, 1)
 MASK = SPARSE != 0
@@ -56,6 +56,16 @@ REFUSED = {
     "linear on meta": (TargetError, lambda: ops.linear(torch.ones(3, 8, device="meta"), packed())),
     "decay of meta": (TargetError, lambda: ops.masked_decay_(SPARSE.clone(), SPARSE.to("meta"), MASK, 0.1)),
     "flip_rate on meta": (TargetError, lambda: ops.flip_rate(MASK, MASK.to("meta"))),
+    "mask of a list": (ArgumentError, lambda: ops.transposable_mask([[1.0] * 4] * 4)),
+    "mvue dim by name": (ArgumentError, lambda: ops.mvue(SPARSE, dim="rows")),
+    "pack mask of a list": (ArgumentError, lambda: ops.pack(SPARSE, MASK.tolist())),
+    "unpack dense": (ArgumentError, lambda: ops.unpack(SPARSE)),
+    "mm dense": (ArgumentError, lambda: ops.mm(SPARSE, torch.ones(8, 2))),
+    "mm by nothing": (ArgumentError, lambda: ops.mm(packed(), None)),
+    "mm bias of a number": (ArgumentError, lambda: ops.mm(packed(), torch.ones(8, 2), bias=1.0)),
+    "linear the wrong way round": (ArgumentError, lambda: ops.linear(packed(), SPARSE)),
+    "decay of no gradient": (ArgumentError, lambda: ops.masked_decay_(None, SPARSE, MASK, 0.1)),
+    "decay by a word": (ArgumentError, lambda: ops.masked_decay_(SPARSE.clone(), SPARSE, MASK, "0.1")),
     "two seeds": (OptionError, lambda: ops.mvue(torch.ones(4, 4), seed=torch.tensor([1, 2]))),
 }
 
@@ -162,6 +172,7 @@ def test_only_dense_arguments_are_differentiated(inputs):
 
 def test_masks_of_any_dtype_count_non_zeros(device):
     assert torch.equal(ops.unpack(ops.pack(SPARSE.to(device), MASK.float().to(device))).cpu(), SPARSE)
+    assert ops.flip_rate(MASK.float().to(device), MASK.to(device) * 2) == 0
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
