@@ -53,12 +53,15 @@ def explain_with(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], 
     config = config or options_of(model)
     inner = getattr(model, "_orig_mod", model)
     findings = _Findings(inner)
-    regions = _regions(inner) if config is None and inner is model and inner._compiled_call_impl is None else []
+    in_place = inner is model and inner._compiled_call_impl is not None
+    regions = _regions(inner) if config is None and inner is model and not in_place else []
     with _untouched(inner):
         if regions:
             _run_regions(inner, regions, findings, args, kwargs)
         else:
-            _compile_apart(inner, _Capture(config or Config(), findings))(*args, **kwargs)
+            # As `model.compile()` compiles: Dynamo then skips forwards of torch's own modules, which stay dense.
+            call = inner._call_impl if in_place else inner
+            _compile_apart(call, _Capture(config or Config(), findings))(*args, **kwargs)
     return findings.report()
 
 

@@ -130,4 +130,14 @@ def linear_options(config: Config, target: Target) -> passes.LinearOptions:
         dw=config.gradient,
         mvue_from=MVUE_FROM,
         alignment=alignment,
+        dense_when=_dense_when(config),
     )
+
+
+def _dense_when(config: Config) -> str:
+    """The part of the run in which sparse weights train dense, in words."""
+    if config.dense_from == 0:
+        return "always: dense_after=0"
+    start = f"for the first {config.sparse_from} optimizer steps" if config.sparse_from else ""
+    end = "" if config.dense_from is None else f"after {config.dense_from} optimizer steps"
+    return " and ".join(filter(None, (start, end)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -83,10 +84,52 @@ def test_explain_a_compiled_model_with_its_own_options(gpt: GPT, tokens: Tensor)
     assert [s.status for s in again.sites] == ["rewritten", "refused"]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, ""),
+        ({"dense_after": 0}, "trains dense always: dense_after=0"),
+        ({"dense_until": 5}, "trains dense for the first 5 optimizer steps"),
+        ({"total_steps": 60}, "trains dense after 50 optimizer steps"),
+        (
+            {"recipe": "fst-exact", "total_steps": 60},
+            "trains dense for the first 10 optimizer steps and after 50 optimizer steps",
+        ),
+    ],
+)
+def test_say_when_a_sparse_layer_trains_dense(options: dict[str, Any], said: str) -> None:
+    net = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+    compiled = torch.compile(net, backend="s24", options={"inner": "eager", **options})
+    (site,) = s24compile.explain(compiled, torch.randn(2, 16)).sites
+    assert (site.status, site.reason) == ("rewritten", said)
+    decorated = s24compile.sparse_ffn(net, **options)
+    assert said in s24compile.explain(nn.Sequential(decorated), torch.randn(2, 16)).sites[0].reason
+
+
 def test_explain_a_module_compiled_in_place(gpt: GPT, tokens: Tensor) -> None:
     gpt.compile(backend="s24", options={"include": "blocks.0", "inner": "eager"})
     gpt(tokens)
     assert len(s24compile.explain(gpt, tokens).rewritten) == 1
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)),
+        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+    ],
+    ids=["Sequential", "TransformerEncoderLayer"],
+)
+def test_say_that_torchs_own_modules_compiled_in_place_stay_dense(net: nn.Module) -> None:
+    """Dynamo skips their forwards, with any backend: the backend is never called, and only this can tell."""
+    net.compile(backend="s24", options={"inner": "eager"})
+    x = torch.randn(2, 4, 16)
+    report = s24compile.explain(net, x)
+    net(x)
+    assert not s24compile.sparse_weights(net)
+    assert not report.sites
+    assert len(report.unseen) >= 2
+    assert len(s24compile.explain(torch.compile(net.train(), backend="s24"), x).rewritten) == 1, "the way round it"
 
 
 def compile_each(gpt: GPT, how: str) -> None:

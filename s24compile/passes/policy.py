@@ -21,7 +21,7 @@ from s24compile.passes.match import Match
 from s24compile.passes.provenance import common_path, module_path, parameter_name, user_line
 from s24compile.passes.scope import Scope, fake, origins, uses
 from s24compile.passes.spelling import general_name, op_name
-from s24compile.passes.state import State
+from s24compile.passes.state import LinearOptions, State
 from s24compile.report import Site
 from s24compile.sharding import FSDP_SENTENCE
 
@@ -224,7 +224,11 @@ def _site(match: Match, state: State) -> Site:
     """The report's row of a match."""
     linears = match.linears
     paths = [module_path(n.scope, n.node, n.weight) for n in linears]
-    reasons = [match.refusal] if match.refusal else [*_reasons(match, paths), *_exact_gradients(match, paths, state)]
+    reasons = [match.refusal] if match.refusal else _reasons(match, paths)
+    if match.taken:
+        options = state.options_for(mark_of(linears[0].node))
+        reasons += _exact_gradients(match, paths, options)
+        reasons += [f"trains dense {options.dense_when}"] if options.dense_when else []
     names = [parameter_name(top) for n in linears for top in _tops(n) if top.op == "placeholder"]
     return Site(
         path=common_path(paths),
@@ -250,9 +254,8 @@ def _reasons(match: Match, paths: list[str]) -> list[str]:
     return [f"{' and '.join(where)} stays dense: {why}" for why, where in by_reason.items()]
 
 
-def _exact_gradients(match: Match, paths: list[str], state: State) -> list[str]:
+def _exact_gradients(match: Match, paths: list[str], options: LinearOptions) -> list[str]:
     """Which of the taken linears gradient="auto" gives their exact weight gradient, and why."""
-    options = state.options_for(mark_of(match.linears[0].node))
     where = [
         path or linear.node.name
         for linear, path in zip(match.linears, paths, strict=True)

@@ -39,6 +39,8 @@ class LinearOptions:
     mvue_from: int = 0
     alignment: int = 16
     """Both dims of a weight must be multiples of this (at least 4: the transposable blocks are 4x4)."""
+    dense_when: str = ""
+    """The part of the run in which it trains dense all the same, in words; empty: none. For the report alone."""
 
     def dw_of(self, in_features: int) -> str:
         """How a linear of that many input features gets its dW: "mvue" or "dense"."""
