@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from s24compile import Sparse24, ops, to_sparse_semi_structured
-from s24compile.errors import DtypeError, MaskError, OperatorError, OptionError, ShapeError
+from s24compile.errors import ArgumentError, DtypeError, MaskError, OperatorError, OptionError, ShapeError
 from s24compile.tensor.scaling import limit_of
 from tests.closeness import assert_as_close_as_torch
 from tests.kernels.oracles import two_largest
@@ -241,6 +241,8 @@ def test_refuse_in_sentences():
     s = to_sparse_semi_structured(w)
     with pytest.raises(OptionError, match="not both"):
         to_sparse_semi_structured(w, mask=two_largest(w), mvue=True)
+    with pytest.raises(ArgumentError, match="t is of type list"):
+        to_sparse_semi_structured([[1.0, 2.0, 3.0, 4.0]])
     with pytest.raises(DtypeError, match="int32"):
         to_sparse_semi_structured(w.int())
     with pytest.raises(DtypeError, match="int64"):

@@ -16,6 +16,7 @@ from s24compile.kernels.checks import (
     check_multiple,
     check_packable,
     check_same_shape,
+    check_tensor,
     outside_inference_mode,
 )
 from s24compile.tensor.scaling import divided, scale_for
@@ -39,9 +40,10 @@ def to_sparse_semi_structured(
 
     Raises:
         MaskError: more than two ones in a group (on CUDA two of them are kept: asking would be a host sync).
-        ShapeError, DtypeError: a tensor that no 2:4 format takes.
+        ArgumentError, ShapeError, DtypeError: what no 2:4 format takes.
         OptionError: both a mask and mvue.
     """
+    check_tensor("t", t)
     check_packable(dtype)
     if t.dtype not in PACKABLE:
         raise DtypeError(what="t", dtype=t.dtype, accepted=f"a 2:4 tensor may be {PACKABLE}")
