@@ -7,7 +7,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from s24compile.errors import OptionError, UnknownOptionError
@@ -44,9 +44,13 @@ def _refuse_unknown(cls: Any, names: Iterable[object]) -> None:
     fields = [f.name for f in dataclasses.fields(cls) if f.init]
     for name in names:
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UnknownOptionError(name=name, hint=hint, accepted=", ".join(fields))
+            raise UnknownOptionError(name=name, hint=hint_of(name, fields), accepted=", ".join(fields))
+
+
+def hint_of(name: object, known: Sequence[str]) -> str:
+    """For the message about an unknown name: the known one that it is like; "" if there is none."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _is_pairs(value: object) -> bool:

@@ -48,7 +48,13 @@ def load_model(where: str) -> tuple[nn.Module, tuple[Any, ...]]:
                 )
             made = getattr(made, part)
         if not isinstance(made, nn.Module) and callable(made):
-            _check_takes_nothing(where, made)
+            objection = _objection(made)
+            if objection:
+                raise ModelError(
+                    what=where,
+                    found=f"it wants arguments ({objection})",
+                    accepted="name a function of none that returns the model",
+                )
             made = made()
     inputs: tuple[Any, ...] = ()
     if isinstance(made, tuple) and len(made) == 2:
@@ -59,17 +65,17 @@ def load_model(where: str) -> tuple[nn.Module, tuple[Any, ...]]:
     return made, inputs
 
 
-def _check_takes_nothing(where: str, factory: Callable[..., Any]) -> None:
+def _objection(call: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> str:
+    """What the signature of `call` says against these arguments; "" if nothing, or if it tells none."""
     try:
-        signature = inspect.signature(factory)
+        signature = inspect.signature(call)
     except ValueError:
-        return  # it tells none
+        return ""
     try:
-        signature.bind()
+        signature.bind(*args, **(kwargs or {}))
     except TypeError as error:
-        raise ModelError(
-            what=where, found=f"it wants arguments ({error})", accepted="name a function of none that returns the model"
-        ) from None
+        return str(error)
+    return ""
 
 
 def make_inputs(specs: list[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -108,19 +114,14 @@ def check_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     Raises:
         OptionError: some are missing, or too many.
     """
-    try:
-        signature = inspect.signature(model.forward)
-    except ValueError:
-        return  # it tells none: its forward will speak for itself
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
+    objection = _objection(model.forward, args, kwargs)
+    if objection:
         raise OptionError(
             name="input",
             value=[*map(_spelled, args), *(f"{name}={_spelled(x)}" for name, x in kwargs.items())],
-            accepted=f"{type(model).__name__}.forward{signature} says: {error}; write one --input 'dtype[shape]' for "
-            "each, or let the factory return the model and a tuple of inputs",
-        ) from None
+            accepted=f"{type(model).__name__}.forward{inspect.signature(model.forward)} says: {objection}; write one "
+            "--input 'dtype[shape]' for each, or let the factory return the model and a tuple of inputs",
+        )
 
 
 def _spelled(x: Any) -> str:
@@ -142,7 +143,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
-def folder_for_results(name: str, folder: Path) -> Path:
+def folder_for_results(name: str, folder: Path) -> None:
     """Makes the folder that a command writes to. Call before the work, not when hours of it are to be saved.
 
     Raises:
@@ -154,7 +155,6 @@ def folder_for_results(name: str, folder: Path) -> Path:
         raise OptionError(
             name=name, value=str(folder), accepted=f"it must be a folder that can be made ({error.strerror})"
         ) from None
-    return folder
 
 
 def literal(text: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,7 +69,7 @@ def read_settings(path: Path | None, flags: list[str]) -> TrainConfig:
         OptionError: a flag without a value, or a value of another type than the setting's.
     """
     from s24compile.cli.load import parse_options
-    from s24compile.config import Config
+    from s24compile.config import Config, hint_of
     from s24compile.demo.settings import TrainConfig
 
     given: dict[str, Any] = {}
@@ -83,10 +82,8 @@ def read_settings(path: Path | None, flags: list[str]) -> TrainConfig:
     sparse = [f.name for f in dataclasses.fields(Config)]
     for name, value in given.items():
         if name not in own and name not in sparse:
-            near = difflib.get_close_matches(name, [*own, *sparse], n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             accepted = f"{', '.join(sparse)}; and the settings of s24 train: {', '.join(own)}"
-            raise UnknownOptionError(name=name, hint=hint, accepted=accepted)
+            raise UnknownOptionError(name=name, hint=hint_of(name, [*own, *sparse]), accepted=accepted)
         default = own[name].default if name in own else value
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (type(value) is type(default) or (whole and isinstance(default, float))):
