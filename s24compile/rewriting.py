@@ -7,7 +7,7 @@ Undecorated graphs are rewritten once, with the options of the outer compile. If
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,22 +69,22 @@ def target_of(example_inputs: Sequence[Any], config: Config) -> Target:
 
 def parameter_places(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, int]:
     """Parameter name, as in the rows of this graph -> at which of its inputs it arrives."""
-    placeholders = gm.graph.find_nodes(op="placeholder")
-    return {
-        parameter_name(node): place
-        for place, (node, given) in enumerate(zip(placeholders, example_inputs, strict=True))
-        if isinstance(given, torch.nn.Parameter)
-    }
+    return {parameter_name(node): place for place, node, _ in _parameters(gm, example_inputs)}
 
 
 def gathered_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> frozenset[str]:
     """Names of the placeholders at which parameters arrive that FSDP2 has gathered."""
-    placeholders = gm.graph.find_nodes(op="placeholder")
     return frozenset(
-        node.name
-        for node, given in zip(placeholders, example_inputs, strict=True)
-        if isinstance(given, torch.nn.Parameter) and sharded_master(given) is not None
+        node.name for _, node, given in _parameters(gm, example_inputs) if sharded_master(given) is not None
     )
+
+
+def _parameters(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Iterator[tuple[int, fx.Node, torch.nn.Parameter]]:
+    """(place, placeholder, parameter) of each parameter among the inputs."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    for place, (node, given) in enumerate(zip(placeholders, example_inputs, strict=True)):
+        if isinstance(given, torch.nn.Parameter):
+            yield place, node, given
 
 
 def rewrite_graph(

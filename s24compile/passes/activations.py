@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from s24compile.passes.build import Builder
+from s24compile.passes.build import Builder, erase_unused
 from s24compile.passes.expression import Call, Matched, Var, call, match_expression
 from s24compile.passes.scope import fake, hop_name
 from s24compile.passes.spelling import is_fresh, op_name, raw_name, spell
@@ -148,7 +148,7 @@ def autograd_function(node: fx.Node, builder: Builder) -> fx.Node | None:
         matched = match_expression(pattern, root)
         if matched is not None and matched.variable().op == "placeholder" and _is_derivative(backward, "tanh"):
             for other in [user for user in source.users if user is not node and not user.users]:
-                node.graph.erase_node(other)  # in bodies torch 2.11 unpacks what nobody reads
+                erase_unused(other)  # in bodies torch 2.11 unpacks what nobody reads
             return builder.same_value(F.gelu, tensors[0], approximate="tanh")
     return None
 

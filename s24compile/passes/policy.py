@@ -81,9 +81,7 @@ def _refuse_slow(match: Match, state: State) -> str:
     tokens = [_hint(size) for size in value.shape[:-1]]
     count = None if any(size is None for size in tokens) else math.prod(size for size in tokens if size is not None)
     # A phase passes; what was worth while before it is so after it.
-    chosen = [
-        linear for linear in match.linears if match.stays.get(linear, DENSE_PHASE_SENTENCE) == DENSE_PHASE_SENTENCE
-    ]
+    never = [linear for linear, why in match.stays.items() if why != DENSE_PHASE_SENTENCE]
     options = state.options_for(None)
     layer = Layer(
         first.in_features,
@@ -91,8 +89,8 @@ def _refuse_slow(match: Match, state: State) -> str:
         match.gate is not None,
         count,
         value.dtype,
-        first=all(linear in chosen for linear in firsts or [last]),
-        last=last in chosen,
+        first=not any(linear in never for linear in firsts or [last]),
+        last=last not in never,
         dx=options.dx,
         dw=(options.dw_of(first.in_features), options.dw_of(last.in_features)),
     )
