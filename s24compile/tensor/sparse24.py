@@ -5,7 +5,6 @@ Legend: A [m, k] the packed matrix, groups of four along k. A Sparse24 is A, or 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -65,8 +64,7 @@ class Sparse24(Tensor):
         """Wraps packed tensors. `shape` is that of the result: [k, m] where it is transposed."""
         strides = (1, shape[0]) if transposed else (shape[1], 1)
         # Under inference_mode torch could not make an inference tensor a view of one that was made outside.
-        outside = torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
-        with outside:
+        with outside_inference_mode():
             self = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=kept.dtype, device=kept.device)
         self.kept, self.metadata, self.scale = kept, metadata, scale
         self.format, self.transposed, self.origin = format, transposed, origin or kept.dtype
