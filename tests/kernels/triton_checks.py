@@ -188,3 +188,15 @@ def test_offsets_past_two_to_the_31_elements():
     kept = packed != 0
     assert (packed * g[:, last].t())[kept].min() > 0, "a kept value has the sign of its own element"
     assert kept.float().mean() > 0.49
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_unpack_what_lies_at_any_storage_offset(offset, device):
+    w = torch.randn(64, 128, device=device, dtype=BF16)
+    packed = ops.pack(w, masks.magnitude_mask(w), BF16, "sm90")
+    moved = torch.empty(packed[0].numel() + offset, device=device, dtype=BF16)[offset:].view(packed[0].shape)
+    moved.copy_(packed[0])
+    provider = providers.find("unpack", "triton")
+    refusal = provider.supports(moved, packed[1], 64, 128, "sm90")
+    assert (refusal is None) == (offset % 2 == 0)
+    assert torch.equal(ops.unpack(moved, packed[1], 64, 128, "sm90"), ops.unpack(*packed, 64, 128, "sm90"))

@@ -49,9 +49,12 @@ def uneven_halves(rows: int, format: str) -> str | None:
 
 
 def unaligned_operand(values: Tensor) -> str | None:
-    """Whether a buffer lacks the padding of `Format.empty`, which the kernels write too."""
+    """Whether a buffer lacks the padding of `Format.empty`, which the kernels write too, or its pairs of values lie
+    across words."""
     if values.stride(0) % 8 or values.stride(1) != 1:
         return f"packs into rows of whole 16 bytes, not into strides {values.stride()}"
+    if values.storage_offset() % 2:
+        return "takes kept values two at a time only, not from an odd storage offset"
     return None
 
 
