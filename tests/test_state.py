@@ -291,15 +291,19 @@ def test_switch_phases_before_and_after_the_first_forward():
         set_phase(model, "sparce")
 
 
-def test_train_dense_from_the_forward_after_n_steps():
-    config = Config(mask_interval=3, dense_after=2)
+def dense_forwards(config, steps):
+    """Whether the forward of each step is dense."""
     model = MLP()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     dense = []
-    for i in range(4):
+    for i in range(steps):
         dense.append(dense_forward_happens(model, config))
         train(model, optimizer, config, range(i, i + 1))
-    assert dense == [False, False, True, True]
+    return dense
+
+
+def test_train_dense_from_the_forward_after_n_steps():
+    assert dense_forwards(Config(mask_interval=3, dense_after=2), 4) == [False, False, True, True]
     always = MLP()
     set_phase(always, "sparse")
     assert dense_forward_happens(always, Config(dense_after=0)), "dense_after=0 is dense whatever set_phase says"
@@ -307,13 +311,7 @@ def test_train_dense_from_the_forward_after_n_steps():
 
 def test_train_dense_for_the_first_n_steps():
     config = Config(mask_interval=3, dense_until=2, dense_after=4)
-    model = MLP()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    dense = []
-    for i in range(6):
-        dense.append(dense_forward_happens(model, config))
-        train(model, optimizer, config, range(i, i + 1))
-    assert dense == [True, True, False, False, True, True]
+    assert dense_forwards(config, 6) == [True, True, False, False, True, True]
 
 
 def test_resume_in_a_dense_start_and_after_it():
