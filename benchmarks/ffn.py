@@ -5,7 +5,8 @@
 
 T = 16384 tokens, bf16 autocast, fp32 master weights, packing once a step included. TFLOP/s are dense-equivalent: 2 T D
 F a linear, three times that with its backward. Checked against masked dense arithmetic before timing. --gradients times
-other values of the option `gradient` too: what the 2:4 weight gradient is worth. --also times any options:
+other values of the option `gradient` too: what the 2:4 weight gradient is worth. --also times any options, for
+results/ffn_options.json:
 
     python benchmarks/ffn.py --layers 124m --also 'ste={"recipe": "ste", "gradient": "dense"}'
 """
@@ -127,7 +128,7 @@ def main() -> int:
             f"{name:18} {spelled}; x{row['ratio']:.2f} (bar {row['bar']:.2f}); host {queued} us, peak {memory} MB",
             flush=True,
         )
-        record.add_rows("ffn", [row], ("layer",), given.out)
+        record.add_rows("ffn_options" if given.also else "ffn", [row], ("layer",), given.out)
     return 0
 
 
