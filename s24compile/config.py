@@ -76,8 +76,9 @@ class Config:
     recipe: str = "fst"
     """"fst" (ICML 2024), "fst-exact" (the same with exact weight gradients and masks searched at every step), "sste"
     (NeurIPS 2024), "step" (ICML 2023), "srste" (ICLR 2021) or "ste"."""
-    targets: Literal["ffn", "linear"] = "ffn"
-    """"ffn": the linears of feed-forward layers. "linear": every linear but embeddings and the LM head."""
+    targets: Literal["ffn", "down", "linear"] = "ffn"
+    """"ffn": the linears of feed-forward layers. "down": their last ones alone, the down projections. "linear": every
+    linear but embeddings and the LM head."""
     include: tuple[str, ...] = ()
     """Regexes searched in module paths ("blocks.0.mlp.c_fc"); if any are given, only matching linears are taken."""
     exclude: tuple[str, ...] = ()
@@ -134,7 +135,7 @@ class Config:
         for field in ("gradient", "decay", "mask_interval"):
             if getattr(self, field) is _OF_RECIPE:
                 object.__setattr__(self, field, getattr(RECIPES[self.recipe], field))
-        self._choice("targets", ("ffn", "linear"))
+        self._choice("targets", ("ffn", "down", "linear"))
         self._choice("gradient", ("mvue", "auto", "dense"))
         self._choice("input_gradient", ("auto", "dense", "mvue"))
         self._choice("freshness", ("auto", "always"))

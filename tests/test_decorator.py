@@ -83,6 +83,17 @@ def test_decorate_an_instance_and_leave_its_siblings_alone(x: Tensor) -> None:
     assert not s24compile.sparse_weights(sibling)
 
 
+@pytest.mark.parametrize("options", [{"targets": "down"}, {"exclude": "fc1"}], ids=["targets", "exclude"])
+@pytest.mark.parametrize("outer", [False, True], ids=["alone", "in an outer compile"])
+def test_take_the_linears_that_the_decoration_names(outer: bool, options: dict[str, Any], x: Tensor) -> None:
+    model = Two(sparse_ffn(make_class()(), **OPTIONS, **options), make_class()()).to(x.device)
+    # The outer compile's own regexes are for undecorated modules.
+    called = torch.compile(model, backend="s24", options={**OPTIONS, "exclude": "fc2"}) if outer else model
+    y = called(x)
+    assert list(s24compile.sparse_weights(model)) == ["first.fc2.weight"]
+    assert_masked(model, y, x, Two(make_class()(), make_class()()).to(x.device))
+
+
 def test_keep_instances_of_one_class_apart(x: Tensor) -> None:
     cls, plain = make_class(), make_class()().to(x.device)
     sparse_ffn(**OPTIONS)(cls)

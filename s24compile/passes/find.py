@@ -69,7 +69,7 @@ def _without_doubles(found: list[Match]) -> list[Match]:
 
 
 def _single_linears(state: State, nodes: Nodes, found: list[Match]) -> list[Match]:
-    """With targets="linear", and in decorated modules: every linear that is in no layer, on its own.
+    """With targets="linear", and in modules decorated without targets="down": every linear in no layer, on its own.
 
         linear(x, W, b)   ->   s24.linear(x, [W], values, metadata, ...)                    x [T, D], result [T, F]
 
@@ -77,7 +77,9 @@ def _single_linears(state: State, nodes: Nodes, found: list[Match]) -> list[Matc
     """
 
     def is_wanted(linear: Linear) -> bool:
-        return state.config.targets == "linear" or mark_of(linear.node) is not None
+        mark = mark_of(linear.node)
+        targets = state.config_for(mark).targets
+        return targets == "linear" or (mark is not None and targets == "ffn")
 
     covered = {linear.node for match in found if not match.refusal for linear in match.linears}
     single = []

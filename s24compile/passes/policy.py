@@ -14,6 +14,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from s24compile.config import Config
 from s24compile.layer import Layer
 from s24compile.marks import mark_of
 from s24compile.passes.linears import CASTS, Linear
@@ -40,7 +41,7 @@ def decide(state: State) -> int:
     for match in state.matches:
         match.refusal = match.refusal or _refuse_site(match, state, decorated)
         if not match.refusal:
-            match.stays = {linear: why for linear in match.linears if (why := _refuse_linear(linear, state))}
+            match.stays = {linear: why for linear in match.linears if (why := _refuse_linear(linear, match, state))}
         if not match.refusal and len(match.stays) < len(match.linears):
             match.refusal = _refuse_slow(match, state)
     _refuse_shared_weights(state)
@@ -102,7 +103,7 @@ def _hint(size: int | torch.SymInt) -> int | None:
     return size if isinstance(size, int) else size.node.hint
 
 
-def _refuse_linear(linear: Linear, state: State) -> str:
+def _refuse_linear(linear: Linear, match: Match, state: State) -> str:
     """A sentence if this linear cannot be, or shall not be, 2:4."""
     if linear.foreign or linear.unsupported:
         return linear.foreign or linear.unsupported
@@ -113,16 +114,17 @@ def _refuse_linear(linear: Linear, state: State) -> str:
         return DENSE_PHASE_SENTENCE
     if any(top.name in state.gathered for top in tops):
         return FSDP_SENTENCE
-    if mark is None:
-        why = _refuse_path(linear, state)
-        if why:
-            return why
-    return _refuse_shape(linear, state.options_for(mark).alignment) or _refuse_dtype(linear)
+    return (
+        _refuse_target(linear, match, state.config_for(mark))
+        or _refuse_shape(linear, state.options_for(mark).alignment)
+        or _refuse_dtype(linear)
+    )
 
 
-def _refuse_path(linear: Linear, state: State) -> str:
+def _refuse_target(linear: Linear, match: Match, config: Config) -> str:
     assert linear.weight is not None
-    config = state.config
+    if config.targets == "down" and linear is not match.linears[-1]:
+        return "targets='down' takes the down projections alone"
     paths = {module_path(linear.scope, linear.node, linear.weight)}
     if linear.scope.calls:  # a shared body runs for several modules; its stack names only the first
         paths |= {parameter_name(top).rpartition(".")[0] for top in origins(linear.scope, linear.weight)}

@@ -14,6 +14,7 @@ from torch import fx
 
 from s24compile.config import Config
 from s24compile.layer import Layer
+from s24compile.marks import config_of
 from s24compile.operand_request import OperandRequest
 from s24compile.report import Site
 
@@ -91,3 +92,7 @@ class State:
     def options_for(self, decorated: str | None) -> LinearOptions:
         """The options of a linear: those of its own decorator where the backend gave some."""
         return self.decorated_options.get(decorated, self.options) if decorated is not None else self.options
+
+    def config_for(self, decorated: str | None) -> Config:
+        """What says which linears are taken: the decorator's own options inside a decorated module."""
+        return self.config if decorated is None else config_of(decorated)

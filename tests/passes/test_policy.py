@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_take_gate_and_up_one_by_one_if_one_of_them_must_stay():
         (Config(include=(r"Blocks",), exclude=(r"0",)), ["Blocks.1"]),
     ],
 )
-def test_follow_regexes_on_module_paths(config, taken):
+def test_follow_regexes_on_module_paths(config: Config, taken: list[str]) -> None:
     sites, _ = sites_of(Stack(Sized(32, 64, 32), Sized(32, 64, 32)), config=config)
     assert [site.path for site in sites if site.status == "rewritten"] == taken
     assert all("include=" in site.reason or "exclude=" in site.reason for site in sites if site.status == "refused")
@@ -153,6 +154,29 @@ def test_refuse_complex_weights():
     assert "dtype complex64 is not supported" in site.reason
 
 
+DOWN = "targets='down' takes the down projections alone"
+
+
+@pytest.mark.parametrize("make", [ffns.TAKEN["act_gelu_new"].make, lambda: ffns.Gated(F.silu)], ids=["plain", "gated"])
+def test_take_the_down_projections_alone(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, capture = make(), Capture(config=Config(targets="down"))
+    check_masked(model, capture, input_of())
+    (site,) = capture.sites
+    assert (site.status, site.linears) == ("rewritten", 1)
+    assert site.reason.endswith(f"stays dense: {DOWN}")
+    (request,) = capture.rewrites[0].operands
+    assert request.names == site.weights[-1:]
+
+
+def test_take_the_down_projections_alone_of_decorated_modules() -> None:
+    label = '{"targets": "down"}'
+    sites, _ = sites_of(Stack(Marked(label), Marked("{}")))
+    assert [site.linears for site in sites] == [1, 2]
+    sites, _ = sites_of(MarkedSingle(label))
+    assert [site.linears for site in sites if site.family == "linear"] == [], "it is in no feed-forward layer"
+
+
 class FunctionalMlp(nn.Module):
     """Weights that arrive as arguments."""
 
@@ -223,11 +247,26 @@ def test_take_only_decorated_modules_where_there_are_any():
 
 
 def test_use_the_options_of_each_decorator():
-    model = Stack(Marked("a"), Marked("b"))
-    own = {"b": passes.LinearOptions(dx="dense", dw="dense")}
+    a, b = '{"recipe": "fst-exact"}', '{"recipe": "ste"}'
+    model = Stack(Marked(a), Marked(b))
+    own = {b: passes.LinearOptions(dx="dense", dw="dense")}
     _, capture = sites_of(model, decorated_options=own)
     transposed = [(request.decorated, request.needs_transpose) for request in capture.rewrites[0].operands]
-    assert transposed == [("a", True), ("a", True), ("b", False), ("b", False)]
+    assert transposed == [(a, True), (a, True), (b, False), (b, False)]
+
+
+def test_follow_the_regexes_of_each_decorator():
+    model = Stack(Marked('{"exclude": ["fc1"]}'), Marked('{"include": ["0.fc", "fc1"]}'), Marked("{}"))
+    sites, _ = sites_of(model, config=Config(exclude=(r"Blocks",)))
+    assert [(site.path, site.linears, site.reason) for site in sites] == [
+        ("Blocks.0", 1, "Blocks.0.fc1 stays dense: its path 'Blocks.0.fc1' matches exclude='fc1'"),
+        (
+            "Blocks.1",
+            1,
+            "Blocks.1.fc2 stays dense: its path 'Blocks.1.fc2' matches none of include=('0.fc', 'fc1')",
+        ),
+        ("Blocks.2", 2, ""),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -247,12 +286,13 @@ def test_prune_output_gradients_by_the_input_features_of_each_linear(dw, mvue_fr
 class MarkedSingle(nn.Module):
     """A decorated module that is no feed-forward layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str = "{}") -> None:
         super().__init__()
         self.only = nn.Linear(32, 32)
+        self.label = label
 
     def forward(self, x):
-        with annotate({KEY: "{}"}):
+        with annotate({KEY: self.label}):
             return self.only(x)
 
 
