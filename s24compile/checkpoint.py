@@ -5,7 +5,7 @@ An entry is a plain dict of tensors, ints and strings, so that `torch.load(weigh
     recipe    str       name of the recipe it was trained with
     layout    str       "out_in" | "in_out"
     shape     list      of the parameter, as stored
-    steps     int       optimizer steps counted
+    steps     int       optimizer steps counted: the weight's own, or any while no optimizer was seen to hold it
     age       int       optimizer steps since the last mask search
     held      int       1 if an optimizer was seen to hold the parameter (else `age` counts steps of any optimizer)
     phase     str       what set_phase asked for ("" if nothing), at step `phase_at`
@@ -46,6 +46,12 @@ def problem_of_entry(entry: object, shape: tuple[int, ...]) -> str | None:
         return f"it was saved for shape {tuple(entry['shape'])}, the parameter has {shape}"
     if min(entry[field] for field in _COUNTS) < 0 or entry["phase"] not in ("", "sparse", "dense"):
         return "its counters or its phase are out of range"
+    if entry["held"]:  # else they count the steps of any optimizer, since different moments
+        steps, age, phase_at = entry["steps"], entry["age"], entry["phase_at"]
+        if age > steps or phase_at > steps:
+            return f"its counters contradict each other: age={age} and phase_at={phase_at} after steps={steps}"
+        if age < steps and "patterns" not in entry:
+            return f"its patterns are missing, although they were searched at step {steps - age}"
     for field in _TENSORS:
         if field in entry and not isinstance(entry[field], torch.Tensor):
             return f"its field {field!r} is no tensor"

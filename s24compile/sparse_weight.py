@@ -113,10 +113,7 @@ class SparseWeight:
             driven = None if parameter is None else DRIVEN.get(parameter)
             if driven == "dense":
                 return driven
-        sparse_from = self._sparse_from
-        if sparse_from and self.steps_missed >= sparse_from:
-            sparse_from = 0  # a start ends even if no optimizer is seen to hold the weight: then anyone's steps count
-        return phase_at(self.steps, sparse_from, self._dense_from, self._asked_phase, self._asked_at)
+        return phase_at(self.scheduled_steps, self._sparse_from, self._dense_from, self._asked_phase, self._asked_at)
 
     def flips(self) -> Tensor | None:
         """The flip rate as a 0-d float32 tensor on the weight's device: no host sync. None before the second search."""
@@ -128,8 +125,13 @@ class SparseWeight:
 
     def ask_phase(self, phase: Phase) -> None:
         """Notes the user's `set_phase`, at the present step."""
-        self._asked_phase, self._asked_at = phase, self.steps
+        self._asked_phase, self._asked_at = phase, self.scheduled_steps
         self.has_phases = True
+
+    def hold(self) -> None:
+        """Notes that an optimizer holds the weight: from now on its steps count, and no one else's."""
+        self.held = True
+        self._asked_at = min(self._asked_at, self.steps)
 
     def logical(self, stored: Tensor) -> Tensor:
         """A [N, K] view of a tensor that has the parameter's layout."""
@@ -148,6 +150,12 @@ class SparseWeight:
     def steps_missed(self) -> int:
         """Optimizer steps of this process since the state began, while no optimizer was seen to hold the weight."""
         return 0 if self.held else CLOCK.tick - self._born_at_tick
+
+    @property
+    def scheduled_steps(self) -> int:
+        """What phases go by: the weight's own steps, or anyone's while no optimizer is seen to hold it. A frozen weight
+        so follows the schedule of the others."""
+        return self.steps + self.steps_missed
 
     def search_due(self, content: Content) -> bool:
         """Whether the forward that is about to come must search the mask anew (MATH section 4: every l steps)."""
@@ -220,7 +228,7 @@ class SparseWeight:
             "recipe": self.recipe.name,
             "layout": self.layout,
             "shape": list(self.shape),
-            "steps": self.steps,
+            "steps": self.scheduled_steps,
             "age": self._schedule_age(),
             "held": int(self.held or self._counted),
             "phase": self._asked_phase or "",
@@ -259,7 +267,7 @@ class SparseWeight:
                     held.copy_(copied)  # in place: buffers are static
                 else:
                     setattr(self, field, copied)
-        self.steps = entry["steps"]
+        self.steps, self._born_at_tick = entry["steps"], CLOCK.tick
         self._searched_at_step = self.steps - entry["age"]
         self._searched_at_tick = CLOCK.tick - entry["age"]
         self._searched_content = None

@@ -196,12 +196,16 @@ def broken(how):
         up["scale"] = torch.tensor(1.0)
     elif how == "negative":
         up["steps"] = -1
+    elif how == "age":
+        up["age"] = 10**6
+    elif how == "no patterns":
+        del up["patterns"], up["previous"]
     return state
 
 
 BROKEN = [
     "foreign", "prefixed", "partial", "extra", "shape", "patterns", "illegal codes", "recipe", "field", "unknown field",
-    "type", "model's own", "scale", "negative",
+    "type", "model's own", "scale", "negative", "age", "no patterns",
 ]  # fmt: skip
 
 
@@ -322,16 +326,40 @@ def test_resume_in_a_dense_start_and_after_it():
         assert dense_forward_happens(model, config) == dense
 
 
-def test_end_a_dense_start_by_the_steps_of_an_optimizer_that_holds_other_weights():
-    config = Config(dense_until=2)
-    model, other = MLP(), MLP()
+def step_another_model(steps: int) -> None:
+    other = MLP()
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
-    assert dense_forward_happens(model, config)
     for p in other.parameters():
         p.grad = torch.zeros_like(p)
-    for _ in range(2):
+    for _ in range(steps):
         optimizer.step()
+
+
+@pytest.mark.parametrize("resumed_at", [None, 1, 3, 5])
+def test_follow_the_steps_of_others_while_no_optimizer_holds_a_weight(resumed_at: int | None) -> None:
+    config = Config(dense_until=2, dense_after=4)
+    model, dense = MLP().requires_grad_(False), []
+    for step in range(6):
+        dense.append(dense_forward_happens(model, config))
+        step_another_model(1)
+        if step == resumed_at:
+            saved, model = through_a_file(state_dict(model)), MLP().requires_grad_(False)
+            load_state_dict(model, saved)
+    assert dense == [True, True, False, False, True, True], "a frozen weight switches with the others"
+
+
+def test_count_own_steps_alone_once_an_optimizer_holds_a_weight() -> None:
+    config = Config(mask_interval=3, dense_after=2)
+    model = MLP()
     assert not dense_forward_happens(model, config)
+    step_another_model(5)
+    set_phase(model, "sparse")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dense = []
+    for step in range(3):
+        train(model, optimizer, config, range(step, step + 1))
+        dense.append(dense_forward_happens(model, config))
+    assert dense == [False, True, True]
 
 
 def test_let_set_phase_end_a_dense_start_or_put_its_end_off():

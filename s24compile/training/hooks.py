@@ -104,7 +104,7 @@ def _meet(optimizer: Optimizer, weights: list[SparseWeight]) -> None:
     """Notes that an optimizer holds these weights, when it first steps them."""
     undriven = []
     for weight in weights:
-        weight.held = True
+        weight.hold()
         parameter = weight.parameter()
         if weight.recipe.optimizer_drives_phase and parameter is not None and DRIVEN.get(parameter) is None:
             undriven.append(weight.name)
