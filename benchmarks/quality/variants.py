@@ -78,6 +78,9 @@ def _variants() -> list[Variant]:
             for head in (1 / 6, 2 / 6)
         ),
         Variant("fst-l1-no-mvue-down", _fst(1, gradient="dense", exclude=(r"mlp\.c_fc",)), tail=1 / 6),
+        Variant(
+            "fst-l1-no-mvue-down-head1/6", _fst(1, gradient="dense", exclude=(r"mlp\.c_fc",)), head=1 / 6, tail=1 / 6
+        ),
         Variant("fst-l1-no-mvue-end", _fst(1, gradient="dense")),
         Variant("fst-l1-no-mvue-tail3/6", _fst(1, gradient="dense"), tail=3 / 6),
         Variant("fst-l1-auto", _fst(1, gradient="auto"), tail=1 / 6),
