@@ -83,6 +83,15 @@ def assert_trains_like_masked(
         assert float((got[name] - gradient).abs().max()) <= allowed, name
 
 
+def assert_takes_down_projections(case: Case, device: str) -> None:
+    """With targets="down", the weights that become sparse are the last ones of the layers that a reader lists."""
+    model, inputs = placed(case, device)
+    options = {"targets": "down", "inner": "eager", **FORCED}
+    torch._dynamo.reset()
+    torch.compile(model, backend="s24", options=options)(**inputs)
+    assert set(s24compile.sparse_weights(model)) == {ffn.weights[-1] for ffn in case.ffns}
+
+
 def explain_forced(model: nn.Module, *args: Any, **kwargs: Any) -> Report:
     """`s24compile.explain`, but for what the cost model says."""
     return s24compile.explain(torch.compile(model, backend="s24", options=FORCED), *args, **kwargs)

@@ -13,7 +13,12 @@ pytest.importorskip("timm", reason='timm is not installed: pip install -e ".[zoo
 from timm.layers import GluMlp
 
 from tests.zoo.case import Case, D, F
-from tests.zoo.checks import assert_listed_by_hand, assert_trains_like_masked, explain_case
+from tests.zoo.checks import (
+    assert_listed_by_hand,
+    assert_takes_down_projections,
+    assert_trains_like_masked,
+    explain_case,
+)
 from tests.zoo.table import assert_in_the_docs
 from tests.zoo.timm_models import MODELS
 
@@ -23,6 +28,11 @@ def test_find_the_layers_that_a_reader_lists(name: str, device: str) -> None:
     report = explain_case(MODELS[name], device)
     assert_listed_by_hand(MODELS[name], report)
     assert_in_the_docs(name, "timm", report)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_take_the_down_projections_alone(name: str, device: str) -> None:
+    assert_takes_down_projections(MODELS[name], device)
 
 
 @pytest.mark.parametrize("name", MODELS)

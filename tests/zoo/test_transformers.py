@@ -9,6 +9,7 @@ pytest.importorskip("transformers", "5.20", reason='transformers 5.20 is not ins
 
 from tests.zoo.checks import (
     assert_listed_by_hand,
+    assert_takes_down_projections,
     assert_trains_like_masked,
     count_graphs_of_eager,
     explain_case,
@@ -25,6 +26,11 @@ def test_find_the_layers_that_a_reader_lists(name: str, device: str) -> None:
     assert_listed_by_hand(MODELS[name], report)
     assert_in_the_docs(name, "transformers", report)
     assert all(site.source.startswith("transformers/models/") for site in report.sites), "not a line of the model"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_take_the_down_projections_alone(name: str, device: str) -> None:
+    assert_takes_down_projections(MODELS[name], device)
 
 
 @pytest.mark.parametrize("name", MODELS)
