@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from s24compile.passes import activations, gates, linears
+from s24compile.passes import activations, gates, linear_rules
 from s24compile.passes.build import Builder, replace_node
 from s24compile.passes.inplace import FUNCTIONAL, functional_form
 from s24compile.passes.scope import Scope, hop_name
@@ -48,11 +48,11 @@ def _spelled(
 
 
 SPELLINGS = (
-    Spelling("l1", frozenset({"linear"}), _spelled(linears.l1)),
-    Spelling("conv1d", frozenset({"addmm"}), _spelled(linears.conv1d)),
-    Spelling("matmul", frozenset({"matmul"}), _spelled(linears.matmul)),
-    Spelling("late_bias", frozenset({"add"}), _spelled(linears.late_bias)),
-    Spelling("flattened", frozenset({"view", "reshape"}), _spelled(linears.flattened)),
+    Spelling("l1", frozenset({"linear"}), _spelled(linear_rules.l1)),
+    Spelling("conv1d", frozenset({"addmm"}), _spelled(linear_rules.conv1d)),
+    Spelling("matmul", frozenset({"matmul"}), _spelled(linear_rules.matmul)),
+    Spelling("late_bias", frozenset({"add"}), _spelled(linear_rules.late_bias)),
+    Spelling("flattened", frozenset({"view", "reshape"}), _spelled(linear_rules.flattened)),
     Spelling("half", frozenset({"getitem", "narrow", "select"}), lambda _, node, builder: gates.half(node, builder)),
     Spelling("plain_call", frozenset({"gelu", "silu", "relu"}), _on_hidden(activations.plain_call)),
     Spelling("gelu_nodes", frozenset({"mul", "clamp_min", "maximum"}), _on_hidden(activations.gelu_nodes)),
@@ -71,7 +71,7 @@ def canonicalize(state: State) -> int:
     """Applies `SPELLINGS` to every graph, weight views sunk into bodies first; returns how many nodes were replaced."""
     count = 0
     for scope in state.scopes:
-        count += linears.sink_weight_views(scope)
+        count += linear_rules.sink_weight_views(scope)
         for node in list(scope.graph.nodes):
             while not node._erased:
                 replacement = _functional(node, state) or _canonical(scope, node, state)

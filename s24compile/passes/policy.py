@@ -19,10 +19,11 @@ from s24compile.layer import Layer
 from s24compile.marks import mark_of
 from s24compile.passes.linears import CASTS, Linear
 from s24compile.passes.match import Match
-from s24compile.passes.provenance import common_path, module_path, parameter_name, user_line
+from s24compile.passes.provenance import module_path, parameter_name, user_line
 from s24compile.passes.scope import Scope, fake, origins, uses
+from s24compile.passes.sites import site_of
 from s24compile.passes.spelling import general_name, op_name
-from s24compile.passes.state import LinearOptions, State
+from s24compile.passes.state import State
 from s24compile.report import Site
 from s24compile.sharding import FSDP_SENTENCE
 
@@ -57,7 +58,7 @@ def decide(state: State) -> int:
         fuel = None if fuel is None else fuel - 1
         match.taken = free
         claimed.update(linear.node for linear in free)
-    state.sites = [_site(match, state) for match in state.matches]
+    state.sites = [site_of(match, state) for match in state.matches]
     if state.cut_reason and not state.matches:
         state.sites.append(Site("", "unknown", "", "refused", state.cut_reason))
     return len(claimed)
@@ -108,7 +109,7 @@ def _refuse_linear(linear: Linear, match: Match, state: State) -> str:
     if linear.foreign or linear.unsupported:
         return linear.foreign or linear.unsupported
     assert linear.weight is not None
-    tops = _tops(linear)
+    tops = linear.weight_inputs
     mark = mark_of(linear.node)
     if any(top.name in state.dense for top in tops):
         return DENSE_PHASE_SENTENCE
@@ -178,7 +179,7 @@ def _refuse_shared_weights(state: State) -> None:
         taken = {linear.node for _, linear in live}
         layouts: dict[fx.Node, set[str]] = {}
         for _, linear in live:
-            for top in _tops(linear):
+            for top in linear.weight_inputs:
                 layouts.setdefault(top, set()).add(linear.layout)
         stay = [(match, linear, why) for match, linear in live if (why := _other_use(linear, state, taken, layouts))]
         for match, linear, why in stay:
@@ -189,7 +190,7 @@ def _refuse_shared_weights(state: State) -> None:
 
 def _other_use(linear: Linear, state: State, taken: set[fx.Node], layouts: dict[fx.Node, set[str]]) -> str:
     assert linear.weight is not None
-    for top in _tops(linear):
+    for top in linear.weight_inputs:
         if len(layouts[top]) > 1:
             return "its weight is used both as it is and transposed"
         for user in _users_of_weight(state.scopes[0], top):
@@ -199,11 +200,6 @@ def _other_use(linear: Linear, state: State, taken: set[fx.Node], layouts: dict[
             line = user_line(user)
             return f"its weight {parameter_name(top)} has another use, {name}{f' ({line})' if line else ''}"
     return ""
-
-
-def _tops(linear: Linear) -> list[fx.Node]:
-    """The top-level placeholders of a linear's weight, one per way into its body."""
-    return origins(linear.scope, linear.weight) if linear.weight is not None else []
 
 
 def _users_of_weight(scope: Scope, node: fx.Node) -> list[fx.Node]:
@@ -218,59 +214,3 @@ def _users_of_weight(scope: Scope, node: fx.Node) -> list[fx.Node]:
 
 
 _WEIGHT_VIEWS = CASTS | {"getattr", "t", "transpose", "permute", "contiguous"}
-
-
-def _site(match: Match, state: State) -> Site:
-    """The report's row of a match."""
-    linears = match.linears
-    paths = [module_path(n.scope, n.node, n.weight) for n in linears]
-    reasons = [match.refusal] if match.refusal else _reasons(match, paths)
-    if match.taken:
-        options = state.options_for(mark_of(linears[0].node))
-        reasons += _exact_gradients(match, paths, options)
-        reasons += [f"trains dense {options.dense_when}"] if options.dense_when else []
-    names = [parameter_name(top) for n in linears for top in _tops(n) if top.op == "placeholder"]
-    return Site(
-        path=common_path(paths),
-        family=match.family,
-        shape=_shape(linears),
-        status="rewritten" if match.taken else "refused",
-        reason="; ".join(reasons),
-        source=user_line(linears[-1].node),
-        weights=tuple(dict.fromkeys(names)),
-        linears=len(match.taken),
-        rule=match.rule,
-        decorated=any(mark_of(linear.node) is not None for linear in linears),
-    )
-
-
-def _reasons(match: Match, paths: list[str]) -> list[str]:
-    by_reason: dict[str, list[str]] = {}
-    for linear, path in zip(match.linears, paths, strict=True):
-        if linear in match.stays:
-            by_reason.setdefault(match.stays[linear], []).append(path or linear.node.name)
-    if len(match.stays) == len(match.linears) and len(by_reason) == 1:
-        return list(by_reason)
-    return [f"{' and '.join(where)} stays dense: {why}" for why, where in by_reason.items()]
-
-
-def _exact_gradients(match: Match, paths: list[str], options: LinearOptions) -> list[str]:
-    """Which of the taken linears gradient="auto" gives their exact weight gradient, and why."""
-    where = [
-        path or linear.node.name
-        for linear, path in zip(match.linears, paths, strict=True)
-        if linear in match.taken and options.dw_of(linear.in_features) == "dense"
-    ]
-    if options.dw != "auto" or not where:
-        return []
-    names = " and ".join(where)
-    return [f"exact weight gradient in {names}: pruning it pays from {options.mvue_from} input features"]
-
-
-def _shape(linears: list[Linear]) -> str:
-    first, last = linears[0], linears[-1]
-    if not first.out_features:
-        return ""
-    if first is last:
-        return f"{first.in_features} -> {first.out_features}"
-    return f"{first.in_features} -> {last.in_features} -> {last.out_features}"
