@@ -139,8 +139,8 @@ class Operand:
         if unheld:
             self._warned = True
             log.warning(
-                "optimizers have made %d steps, none of them with %s, which trains sparse: its masks follow the steps "
-                "of any optimizer, but no masked decay and no dense_after reach it. Is the parameter in the optimizer? "
+                "optimizers have made %d steps, none of them with %s, which trains sparse: its masks and phases "
+                "follow the steps of any optimizer, but no masked decay reaches it. Is the parameter in the optimizer? "
                 "(Optimizers that are no torch.optim.Optimizer are not seen.)",
                 UNHELD_STEPS,
                 " and ".join(unheld),

@@ -244,8 +244,10 @@ class Run:
 
     def _loss(self, part: str, places: Tensor) -> Tensor:
         offsets = torch.arange(self.plan.size.sequence + 1, device=self.device)
-        text = self.tokens[part][places.to(self.device)[:, None] + offsets].long()
         on_gpu = self.device.startswith("cuda")
+        # From pinned memory, for the host is not to wait for the step before.
+        places = (places.pin_memory() if on_gpu else places).to(self.device, non_blocking=True)
+        text = self.tokens[part][places[:, None] + offsets].long()
         with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
             loss: Tensor = self.compiled(text[:, :-1].contiguous(), text[:, 1:].contiguous())[1]
         return loss
