@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from s24compile.errors import OptionError, UnknownOptionError
-from s24compile.training.recipe import RECIPES
+from s24compile.training.recipe import RECIPES, Targets
 
 
 class _OfRecipe:
@@ -65,8 +65,8 @@ def _is_pairs(value: object) -> bool:
 class Config:
     """How the feed-forward layers are trained sparse. Frozen and hashable: equal configs are one backend to Dynamo.
 
-    `gradient`, `decay` and `mask_interval` are the recipe's own where they are not given; once a Config is made they
-    are values like any other, which `dataclasses.replace(config, recipe=...)` keeps.
+    `targets`, `gradient`, `decay` and `mask_interval` are the recipe's own where they are not given; once a Config is
+    made they are values like any other, which `dataclasses.replace(config, recipe=...)` keeps.
 
     Raises:
         UnknownOptionError: a keyword that is no field; the message names the nearest one.
@@ -74,11 +74,12 @@ class Config:
     """
 
     recipe: str = "fst"
-    """"fst" (ICML 2024), "fst-exact" (the same with exact weight gradients and masks searched at every step), "sste"
-    (NeurIPS 2024), "step" (ICML 2023), "srste" (ICLR 2021) or "ste"."""
-    targets: Literal["ffn", "down", "linear"] = "ffn"
+    """"fst" (ICML 2024), "fst-exact" (the same with exact weight gradients and masks searched at every step),
+    "fst-down" (that in the down projections alone), "sste" (NeurIPS 2024), "step" (ICML 2023), "srste" (ICLR 2021) or
+    "ste"."""
+    targets: Targets = _OF_RECIPE
     """"ffn": the linears of feed-forward layers. "down": their last ones alone, the down projections. "linear": every
-    linear but embeddings and the LM head."""
+    linear but embeddings and the LM head. Default "ffn"; "down" with "fst-down"."""
     include: tuple[str, ...] = ()
     """Regexes searched in module paths ("blocks.0.mlp.c_fc"); if any are given, only matching linears are taken."""
     exclude: tuple[str, ...] = ()
@@ -86,24 +87,25 @@ class Config:
     gradient: Literal["mvue", "auto", "dense"] = _OF_RECIPE
     """Weight gradient from the MVUE-pruned output gradient (2:4 GEMM), or from the dense one. "auto": pruned only in
     linears of enough input features for the 2:4 GEMM to win back what pruning costs, which leaves less noise.
-    Default "mvue"; "dense" with "fst-exact"."""
+    Default "mvue"; "dense" with "fst-exact" and "fst-down"."""
     input_gradient: Literal["auto", "dense", "mvue"] = "auto"
     """Input gradient of the row-wise recipes, whose masks are not 2:4 along the output features. "auto" and "dense":
     a dense GEMM. "mvue": dZ is replaced by its MVUE along the output features [S-STE], so that all three GEMMs
-    are 2:4. "fst" and "fst-exact" need neither: their masks are 2:4 both ways, and the input gradient is
-    sparse and exact."""
+    are 2:4. "fst", "fst-exact" and "fst-down" need neither: their masks are 2:4 both ways, and the input
+    gradient is sparse and exact."""
     decay: float = _OF_RECIPE
     """Masked decay lambda of [FST 4.2], added to the gradients of pruned weights ("srste": taken from the weights
     [SR-STE Eq. 8]). 0 switches it off. Default 6e-5; 2e-4 with "srste"."""
     mask_interval: int = _OF_RECIPE
-    """Optimizer steps between two searches of the transposable mask [FST 5.3]. Default 40; 1 with "fst-exact"."""
+    """Optimizer steps between two searches of the transposable mask [FST 5.3]. Default 40; 1 with "fst-exact" and
+    "fst-down"."""
     dense_after: int | None = None
     """Train dense from the forward after this many optimizer steps (0 = always dense). None: never."""
     dense_until: int | None = None
     """Train dense for this many optimizer steps at the start (0: none). None: as the recipe does."""
     total_steps: int | None = None
-    """Length of the run in optimizer steps: "fst" and "fst-exact" end dense for its last 1/6, unless `dense_after` is
-    given, and "fst-exact" starts dense for its first 1/6, unless `dense_until` is given."""
+    """Length of the run in optimizer steps: "fst", "fst-exact" and "fst-down" end dense for its last 1/6, unless
+    `dense_after` is given, and the latter two start dense for its first 1/6, unless `dense_until` is given."""
     freshness: Literal["auto", "always"] = "auto"
     """"auto": pack again after an optimizer step or an in-place edit. "always": before every forward, for code that
     writes weights through `.data`."""
@@ -132,7 +134,7 @@ class Config:
                 name="inner_options", value=self.inner_options, accepted="it must be a mapping of Inductor's settings"
             )
         self._choice("recipe", tuple(RECIPES))
-        for field in ("gradient", "decay", "mask_interval"):
+        for field in ("targets", "gradient", "decay", "mask_interval"):
             if getattr(self, field) is _OF_RECIPE:
                 object.__setattr__(self, field, getattr(RECIPES[self.recipe], field))
         self._choice("targets", ("ffn", "down", "linear"))

@@ -235,7 +235,7 @@ def test_change_phase_by_hand_and_back(inner: str, x: Tensor) -> None:
     torch.testing.assert_close(y, masked_call(model, masks, x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", ["fst", "fst-exact", "sste", "srste", "ste"])
+@pytest.mark.parametrize("recipe", ["fst", "fst-exact", "fst-down", "sste", "srste", "ste"])
 def test_lower_the_loss_with_every_recipe(recipe: str, x: Tensor) -> None:
     model = GeluMLP().to(x.device)
     fast = compiled(model, "eager", recipe=recipe)

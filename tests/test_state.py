@@ -18,7 +18,7 @@ from s24compile.state import bake_, load_state_dict, refresh, set_phase, sparse_
 from tests.freshening import MLP, recorded_ops, sparse_forward, sparse_linear, train
 
 FST = Config(mask_interval=3)
-RECIPES = ["fst", "fst-exact", "sste", "ste", "srste", "step"]
+RECIPES = ["fst", "fst-exact", "fst-down", "sste", "ste", "srste", "step"]
 
 
 def through_a_file(state):

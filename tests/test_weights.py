@@ -461,7 +461,7 @@ def test_tolerate_fake_parameters_without_remembering_them():
     assert len(WEIGHTS) == size
 
 
-@pytest.mark.parametrize("recipe", ["fst", "fst-exact", "sste", "ste", "srste", "step"])
+@pytest.mark.parametrize("recipe", ["fst", "fst-exact", "fst-down", "sste", "ste", "srste", "step"])
 def test_hold_legal_masks_whatever_the_weights(recipe):
     parameter = new_parameter()
     with torch.no_grad():

@@ -3,6 +3,8 @@
     db = sum(dz, 0);  p = s24.mvue_pack(dz, seed)   ->   p, db = s24.mvue_pack_sum(dz, seed)
     dz = s24.mm_dact(...) -> views;  db = sum(dz, 0)   ->   dz, db = s24.mm_dact_sum(...)
 
+The second also where the linear in front of the activation is dense, and its bias gradient autograd's own.
+
 Saves reading dz [T, F] once. Where dz is both made by a GEMM and packed, the GEMM sums: at 16384 x 3072 that costs
 8 us, in the packing pass 22 (H100, results/epilogues.json and memory_kernels.json). `s24.glu_backward_pack`, which also
 saves writing and reading dz for gated layers, is not used: the gradient of a GLU is in the epilogue of dH's GEMM;
@@ -83,12 +85,17 @@ def fuse_sum_into_activation(graph: fx.Graph, target: Target) -> int:
     """
     count = 0
     for product in [n for n in s24_calls(graph) if op_name(n) == "mm_dact"]:
-        total = next((t for view in _as_rows(product) if (t := _column_sum(view)) is not None), None)
+        total = next((t for view in _as_rows(product) if (t := _column_sum(view, of_dense=True)) is not None), None)
         if total is None or not has_kernel("mm_dact_sum", product.args, target):
             continue
         build = Builder(product)
         both = build.call(s24.mm_dact_sum.default, *product.args)
-        total.replace_all_uses_with(build.item(both, 1))
+        sums, like = build.item(both, 1), value_of(total)
+        if like.dtype != torch.float32:
+            sums = build.call(torch.ops.prims.convert_element_type.default, sums, like.dtype)
+        if like.dim() == 2:
+            sums = build.call(aten.unsqueeze.default, sums, 0)
+        total.replace_all_uses_with(sums)
         graph.erase_node(total)
         build.replace_with(build.item(both, 0))
         count += 1
@@ -113,13 +120,20 @@ def _as_rows(product: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _column_sum(g: Any) -> fx.Node | None:
-    """The sum over tokens of `g`, in fp32: the bias gradient, if somebody asked for it."""
+def _column_sum(g: Any, *, of_dense: bool = False) -> fx.Node | None:
+    """The sum over tokens of `g`, in fp32: the bias gradient, if somebody asked for it.
+
+    Args:
+        of_dense: take a dense linear's too, [1, F] and in the dtype of `g`.
+    """
     candidates = [user for user in g.users if user.target is torch.ops.prims.convert_element_type.default]
     for source in (g, *candidates):
         for user in source.users:
-            over_tokens = user.target is aten.sum.dim_IntList and user.args[1:] == ([0],)
-            if over_tokens and value_of(user).dtype == torch.float32:
+            if user.target is not aten.sum.dim_IntList:
+                continue
+            if user.args[1:] == ([0],) and value_of(user).dtype == torch.float32:
+                return user
+            if of_dense and user.args[1:] == ([0], True):
                 return user
     return None
 

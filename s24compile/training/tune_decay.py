@@ -228,7 +228,7 @@ def _check_run(weights: dict[str, SparseWeight], counted: dict[str, int], done: 
             raise OptionError(
                 name="recipe",
                 value=weight.recipe.name,
-                accepted="it has no masked decay to tune; 'fst', 'fst-exact' and 'srste' have one",
+                accepted="it has no masked decay to tune; 'fst', 'fst-exact', 'fst-down' and 'srste' have one",
             )
         if decay is not None and weight.phase == "dense":
             raise OptionError(

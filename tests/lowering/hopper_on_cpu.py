@@ -37,9 +37,11 @@ class Residual(nn.Module):
 MODELS: dict[str, Any] = {
     "residual": Residual,
     "gelu": GeluMLP,
+    "down": GeluMLP,
     "swiglu": lambda: Gated(nn.functional.silu),
     "geglu": lambda: FusedGated(nn.functional.gelu),
 }
+OPTIONS: dict[str, dict[str, Any]] = {"down": {"targets": "down"}}
 CALLS: list[str] = []
 
 
@@ -88,6 +90,7 @@ def check(name: str, inner: str, gradient: str) -> None:
     CALLS.clear()
     model = MODELS[name]()
     options = {"inner": inner, "target": "sm_90", "min_speedup": 0.0, "gradient": gradient, "decay": 0.0}
+    options |= OPTIONS.get(name, {})
     fast = torch.compile(model, backend="s24", options=options, fullgraph=True)
     ours, theirs = (torch.randn(2, 8, 16).requires_grad_() for _ in range(2))
     theirs.data.copy_(ours.data)
@@ -105,10 +108,12 @@ def check(name: str, inner: str, gradient: str) -> None:
         assert got[key].dtype == value.dtype
         assert pruned or close(got[key], value), f"{name} {inner} {gradient}: gradient of {key or 'x'}"
         assert not pruned or nn.functional.cosine_similarity(got[key].flatten(), value.flatten(), dim=0) > 0.4
-    assert (name == "gelu") == ("mm_act" in CALLS) == ("mm_dact_sum" in CALLS), CALLS
-    assert (name != "gelu") == ("mm_glu" in CALLS) == ("mm_dglu" in CALLS), CALLS
+    assert (name == "gelu") == ("mm_act" in CALLS), CALLS
+    assert (name in ("gelu", "down")) == ("mm_dact_sum" in CALLS), CALLS
+    assert (name not in ("gelu", "down")) == ("mm_glu" in CALLS) == ("mm_dglu" in CALLS), CALLS
     assert (name == "residual") == ("mm_add" in CALLS), CALLS
-    assert len(CALLS) == (6 if gradient == "mvue" else 4), CALLS
+    linears = 1 if name == "down" else 2
+    assert len(CALLS) == linears * (3 if gradient == "mvue" else 2), CALLS
 
 
 def close(a: Tensor, b: Tensor) -> bool:

@@ -192,6 +192,49 @@ def test_leave_an_activation_alone_whose_gradient_is_read_elsewhere(monkeypatch:
     assert "mm_dact" not in backward
 
 
+def test_sum_the_bias_gradient_of_a_dense_linear_in_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, backward = lowered_for_hopper(GeluMLP(), monkeypatch, recipe="fst-down")
+    assert_expected_inline(
+        backward,
+        """\
+%in0: bf16[32, 8]
+%in1: i16[1, 1, 256]
+%in2: bf16[16, 16]
+%in3: bf16[2, 8, 32]
+%in4: bf16[16, 32]
+%in5: bf16[32, 16]
+%in6: bf16[2, 8, 16]
+%view0: bf16[16, 16] = view(%in6, [-1, 16])
+%t0: bf16[16, 16] col = t(%view0)
+%mm0: bf16[16, 32] = mm(%t0, %in4)
+%split_with_sizes0: (bf16[16, 32]) = split_with_sizes(%mm0, [16])
+%getitem0: bf16[16, 32] = getitem(%split_with_sizes0, 0)
+%_to_copy0: f32[16, 32] = _to_copy(%getitem0, dtype=f32)
+%sum0: f32[16] = sum(%view0, [0], dtype=f32)
+%reshape0: bf16[16, 32] = reshape(%in3, [-1, 32])
+%permute0: bf16[32, 16] col = permute(%reshape0, [1, 0])
+%s24_cutlass.mm_dact_sum0: (bf16[32, 16] col, f32[32]) = s24_cutlass.mm_dact_sum(%in0, %in1, 32, 16, 'sm90', %t0, %permute0, 'gelu', 'col')  # cutlass
+%getitem1: f32[32] = getitem(%s24_cutlass.mm_dact_sum0, 1)
+%convert_element_type0: bf16[32] = convert_element_type(%getitem1, bf16)
+%unsqueeze0: bf16[1, 32] = unsqueeze(%convert_element_type0, 0)
+%getitem2: bf16[32, 16] col = getitem(%s24_cutlass.mm_dact_sum0, 0)
+%permute1: bf16[16, 32] = permute(%getitem2, [1, 0])
+%reshape1: bf16[2, 8, 32] = reshape(%permute1, [2, 8, 32])
+%view1: bf16[16, 32] = view(%reshape1, [16, 32])
+%mm1: bf16[16, 16] = mm(%view1, %in5)
+%t1: bf16[32, 16] col = t(%view1)
+%mm2: bf16[32, 16] = mm(%t1, %in2)
+%t2: bf16[16, 32] col = t(%mm2)
+%view2: bf16[32] = view(%unsqueeze0, [32])
+%t3: bf16[32, 16] = t(%t2)
+%view3: bf16[2, 8, 16] = view(%mm1, [2, 8, 16])
+%_to_copy1: f32[2, 8, 16] = _to_copy(%view3, dtype=f32, layout=torch.strided, device=device(type='cpu'))
+%_to_copy2: f32[32, 16] = _to_copy(%t3, dtype=f32, layout=torch.strided, device=device(type='cpu'))
+%_to_copy3: f32[32] = _to_copy(%view2, dtype=f32, layout=torch.strided, device=device(type='cpu'))
+return [%_to_copy2, %_to_copy3, %_to_copy1, %_to_copy0, %sum0, None, None, None, None]""",
+    )
+
+
 class Parallel(nn.Module):
     """Two projections into one sum, as attention and feed-forward layer of a parallel block have."""
 

@@ -188,7 +188,7 @@ def test_learn_with_all_three_gemms_sparse(recipe):
         ({"dense_until": -1}, "dense_until"),
         ({"dense_until": 500, "total_steps": 600}, "before step 500"),
         ({"recipe": "sste", "dense_until": 600, "total_steps": 600}, "before step 600"),
-        ({"recipe": "ftsst"}, "'fst', 'fst-exact', 'sste'"),
+        ({"recipe": "ftsst"}, "'fst', 'fst-exact', 'fst-down', 'sste'"),
         ({"decay": None}, "decay"),
         ({"gradient": "sparse"}, "'mvue', 'auto', 'dense'"),
         ({"recipe": "ste", "input_gradient": "sparse"}, "'auto', 'dense', 'mvue'"),
@@ -227,25 +227,29 @@ def test_keep_a_config_the_dataclass_that_it_is():
 def test_take_what_is_not_given_from_the_recipe():
     def own(**options):
         config = Config(**options)
-        return config.gradient, config.decay, config.mask_interval
+        return config.targets, config.gradient, config.decay, config.mask_interval
 
-    assert own() == own(recipe="fst") == ("mvue", 6e-5, 40), "as published"
-    assert own(recipe="fst-exact") == ("dense", 6e-5, 1)
-    assert own(recipe="fst-exact", gradient="auto", decay=0.0, mask_interval=7) == ("auto", 0.0, 7)
-    assert own(recipe="srste")[1] == 2e-4
-    spelled = Config(gradient="mvue", decay=6e-5, mask_interval=40)
+    assert own() == own(recipe="fst") == ("ffn", "mvue", 6e-5, 40), "as published"
+    assert own(recipe="fst-exact") == ("ffn", "dense", 6e-5, 1)
+    assert own(recipe="fst-exact", gradient="auto", decay=0.0, mask_interval=7) == ("ffn", "auto", 0.0, 7)
+    assert own(recipe="fst-down") == ("down", "dense", 6e-5, 1)
+    assert own(recipe="fst-down", targets="linear") == ("linear", "dense", 6e-5, 1)
+    assert own(recipe="srste")[2] == 2e-4
+    spelled = Config(targets="ffn", gradient="mvue", decay=6e-5, mask_interval=40)
     assert (Config(), hash(Config())) == (spelled, hash(spelled)), "one backend to Dynamo"
 
 
-def test_give_weights_their_exact_gradient_and_new_masks_at_each_step():
-    """fst-exact is masked dense arithmetic: the forward and every gradient are those of M.W, on pruned weights too."""
+@pytest.mark.parametrize(("recipe", "taken"), [("fst-exact", ["0.weight", "2.weight"]), ("fst-down", ["2.weight"])])
+def test_give_weights_their_exact_gradient_and_new_masks_at_each_step(recipe: str, taken: list[str]) -> None:
+    """They are masked dense arithmetic: the forward and every gradient are those of M.W, on pruned weights too."""
     model = ffn()
-    compiled = compiled_with(model, recipe="fst-exact", decay=0.0, total_steps=12)
+    compiled = compiled_with(model, recipe=recipe, decay=0.0, total_steps=12)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for step in range(12):
         x = torch.randn(32, 16, generator=torch.Generator(model[0].weight.device).manual_seed(step))
         compiled(x).square().mean().backward()
         masks = masks_of(model)
+        assert sorted(masks) == taken
         for name, weight in s24compile.sparse_weights(model).items():
             assert weight.phase == ("sparse" if 2 <= step < 10 else "dense")
             now = torch.ops.s24.transposable_mask(model.get_parameter(name).detach())
@@ -266,6 +270,7 @@ def test_give_weights_their_exact_gradient_and_new_masks_at_each_step():
 
 def test_start_fst_exact_dense_for_the_first_sixth():
     assert Config(recipe="fst-exact", total_steps=600).sparse_from == 100
+    assert Config(recipe="fst-down", total_steps=600).sparse_from == 100
     assert Config(recipe="fst-exact").sparse_from == 0, "a sixth of what?"
     assert Config(recipe="fst-exact", total_steps=600, dense_until=0).sparse_from == 0
     assert Config(total_steps=600).sparse_from == 0, "fst is as published"
@@ -276,10 +281,11 @@ def test_start_fst_exact_dense_for_the_first_sixth():
 def test_take_a_tail_of_any_length_from_zero_to_all():
     assert Config(total_steps=600).dense_from == 500
     assert Config(recipe="fst-exact", total_steps=600).dense_from == 500
+    assert Config(recipe="fst-down", total_steps=600).dense_from == 500
     assert Config(total_steps=5).dense_from == 5, "a sixth of five steps is none"
     assert Config(total_steps=10, dense_after=10).dense_from == 10
     assert Config(total_steps=10, dense_after=0).dense_from == 0
-    assert Config(recipe="sste", total_steps=600).dense_from is None, "the tail belongs to fst and fst-exact"
+    assert Config(recipe="sste", total_steps=600).dense_from is None, "the tail belongs to fst and what is made of it"
     assert Config(recipe="sste", dense_after=7).dense_from == 7
 
 
