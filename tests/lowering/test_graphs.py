@@ -133,17 +133,17 @@ return [%reshape3, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %in6: f32[16, 16]
 %in7: f32[2, 8, 16]
 %view0: f32[16, 16] = view(%in7, [-1, 16])
-%t0: f32[16, 16] col = t(%view0)
-%s24.mm0: f32[32, 16] col = s24.mm(%in2, %in3, 32, 16, 'sm90', %t0, None, 'col', f32)  # reference
-%t1: f32[16, 32] = t(%s24.mm0)
-%view1: f32[2, 8, 32] = view(%t1, [2, 8, 32])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack0: (f32[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
 %getitem0: f32[16, 8] = getitem(%s24.mvue_pack0, 0)
 %getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
-%s24.mm1: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
-%split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm1, [16])
+%s24.mm0: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
+%split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm0, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
+%t0: f32[16, 16] col = t(%view0)
+%s24.mm1: f32[32, 16] col = s24.mm(%in2, %in3, 32, 16, 'sm90', %t0, None, 'col', f32)  # reference
+%t1: f32[16, 32] = t(%s24.mm1)
+%view1: f32[2, 8, 32] = view(%t1, [2, 8, 32])
 %sum0: f32[16] = sum(%view0, [0], dtype=f32)
 %mul0: f32[2, 8, 32] = mul(%in4, -0.7071067811865476)
 %erfc0: f32[2, 8, 32] = erfc(%mul0)
@@ -156,17 +156,17 @@ return [%reshape3, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %add0: f32[2, 8, 32] = add(%mul1, %div0)
 %mul5: f32[2, 8, 32] = mul(%add0, %view1)
 %view2: f32[16, 32] = view(%mul5, [-1, 32])
-%t2: f32[32, 16] col = t(%view2)
-%s24.mm2: f32[16, 16] col = s24.mm(%in0, %in1, 16, 32, 'sm90', %t2, None, 'col', f32)  # reference
-%t3: f32[16, 16] = t(%s24.mm2)
-%view3: f32[2, 8, 16] = view(%t3, [2, 8, 16])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack1: (f32[32, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[32, 8] = getitem(%s24.mvue_pack1, 0)
 %getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
-%s24.mm3: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'row', f32)  # reference
-%split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm3, [32])
+%s24.mm2: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'row', f32)  # reference
+%split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm2, [32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)
+%t2: f32[32, 16] col = t(%view2)
+%s24.mm3: f32[16, 16] col = s24.mm(%in0, %in1, 16, 32, 'sm90', %t2, None, 'col', f32)  # reference
+%t3: f32[16, 16] = t(%s24.mm3)
+%view3: f32[2, 8, 16] = view(%t3, [2, 8, 16])
 %sum1: f32[32] = sum(%view2, [0], dtype=f32)
 return [%getitem5, %sum1, %view3, %getitem2, %sum0, None, None, None, None, None, None, None, None]""",
     )
@@ -186,17 +186,17 @@ def test_lower_a_gelu_mlp_under_autocast(monkeypatch: pytest.MonkeyPatch) -> Non
 %in6: bf16[16, 16]
 %in7: bf16[2, 8, 16]
 %view0: bf16[16, 16] = view(%in7, [-1, 16])
-%t0: bf16[16, 16] col = t(%view0)
-%s24.mm0: bf16[32, 16] col = s24.mm(%in2, %in3, 32, 16, 'sm90', %t0, None, 'col', bf16)  # reference
-%t1: bf16[16, 32] = t(%s24.mm0)
-%view1: bf16[2, 8, 32] = view(%t1, [2, 8, 32])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack0: (bf16[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, bf16, 'sm90')  # reference
 %getitem0: bf16[16, 8] = getitem(%s24.mvue_pack0, 0)
 %getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
-%s24.mm1: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
-%split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm1, [16])
+%s24.mm0: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
+%split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm0, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
+%t0: bf16[16, 16] col = t(%view0)
+%s24.mm1: bf16[32, 16] col = s24.mm(%in2, %in3, 32, 16, 'sm90', %t0, None, 'col', bf16)  # reference
+%t1: bf16[16, 32] = t(%s24.mm1)
+%view1: bf16[2, 8, 32] = view(%t1, [2, 8, 32])
 %sum0: f32[16] = sum(%view0, [0], dtype=f32)
 %convert_element_type0: f32[2, 8, 32] = convert_element_type(%in4, f32)
 %mul0: f32[2, 8, 32] = mul(%convert_element_type0, -0.7071067811865476)
@@ -212,17 +212,17 @@ def test_lower_a_gelu_mlp_under_autocast(monkeypatch: pytest.MonkeyPatch) -> Non
 %mul5: f32[2, 8, 32] = mul(%add0, %convert_element_type1)
 %convert_element_type2: bf16[2, 8, 32] = convert_element_type(%mul5, bf16)
 %view2: bf16[16, 32] = view(%convert_element_type2, [-1, 32])
-%t2: bf16[32, 16] col = t(%view2)
-%s24.mm2: bf16[16, 16] col = s24.mm(%in0, %in1, 16, 32, 'sm90', %t2, None, 'col', bf16)  # reference
-%t3: bf16[16, 16] = t(%s24.mm2)
-%view3: bf16[2, 8, 16] = view(%t3, [2, 8, 16])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack1: (bf16[32, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, bf16, 'sm90')  # reference
 %getitem3: bf16[32, 8] = getitem(%s24.mvue_pack1, 0)
 %getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
-%s24.mm3: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'row', f32)  # reference
-%split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm3, [32])
+%s24.mm2: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'row', f32)  # reference
+%split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm2, [32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)
+%t2: bf16[32, 16] col = t(%view2)
+%s24.mm3: bf16[16, 16] col = s24.mm(%in0, %in1, 16, 32, 'sm90', %t2, None, 'col', bf16)  # reference
+%t3: bf16[16, 16] = t(%s24.mm3)
+%view3: bf16[2, 8, 16] = view(%t3, [2, 8, 16])
 %sum1: f32[32] = sum(%view2, [0], dtype=f32)
 %_to_copy0: f32[2, 8, 16] = _to_copy(%view3, dtype=f32, layout=torch.strided, device=device(type='cpu'))
 return [%getitem5, %sum1, %_to_copy0, %getitem2, %sum0, None, None, None, None, None, None, None, None]""",
@@ -273,31 +273,31 @@ return [%reshape3, %in6, %in7, %in10, %in11, %reshape1, %view0, %view1]""",
 %in6: f32[16, 16]
 %in7: f32[2, 8, 16]
 %view0: f32[16, 16] = view(%in7, [-1, 16])
-%t0: f32[16, 16] col = t(%view0)
-%s24.mm0: f32[32, 16] col = s24.mm(%in2, %in3, 32, 16, 'sm90', %t0, None, 'col', f32)  # reference
-%t1: f32[16, 32] = t(%s24.mm0)
-%view1: f32[2, 8, 32] = view(%t1, [2, 8, 32])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack0: (f32[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
 %getitem0: f32[16, 8] = getitem(%s24.mvue_pack0, 0)
 %getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
-%s24.mm1: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
-%split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm1, [16])
+%s24.mm0: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
+%split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm0, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
+%t0: f32[16, 16] col = t(%view0)
+%s24.mm1: f32[32, 16] col = s24.mm(%in2, %in3, 32, 16, 'sm90', %t0, None, 'col', f32)  # reference
+%t1: f32[16, 32] = t(%s24.mm1)
+%view1: f32[2, 8, 32] = view(%t1, [2, 8, 32])
 %s24.glu_backward0: f32[2, 8, 64] = s24.glu_backward(%view1, %in4, 'silu', 'first')  # reference
 %view2: f32[16, 64] = view(%s24.glu_backward0, [-1, 64])
-%t2: f32[64, 16] col = t(%view2)
-%s24.mm2: f32[16, 16] col = s24.mm(%in0, %in1, 16, 64, 'sm90', %t2, None, 'col', f32)  # reference
-%t3: f32[16, 16] = t(%s24.mm2)
-%view3: f32[2, 8, 16] = view(%t3, [2, 8, 16])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack1: (f32[64, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[64, 8] = getitem(%s24.mvue_pack1, 0)
 %getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
-%s24.mm3: f32[64, 16] = s24.mm(%getitem3, %getitem4, 64, 16, 'sm90', %in6, None, 'row', f32)  # reference
-%split_with_sizes1: (f32[32, 16], f32[32, 16]) = split_with_sizes(%s24.mm3, [32, 32])
+%s24.mm2: f32[64, 16] = s24.mm(%getitem3, %getitem4, 64, 16, 'sm90', %in6, None, 'row', f32)  # reference
+%split_with_sizes1: (f32[32, 16], f32[32, 16]) = split_with_sizes(%s24.mm2, [32, 32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)
 %getitem6: f32[32, 16] = getitem(%split_with_sizes1, 1)
+%t2: f32[64, 16] col = t(%view2)
+%s24.mm3: f32[16, 16] col = s24.mm(%in0, %in1, 16, 64, 'sm90', %t2, None, 'col', f32)  # reference
+%t3: f32[16, 16] = t(%s24.mm3)
+%view3: f32[2, 8, 16] = view(%t3, [2, 8, 16])
 return [%getitem5, %view3, %getitem6, %getitem2, None, None, None, None, None, None, None, None]""",
     )
 
@@ -388,18 +388,18 @@ return [%reshape3, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %in6: f32[16, 16]
 %in7: f32[2, 8, 16]
 %view0: f32[16, 16] = view(%in7, [-1, 16])
-%t0: f32[16, 16] col = t(%view0)
-%s24.mm0: f32[32, 16] col = s24.mm(%in2, %in3, 32, 16, 'sm90', %t0, None, 'col', f32)  # reference
-%t1: f32[16, 32] = t(%s24.mm0)
-%view1: f32[2, 8, 32] = view(%t1, [2, 8, 32])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack0: (f32[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
 %getitem0: f32[16, 8] = getitem(%s24.mvue_pack0, 0)
 %getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
-%s24.mm1: f32[16, 32] col = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'col', f32)  # reference
-%split_with_sizes0: (f32[16, 32] col) = split_with_sizes(%s24.mm1, [16])
+%s24.mm0: f32[16, 32] col = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'col', f32)  # reference
+%split_with_sizes0: (f32[16, 32] col) = split_with_sizes(%s24.mm0, [16])
 %getitem2: f32[16, 32] col = getitem(%split_with_sizes0, 0)
-%t2: f32[32, 16] = t(%getitem2)
+%t0: f32[32, 16] = t(%getitem2)
+%t1: f32[16, 16] col = t(%view0)
+%s24.mm1: f32[32, 16] col = s24.mm(%in2, %in3, 32, 16, 'sm90', %t1, None, 'col', f32)  # reference
+%t2: f32[16, 32] = t(%s24.mm1)
+%view1: f32[2, 8, 32] = view(%t2, [2, 8, 32])
 %sum0: f32[16] = sum(%view0, [0], dtype=f32)
 %mul0: f32[2, 8, 32] = mul(%in4, 0.044715)
 %mul1: f32[2, 8, 32] = mul(%mul0, %in4)
@@ -421,20 +421,20 @@ return [%reshape3, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %add3: f32[2, 8, 32] = add(%mul7, %mul11)
 %mul12: f32[2, 8, 32] = mul(%add3, %view1)
 %view2: f32[16, 32] = view(%mul12, [-1, 32])
-%t3: f32[32, 16] col = t(%view2)
-%s24.mm2: f32[16, 16] col = s24.mm(%in0, %in1, 16, 32, 'sm90', %t3, None, 'col', f32)  # reference
-%t4: f32[16, 16] = t(%s24.mm2)
-%view3: f32[2, 8, 16] = view(%t4, [2, 8, 16])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack1: (f32[32, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[32, 8] = getitem(%s24.mvue_pack1, 0)
 %getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
-%s24.mm3: f32[32, 16] col = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'col', f32)  # reference
-%split_with_sizes1: (f32[32, 16] col) = split_with_sizes(%s24.mm3, [32])
+%s24.mm2: f32[32, 16] col = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'col', f32)  # reference
+%split_with_sizes1: (f32[32, 16] col) = split_with_sizes(%s24.mm2, [32])
 %getitem5: f32[32, 16] col = getitem(%split_with_sizes1, 0)
-%t5: f32[16, 32] = t(%getitem5)
+%t3: f32[16, 32] = t(%getitem5)
+%t4: f32[32, 16] col = t(%view2)
+%s24.mm3: f32[16, 16] col = s24.mm(%in0, %in1, 16, 32, 'sm90', %t4, None, 'col', f32)  # reference
+%t5: f32[16, 16] = t(%s24.mm3)
+%view3: f32[2, 8, 16] = view(%t5, [2, 8, 16])
 %sum1: f32[32] = sum(%view2, [0], dtype=f32)
-return [%sum1, %view3, %t5, %sum0, %t2, None, None, None, None, None, None, None, None]""",
+return [%sum1, %view3, %t3, %sum0, %t0, None, None, None, None, None, None, None, None]""",
     )
 
 
@@ -487,28 +487,28 @@ return [%reshape3, %in0, %in1, %in2, %in5, %in6, %in7, %in8, %in11, %in12]""",
 %in8: i16[1, 1, 256]
 %in9: f32[2, 8, 16]
 %view0: f32[16, 16] = view(%in9, [-1, 16])
-%t0: f32[16, 16] col = t(%view0)
-%s24.mm0: f32[32, 16] col = s24.mm(%in7, %in8, 32, 16, 'sm90', %t0, None, 'col', f32)  # reference
-%t1: f32[16, 32] = t(%s24.mm0)
-%view1: f32[2, 8, 32] = view(%t1, [2, 8, 32])
 %reshape0: f32[16, 16] = reshape(%in0, [-1, 16])
 %permute0: f32[16, 16] col = permute(%reshape0, [1, 0])
-%s24.mm1: f32[32, 16] col = s24.mm(%in3, %in4, 32, 16, 'sm90', %permute0, %in2, 'col', f32)  # reference
-%permute1: f32[16, 32] = permute(%s24.mm1, [1, 0])
+%s24.mm0: f32[32, 16] col = s24.mm(%in3, %in4, 32, 16, 'sm90', %permute0, %in2, 'col', f32)  # reference
+%permute1: f32[16, 32] = permute(%s24.mm0, [1, 0])
 %reshape1: f32[2, 8, 32] = reshape(%permute1, [2, 8, 32])
 %mul0: f32[2, 8, 32] = mul(%reshape1, 0.5)
 %mul1: f32[2, 8, 32] = mul(%reshape1, 0.7071067811865476)
 %erf0: f32[2, 8, 32] = erf(%mul1)
 %add0: f32[2, 8, 32] = add(%erf0, 1)
 %mul2: f32[2, 8, 32] = mul(%mul0, %add0)
-%view2: f32[16, 32] = view(%mul2, [-1, 32])
+%view1: f32[16, 32] = view(%mul2, [-1, 32])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack0: (f32[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
 %getitem0: f32[16, 8] = getitem(%s24.mvue_pack0, 0)
 %getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
-%s24.mm2: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %view2, None, 'row', f32)  # reference
-%split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm2, [16])
+%s24.mm1: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %view1, None, 'row', f32)  # reference
+%split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm1, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
+%t0: f32[16, 16] col = t(%view0)
+%s24.mm2: f32[32, 16] col = s24.mm(%in7, %in8, 32, 16, 'sm90', %t0, None, 'col', f32)  # reference
+%t1: f32[16, 32] = t(%s24.mm2)
+%view2: f32[2, 8, 32] = view(%t1, [2, 8, 32])
 %sum0: f32[16] = sum(%view0, [0], dtype=f32)
 %mul3: f32[2, 8, 32] = mul(%reshape1, -0.7071067811865476)
 %erfc0: f32[2, 8, 32] = erfc(%mul3)
@@ -519,22 +519,22 @@ return [%reshape3, %in0, %in1, %in2, %in5, %in6, %in7, %in8, %in11, %in12]""",
 %mul7: f32[2, 8, 32] = mul(%reshape1, %exp0)
 %div0: f32[2, 8, 32] = div(%mul7, 2.5066282746310002)
 %add1: f32[2, 8, 32] = add(%mul4, %div0)
-%mul8: f32[2, 8, 32] = mul(%add1, %view1)
+%mul8: f32[2, 8, 32] = mul(%add1, %view2)
 %view3: f32[16, 32] = view(%mul8, [-1, 32])
-%t2: f32[32, 16] col = t(%view3)
-%s24.mm3: f32[16, 16] col = s24.mm(%in5, %in6, 16, 32, 'sm90', %t2, None, 'col', f32)  # reference
-%t3: f32[16, 16] = t(%s24.mm3)
-%view4: f32[2, 8, 16] = view(%t3, [2, 8, 16])
-%view5: f32[16, 16] = view(%in0, [-1, 16])
+%view4: f32[16, 16] = view(%in0, [-1, 16])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack1: (f32[32, 8], i16[1, 1, 256]) = s24.mvue_pack(%view3, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[32, 8] = getitem(%s24.mvue_pack1, 0)
 %getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
-%s24.mm4: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %view5, None, 'row', f32)  # reference
-%split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm4, [32])
+%s24.mm3: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %view4, None, 'row', f32)  # reference
+%split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm3, [32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)
+%t2: f32[32, 16] col = t(%view3)
+%s24.mm4: f32[16, 16] col = s24.mm(%in5, %in6, 16, 32, 'sm90', %t2, None, 'col', f32)  # reference
+%t3: f32[16, 16] = t(%s24.mm4)
+%view5: f32[2, 8, 16] = view(%t3, [2, 8, 16])
 %sum1: f32[32] = sum(%view3, [0], dtype=f32)
-return [%view4, %getitem5, %sum1, %getitem2, %sum0, None, None, None, None, None, None, None, None]""",
+return [%view5, %getitem5, %sum1, %getitem2, %sum0, None, None, None, None, None, None, None, None]""",
     )
 
 
@@ -555,9 +555,6 @@ def test_lower_a_row_wise_recipe_with_a_dense_input_gradient(monkeypatch: pytest
 %in6: f32[16, 16]
 %in7: f32[2, 8, 16]
 %view0: f32[16, 16] = view(%in7, [-1, 16])
-%s24.unpack0: f32[16, 32] = s24.unpack(%in2, %in3, 16, 32, 'sm90')  # reference
-%mm0: f32[16, 32] = mm(%view0, %s24.unpack0)
-%view1: f32[2, 8, 32] = view(%mm0, [2, 8, 32])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack0: (f32[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
 %getitem0: f32[16, 8] = getitem(%s24.mvue_pack0, 0)
@@ -565,6 +562,9 @@ def test_lower_a_row_wise_recipe_with_a_dense_input_gradient(monkeypatch: pytest
 %s24.mm0: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm0, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
+%s24.unpack0: f32[16, 32] = s24.unpack(%in2, %in3, 16, 32, 'sm90')  # reference
+%mm0: f32[16, 32] = mm(%view0, %s24.unpack0)
+%view1: f32[2, 8, 32] = view(%mm0, [2, 8, 32])
 %sum0: f32[16] = sum(%view0, [0], dtype=f32)
 %mul0: f32[2, 8, 32] = mul(%in4, -0.7071067811865476)
 %erfc0: f32[2, 8, 32] = erfc(%mul0)
@@ -577,9 +577,6 @@ def test_lower_a_row_wise_recipe_with_a_dense_input_gradient(monkeypatch: pytest
 %add0: f32[2, 8, 32] = add(%mul1, %div0)
 %mul5: f32[2, 8, 32] = mul(%add0, %view1)
 %view2: f32[16, 32] = view(%mul5, [-1, 32])
-%s24.unpack1: f32[32, 16] = s24.unpack(%in0, %in1, 32, 16, 'sm90')  # reference
-%mm1: f32[16, 16] = mm(%view2, %s24.unpack1)
-%view3: f32[2, 8, 16] = view(%mm1, [2, 8, 16])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24.mvue_pack1: (f32[32, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[32, 8] = getitem(%s24.mvue_pack1, 0)
@@ -587,6 +584,9 @@ def test_lower_a_row_wise_recipe_with_a_dense_input_gradient(monkeypatch: pytest
 %s24.mm1: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'row', f32)  # reference
 %split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm1, [32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)
+%s24.unpack1: f32[32, 16] = s24.unpack(%in0, %in1, 32, 16, 'sm90')  # reference
+%mm1: f32[16, 16] = mm(%view2, %s24.unpack1)
+%view3: f32[2, 8, 16] = view(%mm1, [2, 8, 16])
 %sum1: f32[32] = sum(%view2, [0], dtype=f32)
 return [%getitem5, %sum1, %view3, %getitem2, %sum0, None, None, None, None]""",
     )

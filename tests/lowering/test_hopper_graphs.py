@@ -84,7 +84,6 @@ return [%reshape4, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %in6: bf16[16, 16]
 %in7: bf16[2, 8, 16]
 %view0: bf16[16, 16] = view(%in7, [-1, 16])
-%t0: bf16[16, 16] col = t(%view0)
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24_triton.mvue_pack_sum0: (bf16[16, 8], i16[1, 1, 256], f32[16]) = s24_triton.mvue_pack_sum(%view0, %randint0, bf16, 'sm90')  # triton
 %getitem0: f32[16] = getitem(%s24_triton.mvue_pack_sum0, 2)
@@ -93,6 +92,7 @@ return [%reshape4, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %s24_cutlass.mm0: f32[16, 32] = s24_cutlass.mm(%getitem1, %getitem2, 16, 16, 'sm90', %in5, None, 'row', f32)  # cutlass
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24_cutlass.mm0, [16])
 %getitem3: f32[16, 32] = getitem(%split_with_sizes0, 0)
+%t0: bf16[16, 16] col = t(%view0)
 %reshape0: bf16[16, 32] = reshape(%in4, [-1, 32])
 %permute0: bf16[32, 16] col = permute(%reshape0, [1, 0])
 %s24_cutlass.mm_dact_sum0: (bf16[32, 16] col, f32[32]) = s24_cutlass.mm_dact_sum(%in2, %in3, 32, 16, 'sm90', %t0, %permute0, 'gelu', 'col')  # cutlass
@@ -101,16 +101,16 @@ return [%reshape4, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %permute1: bf16[16, 32] = permute(%getitem5, [1, 0])
 %reshape1: bf16[2, 8, 32] = reshape(%permute1, [2, 8, 32])
 %view1: bf16[16, 32] = view(%reshape1, [-1, 32])
-%t1: bf16[32, 16] col = t(%view1)
-%s24_cutlass.mm1: f32[16, 16] col = s24_cutlass.mm(%in0, %in1, 16, 32, 'sm90', %t1, None, 'col', f32)  # cutlass
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24_triton.mvue_pack0: (bf16[32, 8], i16[1, 1, 256]) = s24_triton.mvue_pack(%view1, %randint1, bf16, 'sm90')  # triton
 %getitem6: bf16[32, 8] = getitem(%s24_triton.mvue_pack0, 0)
 %getitem7: i16[1, 1, 256] = getitem(%s24_triton.mvue_pack0, 1)
-%s24_cutlass.mm2: f32[32, 16] = s24_cutlass.mm(%getitem6, %getitem7, 32, 16, 'sm90', %in6, None, 'row', f32)  # cutlass
-%split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24_cutlass.mm2, [32])
+%s24_cutlass.mm1: f32[32, 16] = s24_cutlass.mm(%getitem6, %getitem7, 32, 16, 'sm90', %in6, None, 'row', f32)  # cutlass
+%split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24_cutlass.mm1, [32])
 %getitem8: f32[32, 16] = getitem(%split_with_sizes1, 0)
-%t2: f32[16, 16] = t(%s24_cutlass.mm1)
+%t1: bf16[32, 16] col = t(%view1)
+%s24_cutlass.mm2: f32[16, 16] col = s24_cutlass.mm(%in0, %in1, 16, 32, 'sm90', %t1, None, 'col', f32)  # cutlass
+%t2: f32[16, 16] = t(%s24_cutlass.mm2)
 %view2: f32[2, 8, 16] = view(%t2, [2, 8, 16])
 return [%getitem8, %getitem4, %view2, %getitem3, %getitem0, None, None, None, None, None, None, None, None]""",
     )
@@ -130,7 +130,6 @@ def test_fuse_a_swiglu(monkeypatch: pytest.MonkeyPatch) -> None:
 %in6: bf16[16, 16]
 %in7: bf16[2, 8, 16]
 %view0: bf16[16, 16] = view(%in7, [-1, 16])
-%t0: bf16[16, 16] col = t(%view0)
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24_triton.mvue_pack0: (bf16[16, 8], i16[1, 1, 256]) = s24_triton.mvue_pack(%view0, %randint0, bf16, 'sm90')  # triton
 %getitem0: bf16[16, 8] = getitem(%s24_triton.mvue_pack0, 0)
@@ -138,23 +137,24 @@ def test_fuse_a_swiglu(monkeypatch: pytest.MonkeyPatch) -> None:
 %s24_cutlass.mm0: f32[16, 32] = s24_cutlass.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # cutlass
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24_cutlass.mm0, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
+%t0: bf16[16, 16] col = t(%view0)
 %reshape0: bf16[16, 64] = reshape(%in4, [-1, 64])
 %permute0: bf16[64, 16] col = permute(%reshape0, [1, 0])
 %s24_cutlass.mm_dglu0: bf16[64, 16] col = s24_cutlass.mm_dglu(%in2, %in3, 32, 16, 'sm90', %t0, %permute0, 'silu', 'first')  # cutlass
 %permute1: bf16[16, 64] = permute(%s24_cutlass.mm_dglu0, [1, 0])
 %reshape1: bf16[2, 8, 64] = reshape(%permute1, [2, 8, 64])
 %view1: bf16[16, 64] = view(%reshape1, [-1, 64])
-%t1: bf16[64, 16] col = t(%view1)
-%s24_cutlass.mm1: f32[16, 16] col = s24_cutlass.mm(%in0, %in1, 16, 64, 'sm90', %t1, None, 'col', f32)  # cutlass
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24_triton.mvue_pack1: (bf16[64, 8], i16[1, 1, 256]) = s24_triton.mvue_pack(%view1, %randint1, bf16, 'sm90')  # triton
 %getitem3: bf16[64, 8] = getitem(%s24_triton.mvue_pack1, 0)
 %getitem4: i16[1, 1, 256] = getitem(%s24_triton.mvue_pack1, 1)
-%s24_cutlass.mm2: f32[64, 16] = s24_cutlass.mm(%getitem3, %getitem4, 64, 16, 'sm90', %in6, None, 'row', f32)  # cutlass
-%split_with_sizes1: (f32[32, 16], f32[32, 16]) = split_with_sizes(%s24_cutlass.mm2, [32, 32])
+%s24_cutlass.mm1: f32[64, 16] = s24_cutlass.mm(%getitem3, %getitem4, 64, 16, 'sm90', %in6, None, 'row', f32)  # cutlass
+%split_with_sizes1: (f32[32, 16], f32[32, 16]) = split_with_sizes(%s24_cutlass.mm1, [32, 32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)
 %getitem6: f32[32, 16] = getitem(%split_with_sizes1, 1)
-%t2: f32[16, 16] = t(%s24_cutlass.mm1)
+%t1: bf16[64, 16] col = t(%view1)
+%s24_cutlass.mm2: f32[16, 16] col = s24_cutlass.mm(%in0, %in1, 16, 64, 'sm90', %t1, None, 'col', f32)  # cutlass
+%t2: f32[16, 16] = t(%s24_cutlass.mm2)
 %view2: f32[2, 8, 16] = view(%t2, [2, 8, 16])
 return [%getitem5, %view2, %getitem6, %getitem2, None, None, None, None, None, None, None, None]""",
     )

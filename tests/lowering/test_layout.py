@@ -239,21 +239,21 @@ return [%reshape3, %in5, %in6, %in9, %in10, %reshape1, %reshape4, %reshape5]""",
 %in7: f32[2, 8, 16]
 %reshape0: f32[16, 16] = reshape(%in7, [-1, 16])
 %permute0: f32[16, 16] col = permute(%reshape0, [1, 0])
-%s24.mm0: f32[32, 16] = s24.mm(%in2, %in3, 32, 16, 'sm90', %permute0, None, 'row', f32)  # reference
-%permute1: f32[16, 32] col = permute(%s24.mm0, [1, 0])
-%reshape1: f32[2, 8, 32] strides (8, 1, 16) = reshape(%permute1, [2, 8, 32])
 %mm0: f32[16, 32] = mm(%permute0, %in5)
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%mm0, [16])
 %getitem0: f32[16, 32] = getitem(%split_with_sizes0, 0)
+%s24.mm0: f32[32, 16] = s24.mm(%in2, %in3, 32, 16, 'sm90', %permute0, None, 'row', f32)  # reference
+%permute1: f32[16, 32] col = permute(%s24.mm0, [1, 0])
+%reshape1: f32[2, 8, 32] strides (8, 1, 16) = reshape(%permute1, [2, 8, 32])
 %s24.glu_backward0: f32[2, 8, 64] = s24.glu_backward(%reshape1, %in4, 'gelu', 'first')  # reference
 %reshape2: f32[16, 64] = reshape(%s24.glu_backward0, [-1, 64])
 %permute2: f32[64, 16] col = permute(%reshape2, [1, 0])
-%s24.mm1: f32[16, 16] col = s24.mm(%in0, %in1, 16, 64, 'sm90', %permute2, None, 'col', f32)  # reference
-%permute3: f32[16, 16] = permute(%s24.mm1, [1, 0])
-%reshape3: f32[2, 8, 16] = reshape(%permute3, [2, 8, 16])
 %mm1: f32[64, 16] = mm(%permute2, %in6)
 %split_with_sizes1: (f32[64, 16]) = split_with_sizes(%mm1, [64])
 %getitem1: f32[64, 16] = getitem(%split_with_sizes1, 0)
+%s24.mm1: f32[16, 16] col = s24.mm(%in0, %in1, 16, 64, 'sm90', %permute2, None, 'col', f32)  # reference
+%permute3: f32[16, 16] = permute(%s24.mm1, [1, 0])
+%reshape3: f32[2, 8, 16] = reshape(%permute3, [2, 8, 16])
 return [%getitem1, %reshape3, %getitem0, None, None, None, None, None, None, None, None]""",
     )
 

@@ -144,11 +144,12 @@ def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     x, *operand = ctx.saved_tensors
     needs_x, needs_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
     dz = dy.reshape(-1, dy.shape[-1])
-    grad_x = _grad_x(ctx, dz, *operand).view(ctx.x_shape) if needs_x else None
     grad_weights: list[Tensor | None] = [None] * len(ctx.weight_dtypes)
     if any(needs_weights):
         grads = _grad_weights(ctx, dz, x.reshape(-1, x.shape[-1]).to(dz.dtype))
         grad_weights = [g if needed else None for g, needed in zip(grads, needs_weights, strict=True)]
+    # Behind dW, with which x goes: of the last linear of a layer both are [T, F].
+    grad_x = _grad_x(ctx, dz, *operand).view(ctx.x_shape) if needs_x else None
     grad_bias = _sum(dz, 0).to(ctx.bias_dtype) if ctx.needs_input_grad[6] else None
     return grad_x, grad_weights, None, None, None, None, grad_bias, None, None, None, None
 
