@@ -1,36 +1,12 @@
-"""The 2:4 formats, drawn once: where kept values and the two-bit positions of them lie in memory. A leaf.
+"""The 2:4 formats: where kept values lie in memory, and which metadata lies beside them. A leaf.
 
 Legend: m rows, k columns of the dense matrix (k is the contraction dim); a *group* is four neighbours of a row;
 k4 is k rounded up to a multiple of 4.
 
-**Codes.** A group keeps two of its four elements, at i < j; its code is four bits, ``i | j << 2``::
-
-    group      x0  x1  x2  x3      kept x1, x3  ->  values  x1 x3   code  0b1101
-                   ^^      ^^                                             jjii
-
-Codes are stored little-endian in *cells*: the group of lowest k in the lowest four bits. `patterns.py` lists the six.
-
 **Values.** [m, k4/2], the kept elements of each row in order. The row pitch is padded to 16 bytes (8 elements for
 fp32 and fp64, which only the reference reads) so that TMA can load it; the logical shape has no padding.
 
-**Metadata, "sm90"** (wgmma.sp; CUTLASS `sm90_sparse_config.inl`; HOPPER.md). Atoms of 64 rows by one K_atom, stored
-along M first, then K; [k_atoms, m_atoms, cells of an atom], so rows [64a, 64b) are the view ``[:, a:b]``::
-
-                 k ->   K_atom   K_atom            16-bit values: K_atom = 64,  a cell is an int16 = 4 codes = 16 k
-            m  64 rows |atom 0 | |atom 2 |          8-bit values: K_atom = 128, a cell is a uint8  = 2 codes =  8 k
-            |  64 rows |atom 1 | |atom 3 |
-            v
-
-    16-bit atom: row r = m0 + 8 m1 + 16 m2 (m0 < 8, m1 < 2, m2 < 4), chunk of 16 k: c = k1 + 2 k2 (k1, k2 < 2);
-    index of the cell, fastest digit last:   [m2][k1][m0][k2][m1]        (8 bits: [r][c], plain row-major)
-
-**Metadata, "sm80"** (mma.sp; torch.sparse's own). Cells of int16 = 4 codes (16-bit values) or int32 = 8 codes
-(8-bit). Rows are shuffled within G = 32 (int16) or 16 (int32); then each 2x2 block of cells is transposed; then
-pairs of columns are interleaved::
-
-    row r = G g + 8 a + b  ->  r' = G g + b (G / 8) + a = 2 p + s,  column c = 2 q + t;   stored  [q][p][t][s]
-
-Padding (m to 64, 32 or 16 rows, k to whole atoms) holds the code of positions (0, 1), and no values: they read as 0.
+**Metadata**: the codes of the groups, in the order of `metadata.py`. "sm90" is that of wgmma.sp, "sm80" that of mma.sp.
 
 **"sm90_gated"** is "sm90" with the rows of a gated layer's weight [2F, k] stored so that the GEMM thread that owns
 rows r and r + 8 of its tile holds both halves of a feature, and can compute act(gate) * up by itself::
@@ -54,113 +30,7 @@ import torch
 from torch import Tensor
 
 from s24compile.errors import DtypeError, ShapeError, TargetError
-from s24compile.kernels.patterns import PAIR_CODES
-
-PADDING_CODE = PAIR_CODES[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class MetadataLayout:
-    """How the codes of one format and value width lie in memory; a subclass says in which order.
-
-    A padded matrix of cells [M, C] has M a multiple of `rows` and C one of `columns`.
-    """
-
-    cell: torch.dtype
-    rows: int
-    columns: int
-
-    @property
-    def codes_per_cell(self) -> int:
-        """How many groups one cell describes."""
-        return self.cell.itemsize * 2
-
-    def padded(self, m: int, groups: int) -> tuple[int, int]:
-        """Rows and columns of the matrix of cells for codes [m, groups]."""
-        per_atom = self.columns * self.codes_per_cell
-        return (m + self.rows - 1) // self.rows * self.rows, (groups + per_atom - 1) // per_atom * self.columns
-
-    def shape(self, m: int, k: int) -> tuple[int, ...]:
-        """Shape of the metadata tensor of a dense [m, k]."""
-        return self.padded(m, (k + 3) // 4)
-
-    def store(self, codes: Tensor) -> Tensor:
-        """uint8 codes [m, groups] -> metadata, contiguous, padding included."""
-        m, groups = codes.shape
-        rows, columns = self.padded(m, groups)
-        rest = (0, columns * self.codes_per_cell - groups, 0, rows - m)
-        codes = torch.nn.functional.pad(codes, rest, value=PADDING_CODE)
-        # Flat, because a cell is read from neighbouring bytes, and [rows, 0] has no such strides.
-        cells = (codes[:, 0::2] | codes[:, 1::2] << 4).flatten().view(self.cell)
-        return self.shuffle(cells.reshape(rows, columns)).reshape(self.shape(m, 4 * groups)).contiguous()
-
-    def load(self, metadata: Tensor, m: int, groups: int) -> Tensor:
-        """metadata -> uint8 codes [m, groups]."""
-        rows, columns = self.padded(m, groups)
-        cells = self.unshuffle(metadata.contiguous(), rows, columns)
-        pairs = cells.flatten().view(torch.uint8).reshape(rows, columns * self.cell.itemsize)
-        return torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(1)[:m, :groups]
-
-    def shuffle(self, cells: Tensor) -> Tensor:
-        """Cells [M, C] -> the same in the order of memory."""
-        raise NotImplementedError
-
-    def unshuffle(self, metadata: Tensor, rows: int, columns: int) -> Tensor:
-        """The inverse: metadata -> cells [rows, columns]."""
-        raise NotImplementedError
-
-
-class Sm90Wide(MetadataLayout):
-    """Atoms of 64 x 64 beside 16-bit values, shuffled within."""
-
-    def shape(self, m: int, k: int) -> tuple[int, ...]:
-        """[k_atoms, m_atoms, 256]."""
-        rows, columns = self.padded(m, (k + 3) // 4)
-        return columns // 4, rows // 64, 256
-
-    def shuffle(self, cells: Tensor) -> Tensor:
-        """Digits m_atom, m2, m1, m0, k_atom, k2, k1 -> k_atom, m_atom, m2, k1, m0, k2, m1."""
-        rows, columns = cells.shape
-        return cells.reshape(rows // 64, 4, 2, 8, columns // 4, 2, 2).permute(4, 0, 1, 6, 3, 5, 2)
-
-    def unshuffle(self, metadata: Tensor, rows: int, columns: int) -> Tensor:
-        """The inverse."""
-        atoms = metadata.reshape(columns // 4, rows // 64, 4, 2, 8, 2, 2)
-        return atoms.permute(1, 2, 6, 4, 0, 5, 3).reshape(rows, columns)
-
-
-class Sm90Narrow(MetadataLayout):
-    """Atoms of 64 x 128 beside 8-bit values, row-major within."""
-
-    def shape(self, m: int, k: int) -> tuple[int, ...]:
-        """[k_atoms, m_atoms, 1024]."""
-        rows, columns = self.padded(m, (k + 3) // 4)
-        return columns // 16, rows // 64, 1024
-
-    def shuffle(self, cells: Tensor) -> Tensor:
-        """Digits m_atom, r, k_atom, c -> k_atom, m_atom, r, c."""
-        rows, columns = cells.shape
-        return cells.reshape(rows // 64, 64, columns // 16, 16).permute(2, 0, 1, 3)
-
-    def unshuffle(self, metadata: Tensor, rows: int, columns: int) -> Tensor:
-        """The inverse."""
-        return metadata.reshape(columns // 16, rows // 64, 64, 16).permute(1, 2, 0, 3).reshape(rows, columns)
-
-
-class Sm80(MetadataLayout):
-    """One matrix of cells with shuffled rows, transposed 2x2 blocks and interleaved columns."""
-
-    def shuffle(self, cells: Tensor) -> Tensor:
-        """Digits g, a, b of rows -> g, b, a = p, s; then p, s, q, t -> q, p, t, s."""
-        rows, columns = cells.shape
-        shuffled = cells.reshape(rows // self.rows, self.rows // 8, 8, columns).transpose(1, 2)
-        return shuffled.reshape(rows // 2, 2, columns // 2, 2).permute(2, 0, 3, 1)
-
-    def unshuffle(self, metadata: Tensor, rows: int, columns: int) -> Tensor:
-        """The inverse."""
-        shuffled = metadata.reshape(columns // 2, rows // 2, 2, 2).permute(1, 3, 0, 2)
-        digits = shuffled.reshape(rows // self.rows, 8, self.rows // 8, columns)
-        return digits.transpose(1, 2).reshape(rows, columns)
+from s24compile.kernels.metadata import MetadataLayout, Sm80, Sm90Narrow, Sm90Wide
 
 
 @dataclasses.dataclass(frozen=True)

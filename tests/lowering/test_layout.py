@@ -17,8 +17,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.target import Target
-from s24compile.lowering import layout
-from s24compile.lowering.layout import RESULT, Pace, choose_layouts
+from s24compile.lowering import layout, layout_plan
+from s24compile.lowering.layout import choose_layouts
+from s24compile.lowering.layout_plan import RESULT, Pace
 from s24compile.lowering.printing import print_graph
 from tests.graphs import captured_lowerings
 from tests.lowering.test_graphs import FusedGated
@@ -42,7 +43,7 @@ def traced(function: Callable[..., Any], *args: Any, mode: str = "fake") -> fx.G
 
 
 def layouts(graph: fx.Graph) -> list[Any]:
-    return [n.args[layout.OUT_LAYOUT[n.target._opname]] for n in layout._groups(graph) for n in n]
+    return [n.args[layout_plan.OUT_LAYOUT[n.target._opname]] for n in layout._groups(graph) for n in n]
 
 
 def weight_gradient(dz: Tensor, x: Tensor, seed: Tensor, parts: list[int]) -> list[Tensor]:
@@ -115,7 +116,7 @@ def test_keep_a_needed_copy_apart_from_its_source() -> None:
 
 
 def test_give_pointwise_readers_the_strides_they_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "MEASURED", COLUMNS_ARE_DEAR)
+    monkeypatch.setattr(layout_plan, "MEASURED", COLUMNS_ARE_DEAR)
     graph = traced(lambda x, dx: gemm(x, "col", D).t() + dx, torch.randn(T, D), torch.randn(T, D))
     assert choose_layouts(graph, CPU) == 0
     assert layouts(graph) == ["col"]
@@ -132,13 +133,13 @@ def test_turn_z_and_its_reader_together(monkeypatch: pytest.MonkeyPatch) -> None
 
     inputs = torch.randn(T, D), torch.randn(T, D), torch.zeros(1, dtype=torch.int64)
     graph = traced(backward, *inputs)
-    monkeypatch.setattr(layout, "MEASURED", {("reference", "mm", RESULT): Pace(col=150)})
+    monkeypatch.setattr(layout_plan, "MEASURED", {("reference", "mm", RESULT): Pace(col=150)})
     assert choose_layouts(graph, CPU) == 2
     assert layouts(graph) == ["row", "row"]
 
     graph = traced(backward, *inputs)
     reading = {("reference", "mvue_pack", 0): Pace(col=160)}
-    monkeypatch.setattr(layout, "MEASURED", {("reference", "mm", RESULT): Pace(col=150), **reading})
+    monkeypatch.setattr(layout_plan, "MEASURED", {("reference", "mm", RESULT): Pace(col=150), **reading})
     assert choose_layouts(graph, CPU) == 0, "what is won in front of it is lost behind it"
 
 
@@ -152,7 +153,7 @@ def test_count_the_second_read_of_what_is_saved(monkeypatch: pytest.MonkeyPatch)
         (output,) = graph.find_nodes(op="output")
         output.meta["user_visible_output_idxs"] = [0]
         reads = {("reference", op, index): Pace(col=columns[op]) for op, index in (("glu", 0), ("glu_backward", 1))}
-        monkeypatch.setattr(layout, "MEASURED", {("reference", "mm", RESULT): Pace(col=150), **reads})
+        monkeypatch.setattr(layout_plan, "MEASURED", {("reference", "mm", RESULT): Pace(col=150), **reads})
         return choose_layouts(graph, CPU) == 1
 
     assert turned(glu=120, glu_backward=120)
@@ -161,7 +162,7 @@ def test_count_the_second_read_of_what_is_saved(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("cut", [lambda x: x, lambda x: x[: x.shape[0] // 2]])
 def test_decide_for_symbolic_sizes(cut: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "MEASURED", COLUMNS_ARE_DEAR)
+    monkeypatch.setattr(layout_plan, "MEASURED", COLUMNS_ARE_DEAR)
     graph = traced(
         lambda x: s24.glu(gemm(cut(x), "col", 2 * F).t(), "gelu", "first"), torch.randn(T, D), mode="symbolic"
     )
@@ -194,7 +195,7 @@ def step(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch, **options
 
 def test_choose_the_column_major_geglu_where_gemms_write_it_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Z and dH are turned, Z as it is saved, too; Y and dX are not: their readers want rows."""
-    monkeypatch.setattr(layout, "MEASURED", COLUMNS_ARE_DEAR)
+    monkeypatch.setattr(layout_plan, "MEASURED", COLUMNS_ARE_DEAR)
     (forward, backward), code = step(FusedGated(nn.functional.gelu), torch.randn(2, 8, 16), monkeypatch)
     assert "cpp_fused" not in "".join(code), "a copy"
     assert_expected_inline(
@@ -260,13 +261,13 @@ return [%getitem1, %reshape3, %getitem0, None, None, None, None, None, None, Non
 
 @pytest.mark.parametrize("memory", ["speed", "save"])
 def test_train_with_turned_layouts(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "MEASURED", COLUMNS_ARE_DEAR)
+    monkeypatch.setattr(layout_plan, "MEASURED", COLUMNS_ARE_DEAR)
     (_, backward), _ = step(FusedGated(nn.functional.silu), torch.randn(2, 8, 16), monkeypatch, memory=memory)
     assert ", 'row', " in backward
 
 
 def test_leave_what_is_saved_with_symbolic_strides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "MEASURED", COLUMNS_ARE_DEAR)
+    monkeypatch.setattr(layout_plan, "MEASURED", COLUMNS_ARE_DEAR)
     model = FusedGated(nn.functional.gelu)
     fast = torch.compile(model, backend="s24", options={"gradient": "dense", "decay": 0.0}, dynamic=True)
     with captured_lowerings(monkeypatch) as texts, fresh_cache():

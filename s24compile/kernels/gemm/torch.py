@@ -19,9 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s24compile.kernels.format import PADDING_CODE
 from s24compile.kernels.gemm.dtypes import refuse_dtypes
 from s24compile.kernels.gemm.padding import bias_vector, dense_operand, empty_result, result, round_up
+from s24compile.kernels.metadata import PADDING_CODE
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.target import Target
 

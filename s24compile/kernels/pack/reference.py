@@ -1,4 +1,4 @@
-"""Packing a 2:4 matrix into values and metadata, and back. The bits are `format.py`'s.
+"""Packing a 2:4 matrix into values and metadata, and back. The bits are those of `format.py` and `metadata.py`.
 
 Legend: w [m, k] with groups of four along k.
 """

@@ -1,6 +1,6 @@
 """Writing the 2:4 formats from Triton: pairs of kept 16-bit values, and whole cells of metadata.
 
-Legend: M, K rows and columns of the dense operand that is written, or of a part of its rows. kernels/format.py draws
+Legend: M, K rows and columns of the dense operand that is written, or of a part of its rows. kernels/metadata.py draws
 the formats; FORMAT is the name of one. Tiles are whole 64 x 64 atoms: (m_atom, k_atom) is the first of them, int64.
 
 Metadata is seen as columns of cells (uint16): one column for each 64 k ("sm90"), with 4 cells a row, or for each 32 k
@@ -93,7 +93,8 @@ def store_metadata(
         low = tl.sum(tl.reshape(low << shift, (P // 4, 4, Q)), 1)
         high = tl.sum(tl.reshape(high << shift, (P // 4, 4, Q)), 1)
     cells = stack(low & 0xFFFF, low >> 16, high & 0xFFFF, high >> 16).to(tl.uint16)
-    # Atoms of the tile; digits of a row are m2, m1, m0 as in format.py, m0 in two pieces: 4p' + i. Of a chunk: k2, k1.
+    # Atoms of the tile; digits of a row are m2, m1, m0 as in metadata.py, m0 in two pieces: 4p' + i. Of a chunk: k2,
+    # k1.
     A: tl.constexpr = Q // 16 if ALONG else P // 16
     B: tl.constexpr = P // 16 if ALONG else Q // 16
     if FORMAT == "sm80":

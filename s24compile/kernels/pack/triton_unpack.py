@@ -1,7 +1,7 @@
 """Triton kernel of unpacking: (values, metadata) back to a dense weight, for a dense input gradient (row-wise masks).
 
 Legend: M, K rows and columns of the dense matrix; a group is four neighbours of a row, a chunk the 16 k of one cell.
-kernels/format.py draws the formats.
+kernels/metadata.py draws the formats.
 """
 
 from __future__ import annotations
