@@ -45,6 +45,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "parameter_map": (),
     "sharding": (),
     "training.recipe": ("errors",),
+    "training.decay_search": (),
     "kernels": ("kernels", "errors"),
     "kernels.format": ("kernels.metadata", "errors"),
     "kernels.metadata": ("kernels.patterns",),
@@ -65,7 +66,17 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "explanation": ("backend", "inner", "rewriting", "kernels.providers", "kernels.target", *LEAVES),
     "": ("tensor.saved",),  # the root: see `test_export_from_the_root_only_what_is_public`
     "__main__": ("cli",),
-    "cli": ("cli", "demo", "explanation", "kernels", "training.tune_decay", "config", "errors", ""),
+    "cli": (
+        "cli",
+        "demo",
+        "explanation",
+        "kernels",
+        "training.tune_decay",
+        "training.decay_search",
+        "config",
+        "errors",
+        "",
+    ),
     "demo": ("demo", "errors", ""),
     "demo.model": (),
 }

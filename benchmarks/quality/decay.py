@@ -21,7 +21,8 @@ from benchmarks.quality import corpus as corpora
 from benchmarks.quality.sizes import SIZES
 from benchmarks.quality.training import Plan, Run
 from benchmarks.quality.variants import variant
-from s24compile.training.tune_decay import CANDIDATES, DecaySearch
+from s24compile.training.decay_search import DecaySearch
+from s24compile.training.tune_decay import CANDIDATES
 
 
 def search(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from s24compile.training.tune_decay import DecaySearch
+    from s24compile.training.decay_search import DecaySearch
 
 
 @dataclasses.dataclass(frozen=True)

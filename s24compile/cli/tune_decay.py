@@ -12,7 +12,7 @@ from s24compile.errors import OptionError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from s24compile.training.tune_decay import DecaySearch
+    from s24compile.training.decay_search import DecaySearch
 
 
 def command(

@@ -12,7 +12,8 @@ class Packed24(NamedTuple):
     """A dense [m, k] matrix with two of each four neighbours of a row kept.
 
     A NamedTuple, because Dynamo, FakeTensorMode and pytree all take it apart by themselves. See `format.py` and
-    `metadata.py` for the bits. `values` is [m, k4/2] with k4 = k rounded up to 4; where k is no multiple of 4 the rest is zeros.
+    `metadata.py` for the bits. `values` is [m, k4/2] with k4 = k rounded up to 4; where k is no multiple of 4 the rest
+    is zeros.
     """
 
     values: Tensor

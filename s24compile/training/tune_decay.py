@@ -8,7 +8,6 @@ far below, the masks freeze before they were explored.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,83 +19,13 @@ from torch.optim import Optimizer
 from s24compile.errors import ModelError, OptionError
 from s24compile.sparse_weight import SparseWeight
 from s24compile.state import set_phase, sparse_weights, state_dict
+from s24compile.training.decay_search import DecaySearch, Trial, last_half
 from s24compile.training.snapshot import Snapshot, Stateful
 from s24compile.weights import WEIGHTS, told_about
 
 CANDIDATES = (1e-6, 6e-6, 2e-5, 6e-5, 2e-4, 6e-4, 2e-3)
 """From the smallest to the largest of the paper's Table 1, a factor of about three apart."""
 FEASIBLE = (0.60, 0.95)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """One short run."""
-
-    decay: float | None
-    """Lambda; None for the dense run."""
-    flip_rates: tuple[float, ...]
-    """Per optimizer step, from the second one on, over all sparse weights."""
-    losses: tuple[float, ...]
-    """What the training step returned, per step; empty if it returned nothing."""
-    mu: float
-    """Flip rate of the last half of the steps, over that of the dense run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DecaySearch:
-    """The outcome of `tune_decay`. `str()` is a table."""
-
-    dense: Trial
-    trials: tuple[Trial, ...]
-    """One per candidate, in ascending order of lambda."""
-    feasible: tuple[float, float]
-
-    @property
-    def chosen(self) -> float | None:
-        """The feasible candidate whose mu is nearest to the middle of the range; None if none is feasible."""
-        low, high = self.feasible
-        inside = [trial for trial in self.trials if low <= trial.mu <= high]
-        return min(inside, key=lambda trial: abs(trial.mu - (low + high) / 2)).decay if inside else None
-
-    @property
-    def advice(self) -> str:
-        """The outcome in one sentence."""
-        low, high = self.feasible
-        if self.chosen is not None:
-            return f"take decay={self.chosen:g}"
-        above = [trial.decay or 0.0 for trial in self.trials if trial.mu > high]
-        below = [trial.decay or 0.0 for trial in self.trials if trial.mu < low]
-        if not below:
-            return f"no candidate brings mu down to {high:g}: try values above {max(above):g}"
-        if not above:
-            return f"every candidate brings mu under {low:g}: try values below {min(below):g}"
-        low_end, high_end = sorted((max(above), min(below)))
-        return f"no candidate is in range: try values between {low_end:g} and {high_end:g}"
-
-    def verdict(self, trial: Trial) -> str:
-        """ "feasible", "harms" (mu >= 1) or nothing."""
-        low, high = self.feasible
-        if trial.decay is None:
-            return ""
-        return "feasible" if low <= trial.mu <= high else "harms" if trial.mu >= 1 else ""
-
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """The table: decay, flip rate, mu, loss (the last two means over the judged steps), verdict."""
-        return [
-            (
-                "dense" if trial.decay is None else f"{trial.decay:g}",
-                f"{_last_half(trial.flip_rates):.2e}",
-                f"{trial.mu:.3f}",
-                f"{_last_half(trial.losses):.4f}" if trial.losses else "-",
-                self.verdict(trial),
-            )
-            for trial in (self.dense, *self.trials)
-        ]
-
-    def __str__(self) -> str:
-        rows = [("decay", "flip rate", "mu", "loss", ""), *self.rows()]
-        lines = [f"{a:>8}  {b:>9}  {c:>6}  {d:>8}  {e}".rstrip() for a, b, c, d, e in rows]
-        return "\n".join([*lines, self.advice])
 
 
 def tune_decay(
@@ -192,13 +121,13 @@ def _mask(weight: SparseWeight) -> Tensor:
 def _trial(decay: float | None, rates: list[Tensor], losses: list[Any], *, reference: Trial | None) -> Trial:
     read = tuple(torch.stack(rates).tolist())
     told = [loss for loss in losses if loss is not None]
-    if reference is None and _last_half(read) == 0:
+    if reference is None and last_half(read) == 0:
         raise ModelError(
             what="tune_decay",
             found="no mask element changed in the dense run",
             accepted="the learning rate must not be 0 during the search; take more steps, or start it later",
         )
-    mu = 1.0 if reference is None else _last_half(read) / _last_half(reference.flip_rates)
+    mu = 1.0 if reference is None else last_half(read) / last_half(reference.flip_rates)
     return Trial(decay, read, tuple(float(loss) for loss in told), mu)
 
 
@@ -272,8 +201,3 @@ def _checked(candidates: Sequence[float], steps: int) -> list[float]:
             name="candidates", value=candidates, accepted="they must be finite numbers >= 0, at least one"
         )
     return sorted({float(c) for c in numbers})
-
-
-def _last_half(values: Sequence[float]) -> float:
-    half = values[len(values) // 2 :]
-    return sum(half) / len(half)
