@@ -5,9 +5,10 @@ An entry is a plain dict of tensors, ints and strings, so that `torch.load(weigh
     recipe    str       name of the recipe it was trained with
     layout    str       "out_in" | "in_out"
     shape     list      of the parameter, as stored
-    steps     int       optimizer steps counted: the weight's own, or any while no optimizer was seen to hold it
+    steps     int       steps of optimizers that hold the parameter
+    others    int       steps of any optimizer, where none was seen to hold it
     age       int       optimizer steps since the last mask search
-    held      int       1 if an optimizer was seen to hold the parameter (else `age` counts steps of any optimizer)
+    held      int       1 if an optimizer was seen to hold the parameter (else `age` and `phase_at` go by `others`)
     phase     str       what set_phase asked for ("" if nothing), at step `phase_at`
     weights   int       how many entries were saved together: tells a partial checkpoint from a whole one
     patterns  uint8     [N/4, K/4] or [N, K/4] pattern bytes, logical orientation; missing before the first search
@@ -26,10 +27,10 @@ Entry = dict[str, Any]
 
 _FIELDS: Mapping[str, type] = {
     "recipe": str, "layout": str, "shape": list, "phase": str,
-    "steps": int, "age": int, "held": int, "phase_at": int, "weights": int,
+    "steps": int, "others": int, "age": int, "held": int, "phase_at": int, "weights": int,
 }  # fmt: skip
 _TENSORS = ("patterns", "previous", "scale")
-_COUNTS = ("steps", "age", "held", "phase_at", "weights")
+_COUNTS = ("steps", "others", "age", "held", "phase_at", "weights")
 _CODES = {"transposable": 90, "rows": 6}
 
 
@@ -46,12 +47,11 @@ def problem_of_entry(entry: object, shape: tuple[int, ...]) -> str | None:
         return f"it was saved for shape {tuple(entry['shape'])}, the parameter has {shape}"
     if min(entry[field] for field in _COUNTS) < 0 or entry["phase"] not in ("", "sparse", "dense"):
         return "its counters or its phase are out of range"
-    if entry["held"]:  # else they count the steps of any optimizer, since different moments
-        steps, age, phase_at = entry["steps"], entry["age"], entry["phase_at"]
-        if age > steps or phase_at > steps:
-            return f"its counters contradict each other: age={age} and phase_at={phase_at} after steps={steps}"
-        if age < steps and "patterns" not in entry:
-            return f"its patterns are missing, although they were searched at step {steps - age}"
+    steps, age, phase_at = entry["steps"] + entry["others"], entry["age"], entry["phase_at"]
+    if max(age, phase_at) > steps:
+        return f"its counters contradict each other: age={age} and phase_at={phase_at} after {steps} steps"
+    if age < steps and "patterns" not in entry:
+        return f"its patterns are missing, although they were searched at step {steps - age}"
     for field in _TENSORS:
         if field in entry and not isinstance(entry[field], torch.Tensor):
             return f"its field {field!r} is no tensor"

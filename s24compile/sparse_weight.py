@@ -69,6 +69,8 @@ class SparseWeight:
         self.has_mask = False
         self.previous: Tensor | None = None
         self.scale: Tensor | None = None
+        self._others = 0
+        """Optimizer steps counted before the state was restored, while no optimizer held the weight."""
         self._born_at_tick = self._searched_at_tick = CLOCK.tick
         self._searched_at_step = 0
         self._counted = False
@@ -153,9 +155,9 @@ class SparseWeight:
 
     @property
     def scheduled_steps(self) -> int:
-        """What phases go by: the weight's own steps, or anyone's while no optimizer is seen to hold it. A frozen weight
-        so follows the schedule of the others."""
-        return self.steps + self.steps_missed
+        """What phases go by: the weight's own steps, or anyone's while no optimizer was ever seen to hold it. A frozen
+        weight so follows the schedule of the others."""
+        return self.steps if self.held or self._counted else self._others + self.steps_missed
 
     def search_due(self, content: Content) -> bool:
         """Whether the forward that is about to come must search the mask anew (MATH section 4: every l steps)."""
@@ -228,7 +230,8 @@ class SparseWeight:
             "recipe": self.recipe.name,
             "layout": self.layout,
             "shape": list(self.shape),
-            "steps": self.scheduled_steps,
+            "steps": self.steps,
+            "others": self.scheduled_steps - self.steps,
             "age": self._schedule_age(),
             "held": int(self.held or self._counted),
             "phase": self._asked_phase or "",
@@ -267,11 +270,12 @@ class SparseWeight:
                     held.copy_(copied)  # in place: buffers are static
                 else:
                     setattr(self, field, copied)
-        self.steps, self._born_at_tick = entry["steps"], CLOCK.tick
-        self._searched_at_step = self.steps - entry["age"]
+        self.steps, self._others, self._born_at_tick = entry["steps"], entry["others"], CLOCK.tick
+        self._searched_at_step = max(0, self.steps - entry["age"])
         self._searched_at_tick = CLOCK.tick - entry["age"]
         self._searched_content = None
         self._counted = bool(entry["held"])
+        self.held = self.held and self._counted  # a snapshot of before may have been the optimizer's first step
         self.has_mask = "patterns" in entry
         self._asked_phase, self._asked_at = entry["phase"] or None, entry["phase_at"]
         self.has_phases = self.has_phases or self._asked_phase is not None

@@ -198,6 +198,8 @@ def broken(how):
         up["steps"] = -1
     elif how == "age":
         up["age"] = 10**6
+    elif how == "phase_at":
+        up["phase_at"] = 10**6
     elif how == "no patterns":
         del up["patterns"], up["previous"]
     return state
@@ -205,7 +207,7 @@ def broken(how):
 
 BROKEN = [
     "foreign", "prefixed", "partial", "extra", "shape", "patterns", "illegal codes", "recipe", "field", "unknown field",
-    "type", "model's own", "scale", "negative", "age", "no patterns",
+    "type", "model's own", "scale", "negative", "age", "phase_at", "no patterns",
 ]  # fmt: skip
 
 
@@ -348,18 +350,38 @@ def test_follow_the_steps_of_others_while_no_optimizer_holds_a_weight(resumed_at
     assert dense == [True, True, False, False, True, True], "a frozen weight switches with the others"
 
 
-def test_count_own_steps_alone_once_an_optimizer_holds_a_weight() -> None:
-    config = Config(mask_interval=3, dense_after=2)
-    model = MLP()
+def saved_and_loaded(model: MLP) -> MLP:
+    """Another model, in the state of this one."""
+    other = copy.deepcopy(model)
+    load_state_dict(other, through_a_file(state_dict(model)))
+    return other
+
+
+@pytest.mark.parametrize("resumed_at", [None, 0, 2])
+@pytest.mark.parametrize("others", [1, 5])
+def test_count_own_steps_alone_once_an_optimizer_holds_a_weight(others: int, resumed_at: int | None) -> None:
+    config = Config(mask_interval=3, dense_after=4)
+    model, dense = MLP(), []
     assert not dense_forward_happens(model, config)
-    step_another_model(5)
+    step_another_model(others)  # as the discriminator's optimizer does
     set_phase(model, "sparse")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    dense = []
-    for step in range(3):
-        train(model, optimizer, config, range(step, step + 1))
+    for step in range(6):
+        if step == resumed_at:
+            model = saved_and_loaded(model)
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1), config, range(step, step + 1))
         dense.append(dense_forward_happens(model, config))
-    assert dense == [False, True, True]
+    assert dense == [False, False, False, True, True, True]
+    assert sparse_weights(model)["up.weight"].steps == 6
+
+
+def test_take_what_was_saved_where_others_went_on_stepping() -> None:
+    config = Config(dense_until=10)
+    model = saved_and_loaded(trained(3, config))
+    assert dense_forward_happens(model, config)
+    step_another_model(2)
+    again = saved_and_loaded(model)
+    assert dense_forward_happens(again, config)
+    assert_same_state(state_dict(again), state_dict(model))
 
 
 def test_let_set_phase_end_a_dense_start_or_put_its_end_off():

@@ -3,7 +3,7 @@
     python -m benchmarks.quality.run --list
     python -m benchmarks.quality.run --size 30m --steps 2400 --budget-s 540
     python -m benchmarks.quality.run --size 30m --steps 2400 --variants dense,half,narrow=1408 --gpus 2 --share 3
-    python -m benchmarks.quality.report --folder out/quality
+    python -m benchmarks.quality.report --folder out/quality/runs
 
 Finished runs are skipped, an unfinished one goes on from its checkpoint bit for bit. With --gpus N, runs are dealt
 out to N processes with one GPU each; with --share M too, to M processes a GPU: small models leave it idle, but their

@@ -51,11 +51,11 @@ class Size:
 
 SIZES: Mapping[str, Size] = MappingProxyType(
     {
-        # 26M parameters without embeddings, F 2048: the model of the simulated first look, byte level.
+        # 26M parameters, F 2048: the model of the simulated first look, byte level.
         "30m": Size(8, 8, 512, sequence=512, batch=64, micro_batches=1, learning_rate=1e-3, warmup=200),
         # GPT-2 small, 85M parameters without embeddings, F 3072.
         "124m": Size(12, 12, 768, sequence=1024, batch=32, micro_batches=1, learning_rate=6e-4, warmup=200),
-        # 0.9M parameters, F 512: eight minutes a run on one core of a CPU. Ideas are tried on it, not judged.
+        # 0.8M parameters, F 512: eight minutes a run on one core of a CPU. Ideas are tried on it, not judged.
         "tiny": Size(
             4, 4, 128, sequence=64, batch=48, micro_batches=1, learning_rate=2e-3, warmup=100, validation_tokens=65_536
         ),

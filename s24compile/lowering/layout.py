@@ -6,9 +6,9 @@ Legend: T tokens, D model width, F hidden width. A result [m, n] has strides (n,
     g = s24.mm(..., "row") -> t -> clone(contiguous)   ->   g = s24.mm(..., "col") -> t
 
 A choice costs what the GEMM writes, what the s24 kernels behind the views read, and two moves for each copy that a
-reader needs to see it otherwise; each in bytes, a sympy expression of the sizes, times what `MEASURED` says of the
-kernel. A layout is bound to another one only in `mm_dact`, which reads Z as it writes dZ: such GEMMs are chosen
-together. All combinations are tried, ties stay as they are.
+reader needs to see it otherwise; each in bytes, a sympy expression of the sizes, times what `layout_plan.MEASURED`
+says of the kernel. A layout is bound to another one only in `mm_dact`, which reads Z as it writes dZ: such GEMMs are
+chosen together. All combinations are tried, ties stay as they are.
 
 Pinned: what any other op reads (Inductor's kernels have the strides they were traced with), what the graph returns to
 its caller, and a view that the other layout has not. What is saved for the backward is free under Inductor, which

@@ -121,10 +121,10 @@ def _as_rows(product: fx.Node) -> list[fx.Node]:
 
 
 def _column_sum(g: Any, *, of_dense: bool = False) -> fx.Node | None:
-    """The sum over tokens of `g`, in fp32: the bias gradient, if somebody asked for it.
+    """The sum over tokens of `g`: the bias gradient, if somebody asked for it. Of a 2:4 linear, it is [F] in fp32.
 
     Args:
-        of_dense: take a dense linear's too, [1, F] and in the dtype of `g`.
+        of_dense: take a dense linear's too, [1, F] in the dtype of `g`.
     """
     candidates = [user for user in g.users if user.target is torch.ops.prims.convert_element_type.default]
     for source in (g, *candidates):

@@ -1,7 +1,7 @@
 """Third pass: decides which of the found linears are rewritten, and says why for each of the others.
 
 Refusals are of two kinds. Of a whole site: its structure, the graph (DDP), the decorator's scope, profit, fuel.
-Of one linear, the rest of its layer being taken: path regexes, dims, dtype, phase, and other uses of its weight.
+Of one linear, the rest of its layer being taken: targets, path regexes, dims, dtype, phase, other uses of its weight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from s24compile.marks import mark_of
 from s24compile.passes.linears import CASTS, Linear
 from s24compile.passes.match import Match
 from s24compile.passes.provenance import module_path, parameter_name, user_line
-from s24compile.passes.scope import Scope, fake, origins, uses
+from s24compile.passes.scope import Scope, fake, uses
 from s24compile.passes.sites import site_of
 from s24compile.passes.spelling import general_name, op_name
 from s24compile.passes.state import State
@@ -128,7 +128,7 @@ def _refuse_target(linear: Linear, match: Match, config: Config) -> str:
         return "targets='down' takes the down projections alone"
     paths = {module_path(linear.scope, linear.node, linear.weight)}
     if linear.scope.calls:  # a shared body runs for several modules; its stack names only the first
-        paths |= {parameter_name(top).rpartition(".")[0] for top in origins(linear.scope, linear.weight)}
+        paths |= {parameter_name(top).rpartition(".")[0] for top in linear.weight_inputs}
     for path in sorted(paths):
         for pattern in config.exclude:
             if re.search(pattern, path):

@@ -41,7 +41,10 @@ def _reasons(match: Match, paths: list[str]) -> list[str]:
             by_reason.setdefault(match.stays[linear], []).append(path or linear.node.name)
     if len(match.stays) == len(match.linears) and len(by_reason) == 1:
         return list(by_reason)
-    return [f"{' and '.join(where)} stays dense: {why}" for why, where in by_reason.items()]
+    return [
+        f"{' and '.join(where)} {'stays' if len(where) == 1 else 'stay'} dense: {why}"
+        for why, where in by_reason.items()
+    ]
 
 
 def _exact_gradients(match: Match, paths: list[str], options: LinearOptions) -> list[str]:

@@ -59,7 +59,7 @@ class DecaySearch:
         return "feasible" if low <= trial.mu <= high else "harms" if trial.mu >= 1 else ""
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """The table: decay, flip rate, mu, loss (the last two means over the judged steps), verdict."""
+        """The table: decay, flip rate, mu, loss, verdict; flip rate and loss are means over the judged steps."""
         return [
             (
                 "dense" if trial.decay is None else f"{trial.decay:g}",

@@ -75,7 +75,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "fst-exact", "Hu et al., ICML 2024, with exact weight gradients", "transposable", "sparse", "gradient",
                 uses_interval=True, starts_dense=True, ends_dense=True, gradient="dense", mask_interval=1,
             ),
-            # The one that lost less than a dense model narrow enough to take as long (docs/quality.md).
+            # Level with a dense model narrow enough to take as long, in the one long run at 124M (docs/quality.md).
             Recipe(
                 "fst-down", "Hu et al., ICML 2024, in the down projections alone, with exact weight gradients",
                 "transposable", "sparse", "gradient",

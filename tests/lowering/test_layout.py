@@ -43,7 +43,7 @@ def traced(function: Callable[..., Any], *args: Any, mode: str = "fake") -> fx.G
 
 
 def layouts(graph: fx.Graph) -> list[Any]:
-    return [n.args[layout_plan.OUT_LAYOUT[n.target._opname]] for n in layout._groups(graph) for n in n]
+    return [n.args[layout_plan.OUT_LAYOUT[n.target._opname]] for group in layout._groups(graph) for n in group]
 
 
 def weight_gradient(dz: Tensor, x: Tensor, seed: Tensor, parts: list[int]) -> list[Tensor]:

@@ -268,7 +268,7 @@ def test_give_weights_their_exact_gradient_and_new_masks_at_each_step(recipe: st
         optimizer.zero_grad()
 
 
-def test_start_fst_exact_dense_for_the_first_sixth():
+def test_start_dense_for_the_first_sixth_where_the_recipe_does():
     assert Config(recipe="fst-exact", total_steps=600).sparse_from == 100
     assert Config(recipe="fst-down", total_steps=600).sparse_from == 100
     assert Config(recipe="fst-exact").sparse_from == 0, "a sixth of what?"

@@ -10,6 +10,7 @@ from tests.masked import gradients, live_masks, masked_call
 from tests.zoo.checks import (
     EXACT,
     assert_listed_by_hand,
+    assert_takes_down_projections,
     assert_trains_like_masked,
     explain_case,
     explain_forced,
@@ -25,6 +26,11 @@ def test_find_the_layers_that_a_reader_lists(name: str, device: str) -> None:
     report = explain_case(case, device)
     assert_listed_by_hand(case, report)
     assert_in_the_docs(name, library, report)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_take_the_down_projections_alone(name: str, device: str) -> None:
+    assert_takes_down_projections(CASES[name][1], device)
 
 
 @pytest.mark.parametrize("name", CASES)

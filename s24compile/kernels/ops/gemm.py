@@ -148,7 +148,8 @@ def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     if any(needs_weights):
         grads = _grad_weights(ctx, dz, x.reshape(-1, x.shape[-1]).to(dz.dtype))
         grad_weights = [g if needed else None for g, needed in zip(grads, needs_weights, strict=True)]
-    # Behind dW, with which x goes: of the last linear of a layer both are [T, F].
+    # After dW, the last reader of x: in a layer's last linear x is H and dX is dH, both [T, F], and H is free before
+    # dH is made.
     grad_x = _grad_x(ctx, dz, *operand).view(ctx.x_shape) if needs_x else None
     grad_bias = _sum(dz, 0).to(ctx.bias_dtype) if ctx.needs_input_grad[6] else None
     return grad_x, grad_weights, None, None, None, None, grad_bias, None, None, None, None
