@@ -210,7 +210,12 @@ class Run:
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
         if self.plan.variant.optimizer == "AdamW_STEP":
-            return s24compile.AdamW_STEP(groups, betas=(0.9, 0.95), total_steps=self.plan.length)
+            return s24compile.AdamW_STEP(
+                groups,
+                betas=(0.9, 0.95),
+                total_steps=self.plan.length,
+                denominator=self.plan.variant.denominator,
+            )
         return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=self.device.startswith("cuda"))
 
     def train_step(self) -> Tensor:

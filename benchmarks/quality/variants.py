@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from s24compile.config import Config
 from s24compile.errors import OptionError
+from s24compile.training.step import Denominator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Variant:
     tail: float = 0.0
     """Share of the steps that is dense at the end."""
     optimizer: Literal["AdamW", "AdamW_STEP"] = "AdamW"
+    denominator: Denominator = "sqrt(v+eps)"
+    """Of AdamW_STEP's second phase."""
     length: float = 1.0
     """Share of the steps that is trained at all, the schedule shortened with it."""
 
@@ -111,7 +114,8 @@ def _variants() -> list[Variant]:
         Variant("sste-mvue-dx", sste | three),
         Variant("srste", {"recipe": "srste", "decay": 2e-4}),
         Variant("srste-mvue-dx", {"recipe": "srste", "decay": 2e-4} | three),
-        Variant("step", {"recipe": "step"}, optimizer="AdamW_STEP"),
+        Variant("step", {"recipe": "step"}, optimizer="AdamW_STEP", denominator="sqrt(v)+eps"),
+        Variant("step-damped", {"recipe": "step"}, optimizer="AdamW_STEP"),
     ]
 
 

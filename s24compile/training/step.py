@@ -49,7 +49,7 @@ class AdamW_STEP(Optimizer):
         clip: tuple[float, float] = (0.1, 0.5),
         criterion: Criterion = "mean",
         threshold: float | None = None,
-        denominator: Denominator = "sqrt(v)+eps",
+        denominator: Denominator = "sqrt(v+eps)",
         maximize: bool = False,
     ) -> None:
         """Makes the optimizer, in phase 1.
@@ -60,9 +60,10 @@ class AdamW_STEP(Optimizer):
             clip: (T_min, T_max) of the switch, as fractions of `total_steps`.
             criterion: how the variation Z_t is averaged over elements.
             threshold: what the variation must fall below; `eps` by default, as in the paper.
-            denominator: of phase 2's update, with v* for v. The default is AdamW's own, so that the update does not
-                jump at the switch; the paper writes "sqrt(v+eps)", which damps elements whose v* is under eps;
-                eps**0.75 lies between them.
+            denominator: of phase 2's update, with v* for v. The default is the paper's: it damps elements whose v* is
+                under eps, such as the embedding of a token that was rare until the switch. Under a v* that does not
+                follow, its next gradient would move it by thousands of learning rates. "sqrt(v)+eps" is AdamW's own,
+                with which the other elements' updates do not jump at the switch; eps**0.75 lies between them.
 
         Raises:
             OptionError: a value of another type, or out of range.

@@ -97,6 +97,22 @@ def test_freeze_the_variance_in_phase_two(denominator):
     assert optimizer.switched_at == 5
 
 
+def test_damp_elements_that_had_no_variance_at_the_switch() -> None:
+    moves = {}
+    for denominator in ("default", "sqrt(v)+eps"):
+        options = {} if denominator == "default" else {"denominator": denominator}
+        parameter, optimizer = parameter_and(10, threshold=0.0, clip=(0.1, 0.2), weight_decay=0.0, **options)
+        for step in range(3):
+            # Two steps without a gradient, as a rare token's embedding has them; then a usual one.
+            parameter.grad = torch.full_like(parameter, 1e-3 if step == 2 else 0.0)
+            before = parameter.detach().clone()
+            optimizer.step()
+        assert optimizer.switched_at == 2
+        moves[denominator] = float((parameter - before).abs().max()) / 0.1
+    assert moves["default"] < 10, "in learning rates; a gradient of 1e-3 is ten times sqrt(eps)"
+    assert moves["sqrt(v)+eps"] > 1e4
+
+
 def test_keep_adapting_parameters_that_join_after_the_switch():
     parameter, optimizer = parameter_and(10, threshold=0.0, clip=(0.1, 0.2))
     late = nn.Parameter(torch.randn(4, dtype=torch.float64))
