@@ -37,7 +37,8 @@ def sparse_ffn(target: Any = None, /, **options: Any) -> Any:
 
     Args:
         target: a module class or a module.
-        options: fields of `s24compile.Config`.
+        options: fields of `s24compile.Config`. `include` and `exclude` are searched in a path from any of its modules
+            on, so that "^fc1" is the same linear where the module is called alone and inside an outer compile.
 
     Returns:
         The same class or module.

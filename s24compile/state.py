@@ -39,6 +39,9 @@ def state_dict(model: nn.Module) -> dict[str, Entry]:
             entries[name] = weight.entry()
         elif told is not None and told.entry is not None:
             entries[name] = dict(told.entry)
+            if told.phase is not None:  # asked for since
+                at = told.entry["steps"] + told.entry["others"]
+                entries[name] |= {"phase": told.phase, "phase_at": at}
     for entry in entries.values():
         entry["weights"] = len(entries)
     return entries

@@ -33,6 +33,8 @@ class Load:
 
     def __init__(self) -> None:
         self._taken: list[tuple[weakref.ref[SparseWeight], int, Entry]] = []
+        self.warned = False
+        """Whether it has been said that some of it belongs to weights that train dense."""
 
     def take_over(self, weight: SparseWeight, entry: Entry) -> None:
         """Restores a weight from its entry."""

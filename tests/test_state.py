@@ -297,6 +297,29 @@ def test_switch_phases_before_and_after_the_first_forward():
         set_phase(model, "sparce")
 
 
+def test_save_a_phase_that_was_asked_for_since_the_state_was_loaded() -> None:
+    donor, model = trained(4), MLP()
+    load_state_dict(model, state_dict(donor))
+    set_phase(model, "dense")
+    again = MLP()
+    load_state_dict(again, through_a_file(state_dict(model)))
+    assert dense_forward_happens(model)
+    assert dense_forward_happens(again)
+    assert_same_state(state_dict(again), state_dict(model))
+
+
+def test_warn_of_state_for_weights_that_train_dense(caplog: pytest.LogCaptureFixture) -> None:
+    donor, model = trained(4), MLP()
+    load_state_dict(model, state_dict(donor))
+    compiled = torch.compile(model, backend="s24", options={"inner": "eager", "mask_interval": 3, "targets": "down"})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        compiled(torch.randn(8, 16)).square().mean().backward()
+        optimizer.step()
+    (said,) = [r.getMessage() for r in caplog.records if "state was loaded" in r.getMessage()]
+    assert said.startswith("state was loaded for 1 weight(s) that train dense in this step")
+
+
 def dense_forwards(config, steps):
     """Whether the forward of each step is dense."""
     model = MLP()

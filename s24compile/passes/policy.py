@@ -42,7 +42,8 @@ def decide(state: State) -> int:
     for match in state.matches:
         match.refusal = match.refusal or _refuse_site(match, state, decorated)
         if not match.refusal:
-            match.stays = {linear: why for linear in match.linears if (why := _refuse_linear(linear, match, state))}
+            found = {linear: _refuse_linear(linear, match, state, decorated) for linear in match.linears}
+            match.stays = {linear: why for linear, why in found.items() if why}
         if not match.refusal and len(match.stays) < len(match.linears):
             match.refusal = _refuse_slow(match, state)
     _refuse_shared_weights(state)
@@ -58,6 +59,10 @@ def decide(state: State) -> int:
         fuel = None if fuel is None else fuel - 1
         match.taken = free
         claimed.update(linear.node for linear in free)
+    for match in state.matches:
+        # The last linear of one layer can be the first of the next, which then has nothing to say of it.
+        if match.taken:
+            match.stays = {linear: why for linear, why in match.stays.items() if linear.node not in claimed}
     state.sites = [site_of(match, state) for match in state.matches]
     if state.cut_reason and not state.matches:
         state.sites.append(Site("", "unknown", "", "refused", state.cut_reason))
@@ -104,7 +109,7 @@ def _hint(size: int | torch.SymInt) -> int | None:
     return size if isinstance(size, int) else size.node.hint
 
 
-def _refuse_linear(linear: Linear, match: Match, state: State) -> str:
+def _refuse_linear(linear: Linear, match: Match, state: State, decorated: bool) -> str:
     """A sentence if this linear cannot be, or shall not be, 2:4."""
     if linear.foreign or linear.unsupported:
         return linear.foreign or linear.unsupported
@@ -115,6 +120,8 @@ def _refuse_linear(linear: Linear, match: Match, state: State) -> str:
         return DENSE_PHASE_SENTENCE
     if any(top.name in state.gathered for top in tops):
         return FSDP_SENTENCE
+    if decorated and mark is None:
+        return DECORATED_SENTENCE
     return (
         _refuse_target(linear, match, state.config_for(mark))
         or _refuse_shape(linear, state.options_for(mark).alignment)
@@ -129,13 +136,22 @@ def _refuse_target(linear: Linear, match: Match, config: Config) -> str:
     paths = {module_path(linear.scope, linear.node, linear.weight)}
     if linear.scope.calls:  # a shared body runs for several modules; its stack names only the first
         paths |= {parameter_name(top).rpartition(".")[0] for top in linear.weight_inputs}
+    anywhere = mark_of(linear.node) is not None
     for path in sorted(paths):
         for pattern in config.exclude:
-            if re.search(pattern, path):
+            if _is_found(pattern, path, anywhere):
                 return f"its path {path!r} matches exclude={pattern!r}"
-    if config.include and not any(re.search(pattern, path) for pattern in config.include for path in paths):
+    if config.include and not any(_is_found(pattern, path, anywhere) for pattern in config.include for path in paths):
         return f"its path {sorted(paths)[0]!r} matches none of include={config.include!r}"
     return ""
+
+
+def _is_found(pattern: str, path: str, anywhere: bool) -> bool:
+    """Searches a regex in a module path; `anywhere`: from any of its modules on, since what is decorated has a longer
+    path inside an outer compile than by itself, and an anchor is to mean the same in both."""
+    names = path.split(".")
+    starts = range(len(names)) if anywhere else (0,)
+    return any(re.search(pattern, ".".join(names[start:])) for start in starts)
 
 
 def _refuse_shape(linear: Linear, alignment: int) -> str:

@@ -20,6 +20,7 @@ from s24compile.passes.state import State
 
 RECOMPUTED = (torch.ops.s24.act.default, torch.ops.s24.glu.default)
 """What memory="save" recomputes."""
+KEPT_SENTENCE = "memory='save' keeps its hidden state: what makes it is not a 2:4 layer's activation or gate"
 
 
 def note_saved(state: State) -> int:
@@ -30,8 +31,11 @@ def note_saved(state: State) -> int:
         again = saved.get("H", 0) if _made_by(match.linears[-1].x, state) in RECOMPUTED else 0
         if again and state.config.memory == "save":
             again -= saved.pop("H")
+        site, reason = state.sites[place], state.sites[place].reason
+        if state.config.memory == "save" and "H" in saved:
+            reason = "; ".join(filter(None, (reason, KEPT_SENTENCE)))
         state.sites[place] = dataclasses.replace(
-            state.sites[place], saved_bytes=tuple(saved.items()), recomputable_bytes=again
+            site, saved_bytes=tuple(saved.items()), recomputable_bytes=again, reason=reason
         )
         count += bool(saved)
     return count

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from s24compile.sparse_weight import CLOCK, DRIVEN, SparseWeight
 from s24compile.training.decay import decay_
 from s24compile.training.flip_rate import watch_flips
-from s24compile.weights import WEIGHTS
+from s24compile.weights import TOLD, WEIGHTS
 
 log = logging.getLogger("s24compile")
 
@@ -102,6 +102,8 @@ def held_by(optimizer: Optimizer) -> Held:
 
 def _meet(optimizer: Optimizer, weights: list[SparseWeight]) -> None:
     """Notes that an optimizer holds these weights, when it first steps them."""
+    if weights:
+        _warn_of_unused_entries(optimizer)
     undriven = []
     for weight in weights:
         weight.hold()
@@ -115,6 +117,21 @@ def _meet(optimizer: Optimizer, weights: list[SparseWeight]) -> None:
             type(optimizer).__name__,
             len(undriven),
             undriven[0],
+        )
+
+
+def _warn_of_unused_entries(optimizer: Optimizer) -> None:
+    """Says once a load that weights which it has state for were trained dense: another `targets`, or `exclude`."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    notes = [told for p in parameters if (told := TOLD.get(p)) is not None and told.entry is not None]
+    loads = {told.load for told in notes if told.load is not None and not told.load.warned}
+    for load in loads:
+        load.warned = True
+    if loads:
+        log.warning(
+            "state was loaded for %d weight(s) that train dense in this step: is the model compiled with the options "
+            "(targets, include, exclude) that it was saved with? Their masks are kept, and unused.",
+            sum(told.load in loads for told in notes),
         )
 
 

@@ -36,6 +36,15 @@ def saved(model: nn.Module, inner: str, memory: str) -> tuple[int, dict[str, tor
     return sum(held.values()), {name: p.grad for name, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize(("name", "kept"), [("gelu", False), ("swiglu", True), ("geglu", True)])
+def test_say_where_save_saves_nothing(name: str, kept: bool) -> None:
+    options = {"inner": "aot_eager", "memory": "save", "targets": "down"}
+    (site,) = s24compile.explain(
+        torch.compile(MODELS[name](), backend="s24", options=options), torch.randn(4, 16)
+    ).sites
+    assert ("memory='save' keeps its hidden state" in site.reason) == kept == ("H" in dict(site.saved_bytes))
+
+
 @pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", MODELS)
 def test_save_the_hidden_activation_s_bytes_and_no_gradient_s_value(name: str, inner: str) -> None:

@@ -227,6 +227,31 @@ def test_give_up_a_refused_layer_for_its_linears():
     assert [(site.family, site.linears) for site in capture.sites] == [("linear", 1), ("linear", 1)]
 
 
+def test_take_no_undecorated_linear_beside_a_decorated_one() -> None:
+    class Half(Sized):
+        def forward(self, x):
+            with annotate({KEY: "{}"}):
+                h = self.fc1(x)
+            return self.fc2(F.gelu(h))
+
+    (site,), _ = sites_of(Half(32, 64, 32))
+    assert (site.status, site.linears) == ("rewritten", 1)
+    assert site.reason.startswith("fc2 stays dense: another module of this graph is decorated")
+
+
+@pytest.mark.parametrize(("pattern", "taken"), [("^fc1$", 1), ("^Blocks.0.fc2$", 1), ("^0.fc", 0), ("^c", 2)])
+def test_search_the_regexes_of_a_decorator_from_any_module_on(pattern: str, taken: int) -> None:
+    sites, _ = sites_of(Stack(Marked(f'{{"exclude": ["{pattern}"]}}')))
+    assert [site.linears for site in sites] == [taken]
+
+
+def test_say_nothing_of_a_linear_that_the_layer_before_takes() -> None:
+    chain = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 32))
+    sites, capture = sites_of(chain, config=Config(targets="down"))
+    assert [(site.linears, site.reason) for site in sites] == [(1, f"0 stays dense: {DOWN}"), (1, "")]
+    assert capture.linears == 2
+
+
 class Marked(Sized):
     """What `sparse_ffn` leaves in an outer graph."""
 
