@@ -82,7 +82,7 @@ def _refuse_slow(match: Match, state: State) -> str:
     *firsts, last = match.linears
     first = match.linears[0]
     value = fake(first.node)
-    if mark_of(first.node) is not None or value is None:
+    if value is None or any(mark_of(linear.node) is not None for linear in match.linears):
         return ""
     hidden = last.in_features if last is not first else first.out_features
     tokens = [_hint(size) for size in value.shape[:-1]]

@@ -16,7 +16,7 @@ def site_of(match: Match, state: State) -> Site:
     paths = [module_path(n.scope, n.node, n.weight) for n in linears]
     reasons = [match.refusal] if match.refusal else _reasons(match, paths)
     if match.taken:
-        options = state.options_for(mark_of(linears[0].node))
+        options = state.options_for(mark_of(match.taken[0].node))
         reasons += _exact_gradients(match, paths, options)
         reasons += [f"trains dense {options.dense_when}"] if options.dense_when else []
     names = [parameter_name(top) for n in linears for top in n.weight_inputs if top.op == "placeholder"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -227,16 +228,22 @@ def test_give_up_a_refused_layer_for_its_linears():
     assert [(site.family, site.linears) for site in capture.sites] == [("linear", 1), ("linear", 1)]
 
 
-def test_take_no_undecorated_linear_beside_a_decorated_one() -> None:
+@pytest.mark.parametrize("which", ["fc1", "fc2"])
+def test_take_no_undecorated_linear_beside_a_decorated_one(which: str) -> None:
     class Half(Sized):
         def forward(self, x):
-            with annotate({KEY: "{}"}):
-                h = self.fc1(x)
-            return self.fc2(F.gelu(h))
+            for name in ("fc1", "fc2"):
+                with annotate({KEY: "{}"}) if name == which else contextlib.nullcontext():
+                    x = self.get_submodule(name)(x if name == "fc1" else F.gelu(x))
+            return x
 
-    (site,), _ = sites_of(Half(32, 64, 32))
-    assert (site.status, site.linears) == ("rewritten", 1)
-    assert site.reason.startswith("fc2 stays dense: another module of this graph is decorated")
+    own = {"{}": passes.LinearOptions(dense_when="on Sundays")}
+    never = {"profitable": lambda layer: "it does not pay", "decorated_options": own}
+    (site,), _ = sites_of(Half(32, 64, 32), **never)
+    assert (site.status, site.linears) == ("rewritten", 1), "the cost model is not asked"
+    other = "fc2" if which == "fc1" else "fc1"
+    assert site.reason.startswith(f"{other} stays dense: another module of this graph is decorated")
+    assert site.reason.endswith("trains dense on Sundays")
 
 
 @pytest.mark.parametrize(("pattern", "taken"), [("^fc1$", 1), ("^Blocks.0.fc2$", 1), ("^0.fc", 0), ("^c", 2)])
