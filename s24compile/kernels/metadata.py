@@ -92,13 +92,17 @@ class MetadataLayout:
         raise NotImplementedError
 
 
-class Sm90Wide(MetadataLayout):
-    """Atoms of 64 x 64 beside 16-bit values, shuffled within."""
+class Sm90(MetadataLayout):
+    """Whole atoms of `rows` by `columns` cells, along M first; a subclass says how their cells lie within."""
 
     def shape(self, m: int, k: int) -> tuple[int, ...]:
-        """[k_atoms, m_atoms, 256]."""
+        """[k_atoms, m_atoms, cells of an atom]."""
         rows, columns = self.padded(m, (k + 3) // 4)
-        return columns // 4, rows // 64, 256
+        return columns // self.columns, rows // self.rows, self.rows * self.columns
+
+
+class Sm90Wide(Sm90):
+    """Atoms of 64 x 64 beside 16-bit values, shuffled within."""
 
     def shuffle(self, cells: Tensor) -> Tensor:
         """Digits m_atom, m2, m1, m0, k_atom, k2, k1 -> k_atom, m_atom, m2, k1, m0, k2, m1."""
@@ -111,13 +115,8 @@ class Sm90Wide(MetadataLayout):
         return atoms.permute(1, 2, 6, 4, 0, 5, 3).reshape(rows, columns)
 
 
-class Sm90Narrow(MetadataLayout):
+class Sm90Narrow(Sm90):
     """Atoms of 64 x 128 beside 8-bit values, row-major within."""
-
-    def shape(self, m: int, k: int) -> tuple[int, ...]:
-        """[k_atoms, m_atoms, 1024]."""
-        rows, columns = self.padded(m, (k + 3) // 4)
-        return columns // 16, rows // 64, 1024
 
     def shuffle(self, cells: Tensor) -> Tensor:
         """Digits m_atom, r, k_atom, c -> k_atom, m_atom, r, c."""
