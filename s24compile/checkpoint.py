@@ -34,6 +34,11 @@ _COUNTS = ("steps", "others", "age", "held", "phase_at", "weights")
 _CODES = {"transposable": 90, "rows": 6}
 
 
+def scheduled_steps(entry: Mapping[str, Any]) -> int:
+    """What the phases of the saved weight went by: one of the two counts is 0."""
+    return int(entry["steps"] + entry["others"])
+
+
 def problem_of_entry(entry: object, shape: tuple[int, ...]) -> str | None:
     """Says in words what is wrong with an entry for a parameter of `shape`, or None. Knows no recipe's meaning."""
     if not isinstance(entry, Mapping):
@@ -47,7 +52,7 @@ def problem_of_entry(entry: object, shape: tuple[int, ...]) -> str | None:
         return f"it was saved for shape {tuple(entry['shape'])}, the parameter has {shape}"
     if min(entry[field] for field in _COUNTS) < 0 or entry["phase"] not in ("", "sparse", "dense"):
         return "its counters or its phase are out of range"
-    steps, age, phase_at = entry["steps"] + entry["others"], entry["age"], entry["phase_at"]
+    steps, age, phase_at = scheduled_steps(entry), entry["age"], entry["phase_at"]
     if max(age, phase_at) > steps:
         return f"its counters contradict each other: age={age} and phase_at={phase_at} after {steps} steps"
     if age < steps and "patterns" not in entry:

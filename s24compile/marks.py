@@ -7,6 +7,7 @@ outer graph. It is the decorator's options as JSON, so that no registry has to m
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 from torch import fx
@@ -34,6 +35,7 @@ def mark_of(node: fx.Node) -> str | None:
     return (node.meta.get("custom") or {}).get(KEY)
 
 
+@functools.cache  # asked once a linear
 def config_of(label: str) -> Config:
     """The options that a mark stands for."""
     options = json.loads(label)

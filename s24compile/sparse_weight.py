@@ -154,10 +154,15 @@ class SparseWeight:
         return 0 if self.held else CLOCK.tick - self._born_at_tick
 
     @property
+    def ever_held(self) -> bool:
+        """Whether an optimizer that holds this parameter has been seen stepping, now or before a checkpoint."""
+        return self.held or self._counted
+
+    @property
     def scheduled_steps(self) -> int:
         """What phases go by: the weight's own steps, or anyone's while no optimizer was ever seen to hold it. A frozen
         weight so follows the schedule of the others."""
-        return self.steps if self.held or self._counted else self._others + self.steps_missed
+        return self.steps if self.ever_held else self._others + self.steps_missed
 
     def search_due(self, content: Content) -> bool:
         """Whether the forward that is about to come must search the mask anew (MATH section 4: every l steps)."""
@@ -233,7 +238,7 @@ class SparseWeight:
             "steps": self.steps,
             "others": self.scheduled_steps - self.steps,
             "age": self._schedule_age(),
-            "held": int(self.held or self._counted),
+            "held": int(self.ever_held),
             "phase": self._asked_phase or "",
             "phase_at": self._asked_at,
         }
@@ -283,7 +288,7 @@ class SparseWeight:
 
     def _schedule_age(self) -> int:
         # A parameter that no optimizer was seen to hold is aged by all of them, see `content`.
-        return self.age if self.held or self._counted else CLOCK.tick - self._searched_at_tick
+        return self.age if self.ever_held else CLOCK.tick - self._searched_at_tick
 
     def _pattern_shape(self) -> tuple[int, int]:
         rows, cols = self.shape if self.layout == "out_in" else self.shape[::-1]

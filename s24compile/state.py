@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from s24compile.checkpoint import Entry, problem_of_entry
+from s24compile.checkpoint import Entry, problem_of_entry, scheduled_steps
 from s24compile.errors import CheckpointError, ModelError, OptionError
 from s24compile.operand import pack_all
 from s24compile.operand_map import operands_of
@@ -40,8 +40,7 @@ def state_dict(model: nn.Module) -> dict[str, Entry]:
         elif told is not None and told.entry is not None:
             entries[name] = dict(told.entry)
             if told.phase is not None:  # asked for since
-                at = told.entry["steps"] + told.entry["others"]
-                entries[name] |= {"phase": told.phase, "phase_at": at}
+                entries[name] |= {"phase": told.phase, "phase_at": scheduled_steps(told.entry)}
     for entry in entries.values():
         entry["weights"] = len(entries)
     return entries
