@@ -30,6 +30,7 @@ class Builder:
         self.graph = like.graph
         self.fake_mode = fake_mode
         self.provenance = {"rule": rule, "site": site}
+        self.made: list[fx.Node] = []
         value = like.meta.get("example_value")
         self.grad = value.requires_grad if isinstance(value, torch.Tensor) else torch.is_grad_enabled()
 
@@ -61,6 +62,7 @@ class Builder:
             if key in self.like.meta:
                 node.meta[key] = self.like.meta[key]
         node.meta["s24"] = dict(self.provenance)
+        self.made.append(node)
         return node
 
     @contextlib.contextmanager

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from torch import fx
 
 from s24compile.passes import activations, gates, linear_rules
-from s24compile.passes.build import Builder, replace_node
+from s24compile.passes.build import Builder, erase_unused, replace_node
+from s24compile.passes.effects import undisturbed
 from s24compile.passes.inplace import FUNCTIONAL, functional_form
+from s24compile.passes.linears import is_parameter, weight_of
 from s24compile.passes.scope import Scope, hop_name
 from s24compile.passes.spelling import CUTS, VIEWS, Op, general_name, op_name, spell
 from s24compile.passes.state import State
@@ -27,6 +29,8 @@ class Spelling:
     roots: frozenset[str]
     """Canonical op names of the nodes it is tried on."""
     apply: Callable[[Scope, fx.Node, Builder], fx.Node | None]
+    reads: bool = True
+    """False: it only spells a view in another way, which is the same whatever was written in between."""
 
 
 def _on_hidden(
@@ -53,7 +57,12 @@ SPELLINGS = (
     Spelling("matmul", frozenset({"matmul"}), _spelled(linear_rules.matmul)),
     Spelling("late_bias", frozenset({"add"}), _spelled(linear_rules.late_bias)),
     Spelling("flattened", frozenset({"view", "reshape"}), _spelled(linear_rules.flattened)),
-    Spelling("half", frozenset({"getitem", "narrow", "select"}), lambda _, node, builder: gates.half(node, builder)),
+    Spelling(
+        "half",
+        frozenset({"getitem", "narrow", "select"}),
+        lambda _, node, builder: gates.half(node, builder),
+        reads=False,
+    ),
     Spelling("plain_call", frozenset({"gelu", "silu", "relu"}), _on_hidden(activations.plain_call)),
     Spelling("gelu_nodes", frozenset({"mul", "clamp_min", "maximum"}), _on_hidden(activations.gelu_nodes)),
     Spelling("clamp", frozenset({"clamp"}), _on_hidden(activations.clamp)),
@@ -88,9 +97,28 @@ def _canonical(scope: Scope, node: fx.Node, state: State) -> fx.Node | None:
         builder = Builder(node, state.fake_mode, rule.name)
         with scope.graph.inserting_before(node):
             replacement = rule.apply(scope, node, builder)
-        if replacement is not None:
+        if replacement is None:
+            continue
+        if not rule.reads or undisturbed(_replaced(scope, node, builder.made)):
             return replacement
+        erase_unused(replacement)
     return None
+
+
+def _replaced(scope: Scope, node: fx.Node, made: list[fx.Node]) -> set[fx.Node]:
+    """The nodes that `made` stand for: `node`, and what computes it from the operands that `made` start at."""
+    leaves = {operand for new in made for operand in new.all_input_nodes} - set(made)
+    gone, stack = {node}, [node]
+    while stack:
+        for operand in stack.pop().all_input_nodes:
+            if operand.op in ("placeholder", "get_attr") or operand in leaves or operand in gone:
+                continue
+            weight = weight_of(operand)
+            if weight is not None and is_parameter(scope, weight.placeholder):
+                continue  # nobody writes to weights inside a graph, and their views may be far away
+            gone.add(operand)
+            stack.append(operand)
+    return gone
 
 
 def _functional(node: fx.Node, state: State) -> fx.Node | None:

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import fx
 
 from s24compile.passes.activations import activation_at
+from s24compile.passes.effects import undisturbed
 from s24compile.passes.gates import half_of
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Gate, Match, Nodes, shared_hidden, trace
@@ -72,7 +73,11 @@ def _match_product(
         return None
     hidden = [*after, product, *between, *act.nodes, *gate.nodes, *up.nodes]
     fused = gate.linear if gate.place is not None else None
-    direct = not between and len(gate.nodes) == (3 if fused else 1) and len(up.nodes) == (3 if fused else 1)
+    direct = (
+        not between
+        and len(gate.nodes) == len(up.nodes) == (3 if fused else 1)
+        and undisturbed({product, *act.nodes, *gate.nodes[:-1], *up.nodes[:-1]})
+    )
     order: Literal["first", "second"] = "second" if gate.place == 1 else "first"
     linears = [fused, down] if fused else [gate.linear, up.linear, down]
     family = FAMILY[act.name]

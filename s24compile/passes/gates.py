@@ -12,6 +12,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.passes.build import Builder
+from s24compile.passes.effects import in_one_mode
 from s24compile.passes.scope import fake
 from s24compile.passes.spelling import CUTS, general_name, op_name
 
@@ -26,15 +27,16 @@ def half(node: fx.Node, builder: Builder) -> fx.Node | None:
         | getitem(unflatten(z, -1, (2, F)), (Ellipsis, i, slice(None)))
             ->  getitem(chunk(z, 2, -1), i)                                                  z [.., 2F], result [.., F]
 
-    Refused: interleaved halves (every second column), other parts than halves, z from anything but a linear.
+    Refused: interleaved halves (every second column), other parts than halves, z from anything but a linear, a z
+    of another grad mode.
     """
     found = half_of(node)
     if found is None or found[1] == "interleaved":
         return None
     z, index = found
-    if _is_canonical(node):
+    if _is_canonical(node) or not in_one_mode((z, node)):
         return None
-    chunk = next((user for user in z.users if _is_canonical_chunk(user)), None)
+    chunk = next((user for user in z.users if _is_canonical_chunk(user) and user < node), None)
     if chunk is None:
         with z.graph.inserting_after(z):
             chunk = builder.method("chunk", z, 2, -1)

@@ -13,6 +13,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.passes.build import Builder, erase_unused
+from s24compile.passes.effects import undisturbed
 from s24compile.passes.linears import CASTS, Weight, is_parameter, weight_of
 from s24compile.passes.scope import Scope, fake, known_fake, operand_index
 from s24compile.passes.spelling import Op, spell
@@ -131,13 +132,13 @@ def _is_plain_transpose(operand: object) -> bool:
 def _without_round_trip(x: object, linear: fx.Node) -> object:
     """The operand before a widening cast that autocast undoes; else x itself."""
     op, out = spell(x), fake(linear)
-    if op is None or op.name not in CASTS:
+    if op is None or op.name not in CASTS or not isinstance(x, fx.Node):
         return x
     before, after = fake(op.args[0]), fake(x)
     if before is None or after is None or out is None:
         return x
     wider = after.dtype in (torch.float32, torch.float64) and before.dtype in (torch.float16, torch.bfloat16)
-    return op.args[0] if wider and out.dtype == before.dtype else x
+    return op.args[0] if wider and out.dtype == before.dtype and undisturbed((x, linear)) else x
 
 
 def sink_weight_views(scope: Scope) -> int:

@@ -13,12 +13,12 @@ import s24compile.kernels.ops  # noqa: F401  # registers torch.ops.s24
 from s24compile.marks import mark_of
 from s24compile.passes.activations import Activation
 from s24compile.passes.build import Builder, erase_unused
+from s24compile.passes.effects import in_one_mode, undisturbed
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Gate, Match
 from s24compile.passes.operands import Operands, Wanted
 from s24compile.passes.provenance import common_path, module_path
 from s24compile.passes.scope import fake, hop_name, known_fake
-from s24compile.passes.spelling import general_name, spell
 from s24compile.passes.state import State
 
 ACTS = frozenset({"gelu", "gelu_tanh", "silu", "relu"})
@@ -87,13 +87,15 @@ def _glu_in_epilogue(linears: tuple[Linear, ...], match: Match) -> bool:
 
 
 def _can_join(match: Match, state: State) -> bool:
-    """Whether gate and up can be one GEMM: both taken, same x, dtypes, layout and options, all inputs there early."""
+    """Whether gate and up can be one GEMM: both taken, same x, dtypes, layout and options, and at one moment."""
     gate, up = match.linears[:2]
     if gate not in match.taken or up not in match.taken:
         return False
     a, b = fake(gate.weight), fake(up.weight)
     va, vb = fake(gate.node), fake(up.node)
     if a is None or b is None or va is None or vb is None or (a.dtype, va.dtype) != (b.dtype, vb.dtype):
+        return False
+    if va.requires_grad != vb.requires_grad:
         return False
     if (
         gate.layout != up.layout
@@ -105,21 +107,8 @@ def _can_join(match: Match, state: State) -> bool:
     biases = [n.bias for n in (gate, up) if n.bias is not None]
     if len({known_fake(bias).dtype for bias in biases}) > 1 or any(bias.op != "placeholder" for bias in biases):
         return False
-    return not _mutated_between(gate.node.args[0], *sorted((gate.node, up.node)))
-
-
-def _mutated_between(x: object, first: fx.Node, last: fx.Node) -> bool:
-    """Whether an in-place op may change x (or what x is a view of) between two nodes."""
-    node = first
-    while node is not last:
-        op = spell(node)
-        inplace = op.inplace if op is not None else str(node.target).endswith("_") and node.op == "call_method"
-        if inplace or (op is None and general_name(node).endswith("_") and not general_name(node).endswith("__")):
-            target = node.args[0] if node.args else None
-            if target is x or not isinstance(target, fx.Node) or target < first:
-                return True
-        node = node.next
-    return False
+    # One that has no gradient, by a no_grad behind it, would get zeros beside the other.
+    return undisturbed((gate.node, up.node)) and in_one_mode(match.between)
 
 
 def _rewrite_unit(match: Match, unit: Unit, operands: Operands, state: State) -> None:
@@ -131,7 +120,7 @@ def _rewrite_unit(match: Match, unit: Unit, operands: Operands, state: State) ->
     with scope.graph.inserting_before(nodes[0]):
         z = _sparse_linear(unit, packed, builder, state)
         if len(unit.linears) == 2:
-            _split_joined(unit, z, builder)
+            _split_joined(unit, z, builder, state)
     feeds_gate = _feeds_gate(unit.linears, match)
     if len(unit.linears) == 1:
         _replace(unit.linears[0].node, z, state)
@@ -177,12 +166,13 @@ def _bias(unit: Unit, builder: Builder) -> Any:
     return builder.function(torch.cat, whole)
 
 
-def _split_joined(unit: Unit, z: fx.Node, builder: Builder) -> None:
+def _split_joined(unit: Unit, z: fx.Node, builder: Builder, state: State) -> None:
     """Gives the users of gate and up their halves of z."""
     chunk = builder.method("chunk", z, 2, -1)
     halves = [builder.function(operator.getitem, chunk, index) for index in range(2)]
     # Erasing moves the insertion point away with the node, so only now.
     for half, linear in zip(halves, unit.linears, strict=True):
+        state.joined.append((known_fake(linear.node), half))
         linear.node.replace_all_uses_with(half)
         erase_unused(linear.node)
 

@@ -138,6 +138,13 @@ def known_fake(node: fx.Node | None) -> torch.Tensor:
     return value
 
 
+def storage_of(value: torch.Tensor) -> int:
+    """What tells the memory of one fake tensor from that of another; seen through the wrappers of torch.func."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value.untyped_storage()._cdata
+
+
 def fake_mode_of(graph: fx.Graph) -> torch._subclasses.FakeTensorMode | None:
     """The fake mode that Dynamo traced with, found on any node."""
     for node in graph.nodes:

@@ -88,6 +88,8 @@ class State:
     count: int = 0
     replaced: list[tuple[torch.Tensor, fx.Node]] = dataclasses.field(default_factory=list)
     """(fake value of a node that is gone, the node that stands for it): verify compares them."""
+    joined: list[tuple[torch.Tensor, fx.Node]] = dataclasses.field(default_factory=list)
+    """Likewise, of nodes that are a half of a wider result now, and so have other strides."""
 
     def options_for(self, decorated: str | None) -> LinearOptions:
         """The options of a linear: those of its own decorator where the backend gave some."""

@@ -10,7 +10,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.errors import LoweringError
-from s24compile.passes.scope import FIRST_OPERAND, Scope, fake, hop_name
+from s24compile.passes.scope import FIRST_OPERAND, Scope, fake, hop_name, known_fake, storage_of
 from s24compile.passes.state import State
 
 ACCEPTED = "this is a bug of s24compile; exclude=<the module's path> or S24_FUEL leaves the layer dense meanwhile"
@@ -35,6 +35,9 @@ def verify(state: State) -> int:
             _check_node(scope, node)
             count += 1
     for value, node in state.replaced:
+        _check_replaced(value, node)
+        _check_strides(value, node)
+    for value, node in state.joined:
         _check_replaced(value, node)
     requested = [name for operand in state.operands for name in operand.placeholders]
     added = [node.name for node in state.scopes[0].placeholders()][-len(requested) :] if requested else []
@@ -78,7 +81,7 @@ def _check_fresh(node: fx.Node) -> None:
     value = fake(node)
     for operand in node.all_input_nodes:
         other = fake(operand)
-        if value is not None and other is not None and value.untyped_storage()._cdata == other.untyped_storage()._cdata:
+        if value is not None and other is not None and storage_of(value) == storage_of(other):
             raise _broken(node.name, f"its result aliases its operand {operand.name}")
 
 
@@ -96,6 +99,10 @@ def _check_replaced(value: torch.Tensor, node: fx.Node) -> None:
     ):
         if old != found:
             raise _broken(node.name, f"its {what} is {found}, of the node it replaces {old}")
+
+
+def _check_strides(value: torch.Tensor, node: fx.Node) -> None:
+    new, same = known_fake(node), statically_known_true
     strides = zip(value.shape, value.stride(), new.stride(), strict=True)
     if not all(same(size == 1) or same(a == b) for size, a, b in strides):
         raise _broken(node.name, f"its strides are {new.stride()}, of the node it replaces {value.stride()}")
