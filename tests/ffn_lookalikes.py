@@ -246,12 +246,13 @@ def _refused() -> dict[str, Layer]:
     }  # fmt: skip
     foreign = {
         "leaky_relu": F.leaky_relu, "elu": F.elu, "hardswish": F.hardswish, "mish": F.mish, "softplus": F.softplus,
-        "tanh": torch.tanh, "hardtanh": nn.ReLU6(),
+        "tanh": torch.tanh, "hardtanh": nn.ReLU6(), "log_sigmoid": F.logsigmoid,
     }  # fmt: skip
     for name, act in foreign.items():
         zoo[f"act_{name}"] = Layer(lambda a=act: Plain(a), "unknown", 0, "ReLU6" if name == "hardtanh" else name)
     wrong = {
         "gelu_wrong_constant": lambda x: 0.5 * x * (1.0 + torch.tanh(0.79 * (x + 0.044715 * torch.pow(x, 3.0)))),
+        "selu_alpha_dropout": lambda x: F.alpha_dropout(F.selu(x), 0.5, False),
         "swish_beta": lambda x: x * torch.sigmoid(1.5 * x),
     }
     for name, act in wrong.items():

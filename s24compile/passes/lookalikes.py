@@ -17,7 +17,7 @@ CONTRACTIONS = frozenset({"einsum", "tensordot", "bmm", "baddbmm", "bilinear"})
 GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback", "scaled_grouped_mm"})
 FOREIGN_ACTIVATIONS = frozenset({
     "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_",
-    "relu6", "mish", "softplus", "softsign", "tanh", "sigmoid", "logsigmoid", "prelu", "rrelu", "tanhshrink",
+    "relu6", "mish", "softplus", "softsign", "tanh", "sigmoid", "log_sigmoid", "prelu", "rrelu", "tanhshrink",
     "softshrink", "hardshrink", "threshold", "glu", "relu", "silu", "gelu", "clamp",
 })  # fmt: skip
 NORMS = frozenset({"layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "normalize"})

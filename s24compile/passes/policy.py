@@ -11,6 +11,7 @@ import re
 
 import torch
 from torch import fx
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -32,6 +33,7 @@ DDP_SENTENCE = (
     'set torch._dynamo.config.optimize_ddp = "python_reducer" to keep layers whole'
 )
 DECORATED_SENTENCE = "another module of this graph is decorated with sparse_ffn, and then only decorated ones are taken"
+TRANSFORM_SENTENCE = "it runs inside a transform of torch.func, and the 2:4 ops have no rules for those"
 DENSE_PHASE_SENTENCE = "it is in its dense phase"
 FUEL_SENTENCE = "out of fuel: S24_FUEL={fuel} allows no further rewrite"
 
@@ -123,10 +125,16 @@ def _refuse_linear(linear: Linear, match: Match, state: State, decorated: bool) 
     if decorated and mark is None:
         return DECORATED_SENTENCE
     return (
-        _refuse_target(linear, match, state.config_for(mark))
+        _refuse_transform(linear)
+        or _refuse_target(linear, match, state.config_for(mark))
         or _refuse_shape(linear, state.options_for(mark).alignment)
         or _refuse_dtype(linear)
     )
+
+
+def _refuse_transform(linear: Linear) -> str:
+    value = fake(linear.node)
+    return TRANSFORM_SENTENCE if value is not None and is_functorch_wrapped_tensor(value) else ""
 
 
 def _refuse_target(linear: Linear, match: Match, config: Config) -> str:
@@ -166,7 +174,7 @@ def _refuse_shape(linear: Linear, alignment: int) -> str:
     for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
         if not statically_known_true(size == 1) and not statically_known_true(stride == expected):
             return "its result is not row-major"
-        expected = expected * size
+        expected = expected * size if not statically_known_true(size == 0) else expected
     return ""
 
 

@@ -18,6 +18,7 @@ from s24compile.passes.spelling import general_name
 
 SUMS = frozenset({"add", "sub", "rsub", "neg", "detach", "clone", "zeros_like", "ones_like", *CASTS})
 """Elementwise and linear: projections that only these join are one projection (an adapter), no hidden layer."""
+DROPOUTS = frozenset({"alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d"})
 PRODUCTS = frozenset({"mul", "div"})
 _LIMIT = 24
 """Elementwise nodes that are looked at; activations written out have up to eight."""
@@ -97,7 +98,7 @@ def _is_constant(scope: Scope, node: fx.Node) -> bool:
 
 def _is_elementwise(node: fx.Node) -> bool:
     name = general_name(node).rstrip("_")
-    if name in SUMS or name in FOREIGN_ACTIVATIONS or activation_at(node) is not None:
+    if name in SUMS | DROPOUTS | FOREIGN_ACTIVATIONS or activation_at(node) is not None:
         return True
     return _is_pointwise(name) or _is_opaque(node)
 

@@ -409,3 +409,30 @@ def test_leave_spellings_alone_that_no_rule_knows(other):
     sites, capture = sites_of(Beside(32, 64, 32))
     assert [site.status for site in sites if site.family == "gelu"] == ["rewritten"]
     assert capture.linears == 2
+
+
+TRANSFORMS = {
+    "vmap": lambda model, x: torch.vmap(model)(x),
+    "jvp": lambda model, x: torch.func.jvp(model, (x,), (x,))[1],
+    "jacrev": lambda model, x: torch.func.jacrev(model)(x),
+    "grad": lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_leave_transformed_layers_to_torch(name):
+    model, x = ffns.Plain(F.gelu), torch.randn(2, 3, 32)
+    torch._dynamo.reset()
+    capture = Capture()
+    compiled = torch.compile(lambda x: TRANSFORMS[name](model, x), backend=capture)
+    torch.testing.assert_close(compiled(x), TRANSFORMS[name](model, x))
+    assert capture.linears == 0
+    assert "torch.func" in capture.sites[0].reason
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (2, 0, 32), (0, 2, 32)])
+def test_take_layers_of_empty_batches(shape):
+    capture = Capture()
+    torch._dynamo.reset()
+    assert torch.compile(ffns.Plain(F.gelu), backend=capture)(torch.randn(shape)).shape == shape
+    assert capture.linears == 2
