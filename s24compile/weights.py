@@ -169,9 +169,12 @@ def _problem_of(weight: SparseWeight, told: Told) -> CheckpointError | None:
 def _inherit(module: Module, name: str, new: Parameter) -> None:
     """When a module's Parameter is replaced, the new one starts with the old one's masks and counters."""
     old = module._parameters.get(name)
-    if old is None or old is new or old.shape != new.shape or WEIGHTS.get(new) is not None:
+    if old is None or old is new:
         return
     weight, told = WEIGHTS.get(old), TOLD.get(old)
+    # Most parameters are no weights of ours; of those, lazy ones have no shape to ask for.
+    if (weight is None and told is None) or old.shape != new.shape or WEIGHTS.get(new) is not None:
+        return
     if weight is not None:
         heir = SparseWeight(new, weight.config, weight.name, weight.layout)
         heir.restore(weight.entry())

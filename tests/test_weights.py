@@ -162,6 +162,12 @@ def test_data_writes_escape_until_refresh_or_always():
     assert torch.equal(dense_values(packed, 32, 16), other.detach() * mask)
 
 
+def test_leave_lazy_parameters_of_other_modules_alone():
+    sparse_forward(MLP(), torch.randn(4, MLP().up.in_features), FST)  # from here on replaced parameters are followed
+    lazy = nn.LazyLinear(8)
+    assert lazy(torch.randn(2, 4)).shape == (2, 8)
+
+
 def test_follow_replaced_data():
     parameter = new_parameter()
     found = operand_of(parameter, config=FST)
