@@ -6,6 +6,7 @@ where no AOTAutograd graph exists and the ops choose their kernels as they are c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -145,9 +146,16 @@ _INNER: dict[str, Callable[[fx.GraphModule, list[Any], Config, Target], Compiled
 }
 
 
-def _sources_hash() -> str:
-    """Changes whenever a lowering pass does, so that Inductor never serves a graph lowered by an older one."""
+@functools.cache
+def _sources_hash(package: Path = Path(__file__).parent) -> str:
+    """Changes whenever a lowered graph may, so that Inductor never serves one that another version has lowered.
+
+    Lowering puts the bodies of references into the graph, and asks `kernels` for names, schemas and who takes what.
+    """
+    lowered = (path for folder in ("lowering", "kernels") for path in (package / folder).rglob("*.py"))
+    # `__init__.py` says the version; the tuned table says which kernel a shape runs.
+    others = (package / "__init__.py", *package.rglob("tuned.json"))
     digest = hashlib.sha256()
-    for path in sorted(Path(lowering.__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for path in sorted((*lowered, *others)):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
