@@ -60,10 +60,15 @@ class Rewriting:
 
 
 def target_of(example_inputs: Sequence[Any], config: Config) -> Target:
-    """The target asked for, or the machine that the first tensor input lives on."""
+    """The target asked for, or the machine that the weights live on; without a weight, that of the first tensor.
+
+    Dynamo's order is inputs first, and those (token ids, lengths, masks) may come from a CPU and be moved in forward.
+    """
     if config.target is not None:
         return Target.parse(config.target)
-    devices = (x.device for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 0)
+    tensors = [x for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 0]
+    weights = [x for x in tensors if isinstance(x, torch.nn.Parameter) and x.dim() == 2 and x.is_floating_point()]
+    devices = (x.device for x in (*weights, *tensors))
     return Target.detect(next(devices, torch.device("cpu")))
 
 
