@@ -62,18 +62,21 @@ def explain_with(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], 
             # As `model.compile()` compiles: Dynamo then skips forwards of torch's own modules, which stay dense.
             call = inner._call_impl if in_place else inner
             _compile_apart(call, _Capture(config or Config(), findings))(*args, **kwargs)
-    return findings.report()
+    return findings.report(inner)
 
 
 class _Findings:
-    """What has been found so far, in all graphs of a model."""
+    """What has been found so far, in all graphs of a model.
+
+    No tensor and no module is kept here: Dynamo's cache holds what it compiled, that holds this, and the model must
+    be free to go.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
         self.names = {id(parameter): _clean(name) for name, parameter in model.named_parameters()}
         self.sites: list[Site] = []
         self.seen: set[int] = set()
-        """ids of the parameters that some graph takes; `model` keeps them alive."""
+        """ids of the parameters that some graph takes; the caller's model keeps them alive."""
         self.graphs = 0
         self.target = Target()
 
@@ -94,11 +97,11 @@ class _Findings:
                     site = _inside(whole.removesuffix(f".{name}"), site)
             self.sites.append(site)
 
-    def report(self) -> Report:
-        """The report on the whole model."""
+    def report(self, model: nn.Module) -> Report:
+        """The report on the whole model, the one that this was made for."""
         unseen = [
             f"{path}.weight" if path else "weight"
-            for path, module in self.model.named_modules()
+            for path, module in model.named_modules()
             if isinstance(module, nn.Linear) and not any(id(p) in self.seen for p in _weights_of(module))
         ]
         return Report(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -61,6 +63,25 @@ def test_leave_state_randomness_and_buffers_alone(tokens: Tensor) -> None:
     assert torch.equal(before, net.norm.running_mean)
     assert torch.equal(rng, torch.get_rng_state())
     assert not s24compile.sparse_weights(net)
+
+
+@pytest.mark.parametrize("how", ["plain", "compiled", "in place", "by regions"])
+def test_let_an_explained_model_go(how: str) -> None:
+    options = {"inner": "eager"}
+
+    def explained() -> weakref.ref[nn.Module]:
+        model: Any = nn.Sequential(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)), nn.Tanh())
+        if how == "in place":
+            model.compile(backend="s24", options=options)
+        if how == "by regions":
+            model[0].compile(backend="s24", options=options)
+        given = torch.compile(model, backend="s24", options=options) if how == "compiled" else model
+        s24compile.explain(given, torch.randn(4, 8))
+        return weakref.ref(model)
+
+    models = [explained() for _ in range(3)]
+    gc.collect()
+    assert [model() for model in models] == [None] * 3
 
 
 def test_give_a_sentence_for_each_refusal() -> None:
