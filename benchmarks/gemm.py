@@ -31,7 +31,7 @@ from benchmarks.gemm_parts.ours import activations, sparse_mm
 from benchmarks.gemm_parts.shapes import TOKENS, TUNED_TOO, Shape, shapes
 from benchmarks.gemm_parts.timing import compare_us, cpu_us
 from s24compile.errors import BuildError
-from s24compile.kernels.gemm.cutlass import build, tuned
+from s24compile.kernels.gemm.cutlass import objects, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Schedule, Signature
 
 NEEDS_GPU = True
@@ -114,7 +114,7 @@ def built_kernels() -> list[Kernel]:
     ]
     hows = dict.fromkeys([*tune.SCHEDULES, *tuned.schedules(), Schedule()])
     kernels = [Kernel(signature, how) for signature in signatures for how in hows]
-    return [kernel for kernel in kernels if build.object_path(kernel) is not None]
+    return [kernel for kernel in kernels if objects.object_path(kernel) is not None]
 
 
 def check_all() -> bool:

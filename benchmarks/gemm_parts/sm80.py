@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.gemm import torch as provider
-from s24compile.kernels.gemm.cutlass import build
+from s24compile.kernels.gemm.cutlass import objects, tools
 
 SOURCE = Path(__file__).with_name("sm80_sparse_gemm.cu")
 _HASH = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-OBJECT = build.output_folder() / "oracle" / f"sm80.{_HASH}.so"
+OBJECT = objects.output_path() / "oracle" / f"sm80.{_HASH}.so"
 """In a folder of its own: what lies beside it counts as a kernel that training can use."""
 # Code of compute capability 8.0 does not run on 9.0, so both are in the object.
 ARCHITECTURES = ("-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90")
@@ -39,11 +39,11 @@ def build_oracle(path: Path = OBJECT) -> Path:
     """
     if path.is_file():
         return path
-    build.require_tools()
+    tools.require_tools()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     flags = ("-O3", "-DNDEBUG", "-std=c++17", "--expt-relaxed-constexpr", "-shared", "-Xcompiler", "-fPIC")
-    command = [build.find_nvcc(), *flags, *ARCHITECTURES, f"-I{build.find_headers()}", SOURCE, "-o", partial]
+    command = [tools.find_nvcc(), *flags, *ARCHITECTURES, f"-I{tools.find_headers()}", SOURCE, "-o", partial]
     subprocess.run([str(part) for part in command], check=True)
     return partial.replace(path)
 

@@ -16,7 +16,7 @@ from benchmarks.gemm_parts.operands import random_sparse
 from benchmarks.gemm_parts.ours import activations, sparse_mm
 from benchmarks.gemm_parts.shapes import Shape
 from benchmarks.gemm_parts.timing import Run, burst_us, compare_us
-from s24compile.kernels.gemm.cutlass import build, gated, launch
+from s24compile.kernels.gemm.cutlass import gated, launch, objects
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Schedule, Signature
 from s24compile.kernels.gemm.cutlass.tuned import Choice
 
@@ -90,7 +90,7 @@ def tune(shape: Shape, schedules: Sequence[Schedule] = SCHEDULES, epilogue: Epil
     if shape.flops > LARGE:
         schedules = [how for how in schedules if how.tile == (128, 256) and not how.stream_k]
     kernels = [Kernel(signature(shape, epilogue), how) for how in schedules]
-    built = [kernel.schedule for kernel in kernels if build.object_path(kernel) is not None]
+    built = [kernel.schedule for kernel in kernels if objects.object_path(kernel) is not None]
     first = [Choice(how, raster, swizzle) for how, raster, swizzle in itertools.product(built, RASTERS, (1, 4))]
     first += [Choice(how, "n", 1, splits) for how in built if how.stream_k for splits in (-1, 2, 4)]
     trial = {choice.name: run(choice) for choice in first}

@@ -21,11 +21,11 @@ def command(
 
     Needs nvcc and CUTLASS's headers, no GPU; `s24 doctor` says whether they are here. A kernel takes about a minute.
     """
-    from s24compile.kernels.gemm.cutlass import build
+    from s24compile.kernels.gemm.cutlass import build, objects, tools
 
     kernels = build.default_kernels()
     if listing:
-        built = {kernel.name: build.object_path(kernel) for kernel in kernels}
+        built = {kernel.name: objects.object_path(kernel) for kernel in kernels}
         if json:
             typer.echo(writer.dumps({name: path and str(path) for name, path in built.items()}, indent=1))
         else:
@@ -35,11 +35,11 @@ def command(
 
     from s24compile.cli.progress import build_progress
 
-    build.require_tools()
+    tools.require_tools()
     console = Console(stderr=json)
     with build_progress(console) as progress:
         task = progress.add_task("kernels", total=len(kernels), name="")
         build.build_all(kernels, lambda done, total, name: progress.update(task, completed=done, name=name), jobs)
-    console.print(f"{len(kernels)} kernels in {build.output_folder()}")
+    console.print(f"{len(kernels)} kernels in {objects.output_path()}")
     if json:
-        typer.echo(writer.dumps({kernel.name: str(build.object_path(kernel)) for kernel in kernels}, indent=1))
+        typer.echo(writer.dumps({kernel.name: str(objects.object_path(kernel)) for kernel in kernels}, indent=1))

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from s24compile.kernels import providers as registry
-from s24compile.kernels.gemm.cutlass import build
+from s24compile.kernels.gemm.cutlass import tools
 from s24compile.kernels.target import Target
 
 
@@ -88,7 +88,7 @@ def _gpu() -> Fact:
 
 
 def _nvcc() -> Fact:
-    path = build.find_nvcc()
+    path = tools.find_nvcc()
     if path is None:
         return Fact(
             "nvcc", "absent", "not found", "CUTLASS kernels need it: a CUDA toolkit, or pip install 's24compile[cuda]'"
@@ -101,7 +101,7 @@ def _nvcc() -> Fact:
 
 
 def _cutlass() -> Fact:
-    path = build.find_headers()
+    path = tools.find_headers()
     if path is None:
         return Fact("CUTLASS headers", "absent", "not found", "pip install 's24compile[cuda]', or set CUTLASS_HOME")
     return Fact("CUTLASS headers", "ok", str(path))

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from s24compile.kernels.gemm.cutlass import build
+from s24compile.kernels.gemm.cutlass import objects
 
-TEMPLATE = (build.HERE / "activations.cuh").read_text()
+TEMPLATE = (objects.HERE / "activations.cuh").read_text()
 Z = np.concatenate([np.linspace(-12, 12, 48001), [0.0, -0.0, 1e-8, -1e-8, 40.0, -40.0]])
 
 

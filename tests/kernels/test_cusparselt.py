@@ -17,7 +17,7 @@ from s24compile.kernels import providers
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.gemm import availability, cusparselt
 from s24compile.kernels.gemm.availability import ALLOW
-from s24compile.kernels.gemm.cutlass import build
+from s24compile.kernels.gemm.cutlass import objects, tools
 from s24compile.kernels.target import FAMILIES, Target, _cuda_target
 from tests.closeness import assert_as_close_as_torch
 from tests.kernels import cusparselt_library as stand_in
@@ -341,8 +341,8 @@ def bare_hopper(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: True)
-    monkeypatch.setattr(build, "find_nvcc", lambda: None)
-    monkeypatch.setattr(build, "HERE", tmp_path)
+    monkeypatch.setattr(tools, "find_nvcc", lambda: None)
+    monkeypatch.setattr(objects, "HERE", tmp_path)
     monkeypatch.setenv("S24_KERNEL_DIR", str(tmp_path))
     monkeypatch.delenv(ALLOW, raising=False)
     _cuda_target.cache_clear()

@@ -13,7 +13,7 @@ import torch
 from s24compile.errors import BuildError
 from s24compile.kernels import providers
 from s24compile.kernels.format import FORMATS
-from s24compile.kernels.gemm.cutlass import build, layouts, loader, raster, tuned
+from s24compile.kernels.gemm.cutlass import build, layouts, loader, objects, raster, tools, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import (
     ACTIVATIONS,
     DEFAULT,
@@ -54,9 +54,9 @@ def toolchain(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("CUTLASS_HOME", str(tmp_path / "cutlass"))
     monkeypatch.setenv("S24_KERNEL_DIR", str(tmp_path / "kernels"))
-    build._toolchain_hash.cache_clear()
+    tools.toolchain_hash.cache_clear()
     yield tmp_path
-    build._toolchain_hash.cache_clear()
+    tools.toolchain_hash.cache_clear()
 
 
 def runs(folder):
@@ -66,7 +66,7 @@ def runs(folder):
 def test_build_once_and_find_it_again(toolchain):
     first = build.build(FORWARD)
     assert "using Gemm" in first.read_text()
-    assert build.build(FORWARD) == build.object_path(FORWARD) == first
+    assert build.build(FORWARD) == objects.object_path(FORWARD) == first
     assert runs(toolchain) == 1
 
 
@@ -87,7 +87,7 @@ def test_build_again_after_a_process_died_midway(toolchain):
     )
     died = subprocess.run([sys.executable, "-c", code], env=os.environ | {"FAKE_NVCC": "die"}, capture_output=True)
     assert died.returncode == -9, died.stderr.decode()
-    assert build.object_path(FORWARD) is None, "half an object was taken for a whole one"
+    assert objects.object_path(FORWARD) is None, "half an object was taken for a whole one"
     assert build.build(FORWARD).is_file()
     assert not list((toolchain / "kernels").glob("*.partial")), "the dead process's temporary file is still there"
 
@@ -97,42 +97,58 @@ def test_refuse_what_nvcc_fails_or_serialises(toolchain, monkeypatch, mode, word
     monkeypatch.setenv("FAKE_NVCC", mode)
     with pytest.raises(BuildError, match=words):
         build.build(FORWARD)
-    assert build.object_path(FORWARD) is None
+    assert objects.object_path(FORWARD) is None
     assert not list((toolchain / "kernels").glob("*.partial"))
 
 
 def test_name_the_packages_when_nvcc_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("S24_KERNEL_DIR", str(tmp_path))
-    monkeypatch.setattr(build, "find_nvcc", lambda: None)
-    build._toolchain_hash.cache_clear()
+    monkeypatch.setattr(tools, "find_nvcc", lambda: None)
+    tools.toolchain_hash.cache_clear()
     try:
         with pytest.raises(BuildError, match=r"nvcc was not found.*nvidia-cutlass.*cuda-nvcc"):
             build.build(FORWARD)
     finally:
-        build._toolchain_hash.cache_clear()
+        tools.toolchain_hash.cache_clear()
+
+
+def test_look_for_objects_without_making_a_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("S24_KERNEL_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert objects.object_path(FORWARD) is None
+    assert not objects.any_prebuilt()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_name_the_folder_that_cannot_be_made(toolchain, monkeypatch):
+    (toolchain / "file").touch()
+    monkeypatch.setenv("S24_KERNEL_DIR", str(toolchain / "file" / "kernels"))
+    assert objects.object_path(FORWARD) is None
+    with pytest.raises(BuildError, match=r"file/kernels cannot be made.*S24_KERNEL_DIR"):
+        build.build(FORWARD)
 
 
 def test_serve_a_prebuilt_object_without_nvcc(toolchain, monkeypatch):
     ready = build.build(FORWARD)
-    monkeypatch.setattr(build, "find_nvcc", lambda: None)
-    build._toolchain_hash.cache_clear()
-    assert build.object_path(FORWARD) == ready
+    monkeypatch.setattr(tools, "find_nvcc", lambda: None)
+    tools.toolchain_hash.cache_clear()
+    assert objects.object_path(FORWARD) == ready
 
 
 def test_build_anew_what_includes_a_changed_template(toolchain, monkeypatch, tmp_path):
     fused = Kernel(Signature("bf16", "k", "k", "col", "bf16", "act", "gelu"), DEFAULT)
-    before = build.source_hash(FORWARD), build.source_hash(fused)
+    before = objects.source_hash(FORWARD), objects.source_hash(fused)
     changed = tmp_path / "templates"
     changed.mkdir()
-    for name in [path.name for path in build.HERE.glob("*.cuh")]:
-        (changed / name).write_text((build.HERE / name).read_text() + "// changed\n" * (name == "activations.cuh"))
-    monkeypatch.setattr(build, "HERE", changed)
-    build._included.cache_clear()
+    for name in [path.name for path in objects.HERE.glob("*.cuh")]:
+        (changed / name).write_text((objects.HERE / name).read_text() + "// changed\n" * (name == "activations.cuh"))
+    monkeypatch.setattr(objects, "HERE", changed)
+    objects._included.cache_clear()
     try:
-        assert build.source_hash(fused) != before[1], "a file included by an included file does not count"
-        assert build.source_hash(FORWARD) == before[0], "it includes no activation"
+        assert objects.source_hash(fused) != before[1], "a file included by an included file does not count"
+        assert objects.source_hash(FORWARD) == before[0], "it includes no activation"
     finally:
-        build._included.cache_clear()
+        objects._included.cache_clear()
 
 
 def test_report_progress_of_build_all(toolchain):
@@ -154,7 +170,7 @@ def test_build_the_rest_when_one_kernel_fails(toolchain, monkeypatch):
     monkeypatch.setattr(build, "_compile", fail_first)
     with pytest.raises(BuildError):
         build.build_all(kernels, jobs=1)
-    assert [build.object_path(kernel) is not None for kernel in kernels] == [False, True, True]
+    assert [objects.object_path(kernel) is not None for kernel in kernels] == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +189,7 @@ def test_give_every_kernel_its_own_name():
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_find_every_activation_in_the_template(act):
-    text = (build.HERE / "activations.cuh").read_text()
+    text = (objects.HERE / "activations.cuh").read_text()
     for epilogue, function in (("act", act), ("dact", f"d{act}")):
         kernel = Kernel(Signature("bf16", "k", "k", "col", "bf16", epilogue, act), DEFAULT)
         assert f"s24::{function}," in kernel.source()
@@ -289,7 +305,7 @@ def test_give_the_caller_unpadded_outputs(m, n, layout):
 
 
 def test_agree_with_the_template_on_the_problem_struct():
-    text = (build.HERE / "sparse_gemm.cuh").read_text()
+    text = (objects.HERE / "sparse_gemm.cuh").read_text()
     assert f'"{loader.PROBLEM.format}"' in text
     assert loader.PROBLEM.size == 168
 

@@ -26,7 +26,7 @@ def cusparselt_stands_in(arch: tuple[int, int]) -> bool:
     if arch != (9, 0) or os.environ.get(ALLOW, "") in ("", "0") or not cutlass_is_missing():
         return False
     if not torch.backends.cusparselt.is_available():
-        from s24compile.kernels.gemm.cutlass.build import PACKAGES, missing_tools
+        from s24compile.kernels.gemm.cutlass.tools import PACKAGES, missing_tools
 
         raise BuildError(
             what="a CUTLASS kernel",
@@ -38,9 +38,9 @@ def cusparselt_stands_in(arch: tuple[int, int]) -> bool:
 
 def cutlass_is_missing() -> bool:
     """Whether no CUTLASS kernel can run here: none is built and none can be."""
-    from s24compile.kernels.gemm.cutlass import build  # not at import: nothing of CUTLASS's is loaded on a CPU
+    from s24compile.kernels.gemm.cutlass import objects, tools  # not at import: nothing of CUTLASS's is loaded on a CPU
 
-    return build.missing_tools() is not None and not build.any_prebuilt()
+    return tools.missing_tools() is not None and not objects.any_prebuilt()
 
 
 def require_gemm(target: Target) -> None:
@@ -51,6 +51,6 @@ def require_gemm(target: Target) -> None:
     """
     # Without a GPU a Target stands for another machine: lowering is looked at, and our own tools say nothing.
     if target.arch == (9, 0) and target.format != "cusparselt" and torch.cuda.is_available() and cutlass_is_missing():
-        from s24compile.kernels.gemm.cutlass.build import require_tools
+        from s24compile.kernels.gemm.cutlass.tools import require_tools
 
         require_tools()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from s24compile.errors import TargetError
-from s24compile.kernels.gemm.cutlass import build, loader, tuned
+from s24compile.kernels.gemm.cutlass import loader, objects, tools, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature
 
 NAMES: dict[torch.dtype, Any] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -72,9 +72,9 @@ def _load(kernel: Kernel) -> loader.Loaded:
     Raises:
         BuildError: neither is possible.
     """
-    if build.missing_tools() is not None and build.object_path(kernel) is None:
+    if tools.missing_tools() is not None and objects.object_path(kernel) is None:
         for schedule in tuned.schedules():
-            if build.object_path(Kernel(kernel.signature, schedule)) is not None:
+            if objects.object_path(Kernel(kernel.signature, schedule)) is not None:
                 return loader.load(Kernel(kernel.signature, schedule))
     return loader.load(kernel)
 

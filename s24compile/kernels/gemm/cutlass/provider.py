@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s24compile.kernels.gemm.cutlass import build, gated, launch
+from s24compile.kernels.gemm.cutlass import gated, launch, objects, tools
 from s24compile.kernels.gemm.cutlass.instantiations import ACTIVATIONS
 from s24compile.kernels.gemm.dtypes import refuse_dtypes, short
 from s24compile.kernels.providers import Provider
@@ -17,8 +17,8 @@ def supported(target: Target) -> str | None:
     if target.arch != (9, 0):
         return f"the CUTLASS kernels are for sm_90, this is {target}"
     # A Target may stand for another machine (lowering tested without a GPU): then our own tools say nothing.
-    missing = build.missing_tools() if torch.cuda.is_available() else None
-    if missing is not None and not build.any_prebuilt():
+    missing = tools.missing_tools() if torch.cuda.is_available() else None
+    if missing is not None and not objects.any_prebuilt():
         return f"{missing} and no kernel is built: pip install 's24compile[cuda]'"
     return None
 
