@@ -18,6 +18,7 @@ from s24compile.kernels.format import FORMATS
 from s24compile.kernels.gemm import availability, cusparselt
 from s24compile.kernels.gemm.availability import ALLOW
 from s24compile.kernels.gemm.cutlass import objects, tools
+from s24compile.kernels.gemm.cutlass.instantiations import training_set
 from s24compile.kernels.target import FAMILIES, Target, _cuda_target
 from tests.closeness import assert_as_close_as_torch
 from tests.kernels import cusparselt_library as stand_in
@@ -342,8 +343,7 @@ def bare_hopper(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: True)
     monkeypatch.setattr(tools, "find_nvcc", lambda: None)
-    monkeypatch.setattr(objects, "HERE", tmp_path)
-    monkeypatch.setenv("S24_KERNEL_DIR", str(tmp_path))
+    monkeypatch.setattr(objects, "search_folders", lambda: [tmp_path])
     monkeypatch.delenv(ALLOW, raising=False)
     _cuda_target.cache_clear()
     yield tmp_path
@@ -367,7 +367,8 @@ def test_with_leave_cusparselt_stands_in(bare_hopper, monkeypatch):
 
 def test_prebuilt_kernels_come_before_it(bare_hopper, monkeypatch):
     monkeypatch.setenv(ALLOW, "1")
-    (bare_hopper / "some-kernel.so").touch()
+    kernel = training_set()[0]
+    (bare_hopper / f"{kernel.name}.{objects.source_hash(kernel)}.toolchain.so").touch()
     target = Target.detect(torch.device("cuda:0"))
     assert target.format == "sm90"
     availability.require_gemm(target)

@@ -120,6 +120,18 @@ def test_look_for_objects_without_making_a_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["garbage.so", f"{FORWARD.name}.so", f"{FORWARD.name}.0123456789ab.0123456789ab.so", "no.0123456789ab.kernel.so"],
+)
+def test_count_no_object_that_nobody_would_load(toolchain, name):
+    (toolchain / "kernels").mkdir()
+    (toolchain / "kernels" / name).touch()
+    assert not objects.any_prebuilt()
+    build.build(FORWARD)
+    assert objects.any_prebuilt()
+
+
 def test_name_the_folder_that_cannot_be_made(toolchain, monkeypatch):
     (toolchain / "file").touch()
     monkeypatch.setenv("S24_KERNEL_DIR", str(toolchain / "file" / "kernels"))
@@ -171,6 +183,13 @@ def test_build_the_rest_when_one_kernel_fails(toolchain, monkeypatch):
     with pytest.raises(BuildError):
         build.build_all(kernels, jobs=1)
     assert [objects.object_path(kernel) is not None for kernel in kernels] == [False, True, True]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_spell_a_kernel_both_ways(dtype):
+    for kernel in training_set(dtype, tuned.schedules()):
+        assert Kernel.parse(kernel.name) == kernel
+        assert Kernel.parse(f"{kernel.name}_") is None
 
 
 @pytest.mark.parametrize(

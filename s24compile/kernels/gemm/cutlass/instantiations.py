@@ -7,7 +7,8 @@ roles, tile scheduler). D[m, n] = S[m, k] B[k, n]; the names below are CUTLASS's
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import re
+from typing import Literal, get_args
 
 ELEMENTS = {"bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t", "fp32": "float"}
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
@@ -109,6 +110,15 @@ class Kernel:
         """File name stem of the source and of the object."""
         return f"{self.signature.name}-{self.schedule.name}"
 
+    @classmethod
+    def parse(cls, name: str) -> Kernel | None:
+        """The inverse of `name`; None for what is no kernel's name."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            return None
+        *parts, schedule = found.groups(default="")
+        return cls(Signature(*parts), Schedule.parse(schedule))  # type: ignore[arg-type]
+
     def source(self) -> str:
         """The .cu file: the template's arguments, spelled out."""
         s, how = self.signature, self.schedule
@@ -135,6 +145,11 @@ class Kernel:
         )
 
 
+_NAME = re.compile(
+    r"(bf16|fp16)_a([km])_b([kn])_d(row|col)_(bf16|fp16|fp32)"
+    rf"_({'|'.join(get_args(Epilogue))})(?:_({'|'.join(ACTIVATIONS)}))?(?:_(bf16|fp16|fp32))?"
+    r"-(\d+x\d+_\d+x\d+_(?:coop|ping)(?:_sk)?(?:_deep)?)"
+)
 _FUNCTIONS = {"gelu": "GeluErf", "gelu_tanh": "GeluTanh", "silu": "Silu", "relu": "Relu"}
 _HEADERS = {
     "act": "activation_epilogues.cuh",

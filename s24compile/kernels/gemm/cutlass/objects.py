@@ -46,8 +46,16 @@ def object_path(kernel: Kernel) -> Path | None:
 
 
 def any_prebuilt() -> bool:
-    """Whether there is any object that a machine without nvcc could load."""
-    return any(True for folder in search_folders() for _ in folder.glob("*.so"))
+    """Whether there is any object that a machine without nvcc could load: a kernel of ours, of the present sources."""
+    return any(_is_present(path.name) for folder in search_folders() for path in folder.glob("*.*.*.so"))
+
+
+@functools.cache
+def _is_present(name: str) -> bool:
+    """Whether an object's file name is one that `object_path` takes. Asked at every choice of a provider."""
+    stem, source, *_ = name.split(".")
+    kernel = Kernel.parse(stem)
+    return kernel is not None and source_hash(kernel) == source
 
 
 def output_path() -> Path:
