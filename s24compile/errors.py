@@ -7,6 +7,7 @@ accepted and what to do. Each class also derives from the built-in exception tha
 from __future__ import annotations
 
 import operator
+import sys
 
 import torch
 
@@ -26,7 +27,9 @@ class S24Error(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # BaseException pickles by positional args; ours are keywords (worker processes re-raise these).
-        return (_rebuild, (type(self), self.given))
+        # Of a class made by `visible_through_dynamo`, which no module has, the first base that pickle can find.
+        findable = next(c for c in type(self).__mro__ if getattr(sys.modules[c.__module__], c.__qualname__, None) is c)
+        return (_rebuild, (findable, self.given))
 
 
 def _rebuild(cls: type[S24Error], given: dict[str, object]) -> S24Error:

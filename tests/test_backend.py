@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
 from typing import Any
 
@@ -305,6 +306,15 @@ def test_free_state_with_the_model(x: Tensor) -> None:
 def test_name_the_nearest_option_of_an_unknown_one(x: Tensor) -> None:
     with pytest.raises(errors.UnknownOptionError, match="did you mean 'decay'"):
         torch.compile(GeluMLP(), backend="s24", options={"decai": 0.1})(x.cpu())
+
+
+def test_raise_errors_through_dynamo_that_worker_processes_can_pass_on(x: Tensor) -> None:
+    with pytest.raises(errors.UnknownOptionError) as caught:
+        torch.compile(GeluMLP(), backend="s24", options={"decai": 0.1})(x)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is errors.UnknownOptionError
+    assert again.given == caught.value.given
+    assert str(caught.value).startswith(str(again)), "Dynamo puts its own lines behind ours"
 
 
 @pytest.mark.parametrize(
