@@ -60,6 +60,15 @@ def _is_pairs(value: object) -> bool:
     )
 
 
+def _frozen(value: Any) -> Any:
+    """Something hashable that is equal for equal values: Inductor has settings that are lists, dicts and sets."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    if isinstance(value, Mapping):
+        return frozenset((key, _frozen(held)) for key, held in value.items())
+    return frozenset(value) if isinstance(value, set) else value
+
+
 @_naming_unknown_options
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -119,7 +128,7 @@ class Config:
     mode: str | None = None
     """Inductor's mode ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")."""
     inner_options: Any = None
-    """Inductor's options, a mapping; stored as a sorted tuple of pairs so that a Config stays hashable."""
+    """Inductor's options, a mapping; stored as a sorted tuple of pairs. Values may be lists, dicts and sets."""
     target: Any = None
     """A `s24compile.lowering.target.Target` to compile for; None: the machine's own."""
 
@@ -150,6 +159,9 @@ class Config:
             if getattr(self, field) is not None:
                 self._integer(field, least)
         self._check_contradictions()
+
+    def __hash__(self) -> int:
+        return hash(tuple(_frozen(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None = None) -> Config:

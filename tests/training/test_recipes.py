@@ -224,6 +224,22 @@ def test_keep_a_config_the_dataclass_that_it_is():
     assert tuple(inspect.signature(Config).parameters) == tuple(field.name for field in dataclasses.fields(Config))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reorder_for_compute_comm_overlap_passes", ["raise_comms"]),
+        ("post_grad_fusion_options", {"batch_linear": {"min_fuse_set_size": [2]}}),
+        ("_micro_pipeline_tp", {"a", "b"}),
+        ("post_grad_custom_pre_pass", print),
+    ],
+)
+def test_hash_a_config_whatever_its_inner_options_hold(name, value):
+    config, same = (Config(inner_options={name: copy.deepcopy(value)}) for _ in range(2))
+    assert (config, hash(config)) == (same, hash(same))
+    assert config != Config()
+    assert dict(config.inner_options)[name] == value, "Inductor gets what was given"
+
+
 def test_take_what_is_not_given_from_the_recipe():
     def own(**options):
         config = Config(**options)
