@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -125,6 +126,16 @@ def test_tell_what_the_machine_can_run(capsys: pytest.CaptureFixture[str]) -> No
     assert {fact["name"] for fact in told["facts"]} >= {"Python", "torch", 'backend="s24"', "GPU", "nvcc"}
     assert all(fact["advice"] for fact in told["facts"] if fact["status"] != "ok")
     assert told["providers"]["mm"] in ("cutlass", "triton", "cusparselt", "reference")
+
+
+def test_tell_the_version_of_a_triton_of_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert {fact.name: fact.found for fact in examine()}["Triton"] == triton.__version__
 
 
 def test_explain_a_model_of_a_file(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

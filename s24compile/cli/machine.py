@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -75,7 +76,8 @@ def _triton() -> Fact:
     if importlib.util.find_spec("triton") is None:
         status: Literal["missing", "absent"] = "missing" if torch.cuda.is_available() else "absent"
         return Fact("Triton", status, "not installed", "GPU kernels and TorchInductor on GPUs need it")
-    return Fact("Triton", "ok", importlib.metadata.version("triton"))
+    # Its own word: builds for torch's nightlies and for other GPUs are distributions of other names.
+    return Fact("Triton", "ok", str(importlib.import_module("triton").__version__))
 
 
 def _gpu() -> Fact:
