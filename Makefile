@@ -9,13 +9,17 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
+# One stamp for each set of extras: a target that asks for more installs more.
+comma := ,
+STAMP := .venv/installed-$(subst $(comma),-,$(EXTRAS))
+
 ifdef PYTHON
 PY := $(PYTHON)
 READY := adopt
 export PYTHONPATH := $(CURDIR):$(PYTHONPATH)
 else
 PY := .venv/bin/python
-READY := .venv/installed
+READY := $(STAMP)
 endif
 
 .PHONY: help demo test lint format bench docs adopt clean
@@ -24,7 +28,7 @@ help:
 	@echo "make test    run the test suite"
 	@echo "make lint    ruff and mypy over everything"
 	@echo "make bench   run the benchmarks that this machine can run"
-	@echo "make docs    build the documentation into site/ (first: make docs EXTRAS=test,lint,docs)"
+	@echo "make docs    build the documentation into site/ (make docs EXTRAS=test,lint,docs installs what it needs)"
 
 demo: $(READY)
 	@$(PY) -m s24compile demo $(DEMO_ARGS)
@@ -49,13 +53,13 @@ docs: $(READY)
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-.venv/installed: pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt
 	@command -v c++ g++ clang++ >/dev/null || { echo "no C++ compiler found: TorchInductor needs one on CPU (install g++)"; exit 1; }
 	@base=; for p in python3 python3.13 python3.12 python3.11; do \
 	  if $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then base=$$p; break; fi; done; \
 	if [ -z "$$base" ]; then echo "no Python 3.11 or newer with venv found on PATH"; exit 1; fi; \
 	$$base -m venv .venv
-	@echo "installing into .venv (once)"
+	@echo "installing $(EXTRAS) into .venv (once)"
 	@.venv/bin/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 

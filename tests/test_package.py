@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -209,3 +210,32 @@ def test_agree_on_versions_and_names() -> None:
     for tool in project["optional-dependencies"]["lint"]:
         name, version = tool.split("==")
         assert pinned[name] == version, f"{name} is pinned twice and differently"
+
+
+def test_put_the_whole_repository_into_the_sdist(tmp_path: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("no git checkout, so nothing says what is in the repository")
+    tracked = [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+    for name in tracked:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    code = "import setuptools; setuptools.setup()"
+    subprocess.run([sys.executable, "-c", code, "-q", "egg_info"], cwd=tmp_path, check=True, capture_output=True)
+    packed = set((tmp_path / "s24compile.egg-info/SOURCES.txt").read_text().splitlines())
+    assert set(tracked) - packed == {".gitignore"}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_install_what_a_target_asks_for_on_top_of_what_is_there(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").mkdir()
+
+    def make(*words: str) -> str:
+        return subprocess.run(["make", *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    assert "pip install" in make("-n", "test")
+    make("--touch", "test")  # as if it were installed
+    assert "pip install" not in make("-n", "test")
+    assert ".[test,docs]" in make("-n", "docs", "EXTRAS=test,docs")
