@@ -197,7 +197,7 @@ def main() -> None:
         print(f"skip  Ampere: {given.oracle} is not there; python -m benchmarks.gemm_parts.sm80 builds it")
     if torch.backends.cusparselt.is_available():
         providers._on_device.cache_clear()
-        with mock.patch.object(providers, "_detect", return_value=HOPPER):
+        with mock.patch.object(Target, "detect", return_value=HOPPER):
             passed += [
                 ask("cuSPARSELt: buffers", check_buffer_sizes),
                 ask("cuSPARSELt: packing", check_packing),

@@ -1,4 +1,5 @@
 """One op = one meaning: contracts in `ops/`, one folder of kernels per family, each with its reference.
 
-`patterns`, `format`, `packed`, `philox` and `target` are leaves; `providers` chooses; `checks` is what people may pass.
+`patterns`, `packed` and `philox` are leaves; `metadata`, `format` and `target` stand on them and on `errors`;
+`providers` chooses; `checks` is what people may pass.
 """

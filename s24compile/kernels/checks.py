@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 
 import torch
 from torch import Tensor
@@ -123,10 +122,7 @@ def device_format(device: torch.device) -> str:
 
     Never cuSPARSELt's, which stands in for training only: its products are 16 bits wide and its bits its own.
     """
-    return _target(device).native_format
-
-
-_target = functools.cache(Target.detect)
+    return Target.detect(device).native_format
 
 
 def outside_inference_mode() -> contextlib.AbstractContextManager[object]:

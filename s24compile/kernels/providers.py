@@ -173,7 +173,7 @@ def _forced(op: str, args: tuple[Any, ...], target: Target | None, name: str) ->
         return provider
     raise TargetError(
         what=f"the {name} kernel of s24::{op}",
-        target=str(target or _detect(_device(args))),
+        target=str(target or Target.detect(_device(args))),
         found=str(reason),
         accepted=f"providers are {', '.join(PROVIDER_NAMES)}",
     )
@@ -195,10 +195,7 @@ def _on_target(op: str, target: Target) -> tuple[tuple[Provider, ...], dict[str,
 
 @functools.cache
 def _on_device(op: str, device: torch.device) -> tuple[tuple[Provider, ...], dict[str, str]]:
-    return _on_target(op, _detect(device))
-
-
-_detect = functools.cache(Target.detect)
+    return _on_target(op, Target.detect(device))
 
 
 def _device(args: tuple[Any, ...]) -> torch.device:

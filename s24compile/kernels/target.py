@@ -1,6 +1,7 @@
-"""What a graph is compiled for: the device, its compute capability, and the kernel families at hand. A leaf.
+"""What a graph is compiled for: the device, its compute capability, and the kernel families at hand.
 
 A Target can be made by hand (`Target("cuda", (9, 0), ...)`), so lowering for Hopper is tested on a machine without one.
+At import this needs `errors` alone; to detect a GPU it asks `gemm/availability.py` what stands in for CUTLASS.
 """
 
 from __future__ import annotations

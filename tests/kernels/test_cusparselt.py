@@ -41,7 +41,7 @@ def library(device, monkeypatch):
         monkeypatch.setattr(torch, "_cslt_sparse_mm_search", lambda *args, **keywords: cusparselt.DEFAULT)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     target = Target("cuda", (9, 0), families)
-    monkeypatch.setattr(providers, "_detect", lambda device: target)
+    monkeypatch.setattr(Target, "detect", lambda device: target)
     monkeypatch.setattr(cusparselt, "_fastest", {})
     providers._on_device.cache_clear()
     yield target

@@ -11,6 +11,8 @@ import torch
 from s24compile import ops as functional
 from s24compile.errors import TargetError
 from s24compile.kernels import ops, providers
+from s24compile.kernels import target as targets
+from s24compile.kernels.checks import device_format
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.samples import samples
 from s24compile.kernels.target import FAMILIES, Target
@@ -211,3 +213,12 @@ def test_ops_run_under_a_provider_asked_for_on_any_device(device):
     with providers.only("reference"):
         z = torch.randn(4, 8, device=device)
         torch.testing.assert_close(ops.glu(z, "gelu", "first"), torch.nn.functional.gelu(z[:, :4]) * z[:, 4:])
+
+
+def test_read_the_format_of_the_present_gpu_where_a_device_has_no_number(monkeypatch):
+    gpus = [Target("cuda", (8, 0), FAMILIES), Target("cuda", (9, 0), FAMILIES)]
+    monkeypatch.setattr(targets, "_cuda_target", lambda index: gpus[index])
+    for present, format in enumerate(("sm80", "sm90")):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda present=present: present)
+        assert device_format(torch.device("cuda")) == format
+        assert device_format(torch.device("cuda:0")) == "sm80"
