@@ -254,9 +254,17 @@ class Config:
                 accepted=f"it must not exceed total_steps={self.total_steps}",
             )
         end = self.total_steps if self.dense_from is None else self.dense_from
-        if self.dense_until and end is not None and self.dense_until >= end > 0:
+        if not self.sparse_from or end is None or self.sparse_from < end or end == 0:
+            return
+        if self.dense_until is None:
             raise OptionError(
-                name="dense_until",
-                value=self.dense_until,
-                accepted=f"no 2:4 step is left before step {end}, where the dense tail or the end of the run is",
+                name="dense_after",
+                value=self.dense_after,
+                accepted=f"recipe={self.recipe!r} starts dense for the first {self.sparse_from} of {self.total_steps} "
+                "steps; give a later one, or dense_until=0",
             )
+        raise OptionError(
+            name="dense_until",
+            value=self.dense_until,
+            accepted=f"no 2:4 step is left before step {end}, where the dense tail or the end of the run is",
+        )

@@ -188,6 +188,7 @@ def test_learn_with_all_three_gemms_sparse(recipe):
         ({"dense_until": -1}, "dense_until"),
         ({"dense_until": 500, "total_steps": 600}, "before step 500"),
         ({"recipe": "sste", "dense_until": 600, "total_steps": 600}, "before step 600"),
+        ({"recipe": "fst-down", "dense_after": 10, "total_steps": 60}, "starts dense for the first 10 of 60 steps"),
         ({"recipe": "ftsst"}, "'fst', 'fst-exact', 'fst-down', 'sste'"),
         ({"decay": None}, "decay"),
         ({"gradient": "sparse"}, "'mvue', 'auto', 'dense'"),
