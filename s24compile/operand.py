@@ -110,9 +110,8 @@ class Operand:
         """Allocates what a pack writes, and settles which masks it searches. Call inside `writing_state`."""
         parameters = self.parameters()
         contents = [w.content(p) for w, p in zip(self.weights, parameters, strict=True)]
-        always = self.config.freshness == "always" and not self.weights[0].recipe.uses_interval
         self._allocate(parameters[0].device, needs_transpose or bool(self.transposed))
-        due = [always or w.search_due(content) for w, content in zip(self.weights, contents, strict=True)]
+        due = [w.search_due(content) for w, content in zip(self.weights, contents, strict=True)]
         patterns = [w.prepare(p) for w, p in zip(self.weights, parameters, strict=True)]
         # The packing op searches all of its weights or none.
         together = all(due)

@@ -94,7 +94,7 @@ class SparseWeight:
         if self.patterns is None or not self.has_mask:
             parameter = self.parameter()
             return torch.ones(self.shape, dtype=torch.bool, device=None if parameter is None else parameter.device)
-        return self.as_stored(torch.ops.s24.expand_patterns(self.patterns, self.recipe.pattern_kind))
+        return self.mask_of(self.patterns)
 
     @property
     def age(self) -> int:
@@ -141,6 +141,10 @@ class SparseWeight:
 
     as_stored = logical  # transposing is its own inverse
 
+    def mask_of(self, patterns: Tensor) -> Tensor:
+        """The mask of these patterns of this weight: bool, shape of the parameter."""
+        return self.as_stored(torch.ops.s24.expand_patterns(patterns, self.recipe.pattern_kind))
+
     def content(self, parameter: Tensor) -> Content:
         """What tells one content of the weight from the next; see `Content`."""
         # An optimizer that we cannot connect with this object may own it all the same: sharded optimizers step shards
@@ -170,6 +174,8 @@ class SparseWeight:
             return True
         if self.recipe.uses_interval:
             return self._schedule_age() >= self.config.mask_interval
+        if self.config.freshness == "always":
+            return True
         if self._searched_content is None:  # restored from a checkpoint: the mask of an age-0 weight is up to date
             return self.age > 0
         return content != self._searched_content
@@ -205,8 +211,25 @@ class SparseWeight:
     def search(self, parameter: Tensor) -> None:
         """Searches this weight's mask alone. (Packing with search=True does both in one read of the weight.)"""
         assert self.patterns is not None
-        rule = "transposable_patterns" if self.recipe.pattern_kind == "transposable" else "magnitude_patterns"
-        self.patterns.copy_(getattr(torch.ops.s24, rule)(self.logical(parameter)))
+        self.patterns.copy_(self._found_patterns(parameter))
+
+    def next_patterns(self, parameter: Tensor) -> Tensor:
+        """The patterns of the next sparse forward: `self.patterns`, or new ones where it will search.
+
+        Changes nothing, so that whoever reads the weight before that forward sees what it will compute with.
+        """
+        if self.patterns is None or self.search_due(self.content(parameter)):
+            return self._found_patterns(parameter)
+        return self.patterns.to(parameter.device)
+
+    def search_if_due(self, parameter: Tensor) -> None:
+        """Does now the search of the next forward, if it has one to do. Needs `prepare`."""
+        assert self.patterns is not None
+        patterns = self.next_patterns(parameter)
+        if patterns is not self.patterns:
+            self.remember_patterns()
+            self.patterns.copy_(patterns)
+            self.searched(self.content(parameter))
 
     def searched(self, content: Content) -> None:
         """Notes that the mask now is that of `content`."""
@@ -285,6 +308,11 @@ class SparseWeight:
         self._asked_phase, self._asked_at = entry["phase"] or None, entry["phase_at"]
         self.has_phases = self.has_phases or self._asked_phase is not None
         self.revision += 1
+
+    def _found_patterns(self, parameter: Tensor) -> Tensor:
+        rule = "transposable_patterns" if self.recipe.pattern_kind == "transposable" else "magnitude_patterns"
+        found: Tensor = getattr(torch.ops.s24, rule)(self.logical(parameter.detach()))
+        return found
 
     def _schedule_age(self) -> int:
         # A parameter that no optimizer was seen to hold is aged by all of them, see `content`.

@@ -122,9 +122,10 @@ def refresh(model: nn.Module, *, search: bool = False) -> None:
 
 
 def bake_(model: nn.Module) -> None:
-    """Writes what the sparse forward computes with into the parameters, for export; masks are kept.
+    """Writes what the next sparse forward would compute with into the parameters, for export.
 
-    The parameter becomes M.W. Under S-STE it becomes W~ = beta S(W), and beta becomes 1, since S(W~) = W~: so the
+    Where that forward would search a mask anew (after a step, or when the interval is over), this does; else masks are
+    kept. The parameter becomes M.W. Under S-STE it becomes W~ = beta S(W), and beta becomes 1, since S(W~) = W~: so the
     model's outputs stay the same, and baking twice is baking once. Raises version counters like any in-place write.
 
     Raises:
@@ -152,9 +153,7 @@ def bake_(model: nn.Module) -> None:
 def _bake_weight_(weight: SparseWeight, parameter: Parameter) -> None:
     with writing_state(parameter.device):
         weight.prepare(parameter)
-        if not weight.has_mask:
-            weight.search(parameter)
-            weight.searched(weight.content(parameter))
+        weight.search_if_due(parameter)
         if weight.recipe.soft:
             assert weight.scale is not None
             kept = weight.scale * torch.ops.s24.soft_threshold(weight.logical(parameter.detach()))

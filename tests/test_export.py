@@ -79,6 +79,26 @@ def test_read_what_the_forward_computes_with(recipe, device):
         assert torch.equal(net.get_parameter(name), weight), "bake_ writes the same"
 
 
+@pytest.mark.parametrize("recipe", ["fst", "fst-exact", "ste", "sste", "srste"])
+def test_read_after_a_step_what_the_next_forward_computes_with(recipe, device):
+    net, compiled, tokens = trained(recipe, device)
+    weights = s24compile.sparse_weights(net)
+    state = s24compile.state_dict(net)
+    seen = {name: (weight.revision, weight.flip_rate, weight.age) for name, weight in weights.items()}
+    baked = export.baked_weights(net)
+    after = s24compile.state_dict(net)
+    for name, weight in weights.items():
+        assert (weight.revision, weight.flip_rate, weight.age) == seen[name], "the state is left as it is"
+        for field, value in state[name].items():
+            found = after[name][field]
+            assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, field
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.functional_call(net, baked, (tokens,)), compiled(tokens))
+    s24compile.bake_(net)
+    for name, weight in baked.items():
+        assert torch.equal(net.get_parameter(name), weight), "bake_ writes the same"
+
+
 def test_refuse_to_export_what_is_not_sparse():
     with pytest.raises(ModelError, match="no sparse weights"):
         export.baked_weights(Net())

@@ -466,6 +466,40 @@ def test_bake_what_the_model_computes_with(recipe):
     torch.testing.assert_close(sparse_forward(fresh, x, config), before)
 
 
+BAKED = {
+    "fst": Config(mask_interval=4),
+    "fst-exact": Config(recipe="fst-exact"),
+    "fst-down": Config(recipe="fst-down", targets="ffn"),
+    "ste": Config(recipe="ste"),
+    "ste-always": Config(recipe="ste", freshness="always"),
+    "sste": Config(recipe="sste"),
+    "srste": Config(recipe="srste"),
+}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("steps", [3, 4])  # under "fst" no search is due, and one is
+@pytest.mark.parametrize("name", BAKED)
+def test_bake_after_a_step_what_the_next_forward_would_compute_with(name: str, steps: int, resumed: bool) -> None:
+    config = BAKED[name]
+    model = MLP()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.5), config, range(steps))
+    x = torch.randn(8, 16)
+    if resumed:
+        live = MLP()
+        sparse_forward(live, x, config)
+        live.load_state_dict(model.state_dict())
+        load_state_dict(live, through_a_file(state_dict(model)))
+        model = live
+    twin = saved_and_loaded(model)
+    before = sparse_forward(twin, x, config)
+    searched = {n: w.mask.clone() for n, w in sparse_weights(twin).items()}
+    bake_(model)
+    assert all(torch.equal(w.mask, searched[n]) for n, w in sparse_weights(model).items())
+    torch.testing.assert_close(model(x), before)
+    torch.testing.assert_close(sparse_forward(model, x, config), before)
+
+
 def test_find_the_same_sparsity_in_baked_weights_without_the_state():
     model = trained()
     x = torch.randn(8, 16)

@@ -1,4 +1,4 @@
-"""What the sparse forward computes with, read off the live state; the model is left as it is."""
+"""What the next sparse forward computes with, read off the live state; model and state are left as they are."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def _baked(weight: SparseWeight) -> Tensor:
     assert parameter is not None, "sparse_weights found it through its parameter"
     with writing_state(parameter.device):
         if not weight.recipe.soft:
-            return torch.where(weight.mask, parameter.detach(), 0.0)
-        weight.prepare(parameter)
-        assert weight.scale is not None
-        kept = weight.scale * torch.ops.s24.soft_threshold(weight.logical(parameter.detach()))
+            # The forward that would search a mask may never come: a run ends with a step.
+            return torch.where(weight.mask_of(weight.next_patterns(parameter)), parameter.detach(), 0.0)
+        assert weight.scale is not None, "a weight with a mask has its scale"
+        kept = weight.scale.to(parameter.device) * torch.ops.s24.soft_threshold(weight.logical(parameter.detach()))
         return weight.as_stored(kept).to(parameter.dtype).contiguous()
