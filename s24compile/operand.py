@@ -7,9 +7,10 @@ for several operands of one weight (bf16 under autocast for training, fp32 for e
 `SparseWeight`. Buffers are allocated once and re-packed in place, so that CUDA graphs may hold their addresses, and
 by an op that moves version counters, so that a backward through weights that were stepped meanwhile raises.
 
-Fresh means: since the last pack no optimizer that holds the weight stepped, and neither its `_version` nor its
-data_ptr moved. No one of the three is enough: fused AdamW moves only the first, `add_` only the second, `p.data = x`
-only the third. `p.data.add_(x)` moves none: `Config.freshness="always"` or `s24compile.refresh(model)` is for that.
+Fresh means: since the last pack no optimizer that holds the weight stepped, neither its `_version` nor its data_ptr
+moved, and its storage was not freed (the next one may have the same address). No one of these is enough: fused AdamW
+moves only the first, `add_` only the second, `p.data = x` only the third or the fourth. `p.data.add_(x)` moves none:
+`Config.freshness="always"` or `s24compile.refresh(model)` is for that.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from s24compile.config import Config
 from s24compile.kernels.format import FORMATS
 from s24compile.operand_request import OperandRequest
 from s24compile.sparse_weight import CLOCK, Content, SparseWeight, writing_state
+from s24compile.storage_reference import has_expired
 
 log = logging.getLogger("s24compile")
 
@@ -99,11 +101,15 @@ class Operand:
         state: list[tuple[Content, int]] = []
         for weight in self.weights:
             parameter = cast(Parameter, weight.parameter())
-            if parameter.is_inference():
+            try:
+                version = parameter._version
+            except RuntimeError:  # an inference tensor
+                version = -1
+            if has_expired(weight.storage.cdata):
                 state.append((weight.content(parameter), weight.revision))
                 continue
             tick = weight.tick if weight.held or not parameter.requires_grad else CLOCK.tick
-            state.append(((parameter._version, parameter.data_ptr(), tick), weight.revision))
+            state.append(((version, parameter.data_ptr(), weight.storage_number, tick), weight.revision))
         return state
 
     def begin(self, needs_transpose: bool) -> Pack:

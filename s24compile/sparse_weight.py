@@ -21,11 +21,13 @@ from s24compile.checkpoint import Entry, problem_of_entry, problem_of_patterns
 from s24compile.config import Config
 from s24compile.operand_request import WeightLayout
 from s24compile.parameter_map import ParameterMap
+from s24compile.storage_reference import StorageReference
 from s24compile.training.recipe import RECIPES, Recipe
 from s24compile.training.schedule import Phase, phase_at
 
-Content = tuple[int, int, int]
-"""(version, data_ptr, tick): equal means that nobody whom we can see has written the weight in between."""
+Content = tuple[int, int, int, int]
+"""(version, data_ptr, number of the storage, tick): equal means that nobody whom we can see has written the weight in
+between, if the storage is still there."""
 
 
 @dataclasses.dataclass
@@ -50,6 +52,10 @@ class SparseWeight:
         self.recipe: Recipe = RECIPES[config.recipe]
         self.shape = tuple(parameter.shape)
         self.parameter = weakref.ref(parameter)
+        self.storage = StorageReference(parameter)
+        """What the parameter's storage was when its content was last noted."""
+        self.storage_number = 0
+        """Moves with `storage`: a data_ptr may be that of an earlier storage, which is gone."""
         self.decay = config.decay
         """Lambda in use; `tune_decay` varies it without a new compilation."""
         self.steps = 0
@@ -147,10 +153,13 @@ class SparseWeight:
 
     def content(self, parameter: Tensor) -> Content:
         """What tells one content of the weight from the next; see `Content`."""
+        if not self.storage.is_of(parameter):
+            self.storage = StorageReference(parameter)
+            self.storage_number += 1
         # An optimizer that we cannot connect with this object may own it all the same: sharded optimizers step shards
         # and hand out gathered parameters. So any optimizer's step counts for a parameter that none is seen to hold.
         tick = self.tick if self.held or not parameter.requires_grad else CLOCK.tick
-        return version_of(parameter), parameter.data_ptr(), tick
+        return version_of(parameter), parameter.data_ptr(), self.storage_number, tick
 
     @property
     def steps_missed(self) -> int:

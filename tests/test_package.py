@@ -29,6 +29,7 @@ LEAVES = (
     "operand_request",
     "parameter_map",
     "sharding",
+    "storage_reference",
     "tracing",
     "training.recipe",
 )
@@ -71,6 +72,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "marks": ("config",),
     "parameter_map": (),
     "sharding": (),
+    "storage_reference": (),
     "kernels": ("kernels", "errors"),
     "kernels.format": ("kernels.metadata", "errors"),
     "kernels.metadata": ("kernels.patterns",),

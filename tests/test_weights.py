@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from s24compile import errors
 from s24compile.config import Config
+from s24compile.operand import Operand
 from s24compile.operand_map import OPERANDS, operand
 from s24compile.state import load_state_dict, refresh, sparse_weights, state_dict
 from s24compile.weights import TOLD, WEIGHTS
@@ -174,6 +176,70 @@ def test_follow_replaced_data():
     found.freshen(True)
     parameter.data = torch.randn(32, 16)
     packed = found.freshen(True)
+    assert torch.equal(dense_values(packed, 32, 16), parameter.detach() * weight_of(parameter).mask)
+
+
+class Memory:
+    """One address at which one storage may follow another, as allocators have it when they please."""
+
+    def __init__(self, rows: int = 32, cols: int = 16) -> None:
+        self.memory = bytearray(4 * rows * cols)
+        self.shape = rows, cols
+
+    def next_storage(self) -> torch.Tensor:
+        """New values in a storage of its own."""
+        torch.frombuffer(self.memory, dtype=torch.float32).normal_()
+        return torch.frombuffer(self.memory, dtype=torch.float32).view(self.shape)
+
+
+@pytest.mark.parametrize("recipe", ["fst", "ste"])
+def test_follow_replaced_data_at_the_same_address(recipe: str) -> None:
+    memory = Memory()
+    parameter = nn.Parameter(memory.next_storage())
+    found = operand_of(parameter, config=Config(recipe=recipe), transpose=recipe == "fst")
+    found.freshen(recipe == "fst")
+    old, seen = weight_of(parameter).mask, (parameter._version, parameter.data_ptr())
+    parameter.data = torch.empty(32, 16, device="cpu")
+    parameter.data = memory.next_storage()
+    assert (parameter._version, parameter.data_ptr()) == seen, "neither of these can tell"
+    packed = found.freshen(recipe == "fst")
+    mask = weight_of(parameter).mask
+    assert torch.equal(dense_values(packed, 32, 16), parameter.detach() * mask)
+    assert torch.equal(mask, old if recipe == "fst" else torch.ops.s24.magnitude_mask(parameter.detach()))
+
+
+def test_follow_replaced_data_with_two_operands() -> None:
+    memory = Memory()
+    parameter = nn.Parameter(memory.next_storage())
+    wide, narrow = (operand_of(parameter, config=FST, dtype=d) for d in (torch.float32, torch.bfloat16))
+    for found in (wide, narrow):
+        found.freshen(True)
+
+    def follows(*operands: Operand) -> bool:
+        masked = parameter.detach() * weight_of(parameter).mask
+        return all(
+            torch.equal(dense_values(found.freshen(True), 32, 16), masked.to(found.request.dtype)) for found in operands
+        )
+
+    kept = parameter.data
+    for data in (torch.empty(32, 16, device="cpu").normal_(), kept):  # an average of the weights, and back
+        parameter.data = data
+        assert follows(narrow)
+    del kept, data
+    parameter.data = torch.empty(32, 16, device="cpu")
+    parameter.data = memory.next_storage()
+    assert follows(wide, narrow)
+
+
+def test_hold_no_storage_alive_and_copy_without_harm() -> None:
+    parameter = new_parameter()
+    operand_of(parameter, config=FST).freshen(True)
+    reference = StorageWeakRef(parameter.untyped_storage())
+    copies = [copy.deepcopy(weight_of(parameter).storage), copy.copy(weight_of(parameter).storage)]
+    parameter.data = torch.randn(32, 16)
+    assert reference.expired()
+    del copies
+    packed = operand_of(parameter, config=FST).freshen(True)
     assert torch.equal(dense_values(packed, 32, 16), parameter.detach() * weight_of(parameter).mask)
 
 
