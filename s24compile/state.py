@@ -118,7 +118,8 @@ def refresh(model: nn.Module, *, search: bool = False) -> None:
     operands = [operand for _, parameter in _named_parameters(model) for operand in operands_of(parameter)]
     for operand in operands:
         operand.forget()
-    pack_all([(op, bool(op.transposed)) for op in operands if op.forward and not op.dense])
+    # An operand whose partner was replaced, or that was made for another dtype, has nothing to pack.
+    pack_all([(op, bool(op.transposed)) for op in operands if op.forward and not op.obsolete and not op.dense])
 
 
 def bake_(model: nn.Module) -> None:

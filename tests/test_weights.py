@@ -504,6 +504,23 @@ def test_make_a_new_joint_operand_when_a_partner_is_replaced():
     assert len(operands) == 1, "the operand of the dead partner has gone"
 
 
+@pytest.mark.parametrize("change", ["partner", "dtype"])
+def test_refresh_past_operands_that_nobody_asks_for_again(change: str) -> None:
+    model = nn.Module()
+    model.gate, model.up = nn.Linear(16, 32, bias=False), nn.Linear(16, 32, bias=False)
+    operand_of(model.gate.weight, model.up.weight, config=FST).freshen(True)
+    if change == "partner":
+        model.up.weight = new_parameter()
+    else:
+        model.bfloat16()
+    with recorded_ops() as calls:
+        refresh(model)
+    assert "pack_weight_" not in calls
+    packed = operand_of(model.gate.weight, model.up.weight, config=FST).freshen(True)
+    masked = torch.cat([p.detach() * weight_of(p).mask for p in (model.gate.weight, model.up.weight)])
+    assert torch.equal(dense_values(packed, 64, 16), masked)
+
+
 def test_give_the_mask_the_shape_of_the_parameter_in_either_layout():
     parameter = new_parameter(16, 32)  # Conv1D: [K, N]
     packed = operand_of(parameter, config=FST, layout="in_out").freshen(True)
