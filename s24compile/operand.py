@@ -112,17 +112,23 @@ class Operand:
             state.append(((version, parameter.data_ptr(), weight.storage_number, tick), weight.revision))
         return state
 
-    def begin(self, needs_transpose: bool) -> Pack:
-        """Allocates what a pack writes, and settles which masks it searches. Call inside `writing_state`."""
+    def begin(self, needs_transpose: bool, settled: set[SparseWeight]) -> Pack:
+        """Allocates what a pack writes, and settles which masks it searches. Call inside `writing_state`.
+
+        Args:
+            settled: the weights that operands before this one search, to which it adds its own. Whoever searches again
+                would remember the new patterns as the ones before.
+        """
         parameters = self.parameters()
         contents = [w.content(p) for w, p in zip(self.weights, parameters, strict=True)]
         self._allocate(parameters[0].device, needs_transpose or bool(self.transposed))
-        due = [w.search_due(content) for w, content in zip(self.weights, contents, strict=True)]
+        due = [w not in settled and w.search_due(c) for w, c in zip(self.weights, contents, strict=True)]
         patterns = [w.prepare(p) for w, p in zip(self.weights, parameters, strict=True)]
         # The packing op searches all of its weights or none.
         together = all(due)
         for weight, parameter, searching in zip(self.weights, parameters, due, strict=True):
             if searching:
+                settled.add(weight)
                 weight.remember_patterns()
                 if not together:
                     weight.search(parameter)
@@ -206,9 +212,12 @@ def pack_all(stale: Sequence[tuple[Operand, bool]]) -> None:
         operand.warn_if_unheld()
     for device in dict.fromkeys(operand.parameters()[0].device for operand in wanted):
         with writing_state(device):
-            packs = [op.begin(transpose) for op, transpose in wanted.items() if op.parameters()[0].device == device]
+            here = [(op, transpose) for op, transpose in wanted.items() if op.parameters()[0].device == device]
+            settled: set[SparseWeight] = set()
+            packs = [op.begin(transpose, settled) for op, transpose in here]
             kinds: dict[_Key, list[Pack]] = {}
-            for pack in packs:
+            # Those that search come first: a weight's other operands read the patterns that they write.
+            for pack in sorted(packs, key=lambda pack: not pack.search):
                 kinds.setdefault(pack.kind, []).append(pack)
             for together in kinds.values():
                 _pack_kind(together)

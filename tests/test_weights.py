@@ -625,6 +625,36 @@ def test_report_the_flip_rate_between_the_last_two_searches():
     assert rate > 0
 
 
+@pytest.mark.parametrize("due", ["both", "gate"])
+@pytest.mark.parametrize("first", [torch.float32, torch.bfloat16])
+def test_report_the_flip_rate_of_weights_with_two_operands(due: str, first: torch.dtype) -> None:
+    model = nn.Module()
+    model.gate, model.up = nn.Linear(16, 32, bias=False), nn.Linear(16, 32, bias=False)
+    gate, up = model.gate.weight, model.up.weight
+    joint = operand_of(gate, up, config=FST, dtype=first)
+    joint.freshen(True)
+    lone = operand_of(gate, config=FST)
+    other = operand_of(gate, up, config=FST, dtype=torch.float64)
+    for found in (lone, other):
+        found.freshen(True)
+    before = {p: weight_of(p).mask for p in (gate, up)}
+    slow, quick = torch.optim.SGD([up], lr=1.0), torch.optim.SGD([gate], lr=1.0)
+    for steps in range(3):
+        step(gate, quick)
+        if due == "both" or steps == 0:
+            step(up, slow)
+    refresh(model)
+    for parameter in (gate, up) if due == "both" else (gate,):
+        weight = weight_of(parameter)
+        assert torch.equal(weight.mask, torch.ops.s24.transposable_mask(parameter.detach()))
+        assert weight.flip_rate == pytest.approx(float((before[parameter] != weight.mask).float().mean()))
+        assert weight.flip_rate > 0
+    masked = torch.cat([p.detach() * weight_of(p).mask for p in (gate, up)])
+    assert torch.equal(dense_values(joint.forward, 64, 16), masked.to(first))
+    assert torch.equal(dense_values(other.forward, 64, 16), masked.double())
+    assert torch.equal(dense_values(lone.forward, 32, 16), masked[:32])
+
+
 def test_check_36_weights_by_few_calls():
     torch.set_default_device(None)  # its mode would be called too
     parameters = [new_parameter() for _ in range(36)]
