@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -134,21 +134,42 @@ class _Optimizer:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.state = {p: copy.deepcopy(state) for p, state in optimizer.state.items()}
-        self.groups = [(list(group["params"]), self._options(group)) for group in optimizer.param_groups]
+        self.state = {p: _kept(state) for p, state in optimizer.state.items()}
+        self.groups = [
+            (list(group["params"]), _kept({name: value for name, value in group.items() if name != "params"}))
+            for group in optimizer.param_groups
+        ]
 
     def restore(self) -> None:
         self.optimizer.state.clear()
-        self.optimizer.state.update({p: copy.deepcopy(state) for p, state in self.state.items()})
+        self.optimizer.state.update({p: state() for p, state in self.state.items()})
         del self.optimizer.param_groups[len(self.groups) :]
         for group, (parameters, options) in zip(self.optimizer.param_groups, self.groups, strict=True):
             group.clear()
             # "params" first, as torch makes them.
-            group.update({"params": list(parameters), **copy.deepcopy(options)})
+            group.update({"params": list(parameters), **options()})
 
-    @staticmethod
-    def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-        return copy.deepcopy({name: value for name, value in group.items() if name != "params"})
+
+def _kept(value: Any) -> Callable[[], Any]:
+    """What gets this value back, any number of times: its tensors themselves, written to, and copies of the rest."""
+    if isinstance(value, Tensor):
+        copied = value.detach().clone()
+        return lambda: _written(value, copied)
+    if type(value) is dict:
+        named = {name: _kept(part) for name, part in value.items()}
+        return lambda: {name: part() for name, part in named.items()}
+    if type(value) in (list, tuple):
+        kind, parts = type(value), [_kept(part) for part in value]
+        return lambda: kind(part() for part in parts)
+    rest = copy.deepcopy(value)
+    return lambda: copy.deepcopy(rest)
+
+
+def _written(tensor: Tensor, values: Tensor) -> Tensor:
+    if (tensor.shape, tensor.dtype, tensor.device) != (values.shape, values.dtype, values.device):
+        return values.clone()  # its `.data` was replaced
+    tensor.detach().copy_(values)
+    return tensor
 
 
 class _Random:

@@ -187,6 +187,38 @@ def test_keep_optimizer_states_of_another_dtype():
     assert len(optimizer.param_groups) == 1
 
 
+def test_write_into_the_tensors_of_the_optimizer() -> None:
+    """As the CUDA graphs of a capturable optimizer need it, which hold addresses."""
+    parameter = nn.Parameter(torch.randn(4, 4))
+    optimizer = torch.optim.AdamW([parameter], lr=torch.tensor(0.1), foreach=False)
+
+    def step() -> None:
+        parameter.grad = torch.randn(4, 4)
+        optimizer.step()
+
+    step()
+    state, group = optimizer.state[parameter], optimizer.param_groups[0]
+    state["history"] = [torch.ones(3), (torch.ones(2), "a word")]  # as L-BFGS has one
+    state["cast"] = torch.ones(3)
+    before = copy.deepcopy(optimizer.state_dict())
+    held = {"lr": group["lr"]} | {name: state[name] for name in ("step", "exp_avg", "exp_avg_sq")}
+    inner = state["history"][1][0]
+    snapshot = Snapshot(nn.ParameterList([parameter]), optimizer)
+    for _ in range(2):
+        step()
+        state["exp_avg"] = torch.zeros(4, 4)
+        state["history"][1][0].zero_()
+        state["history"].append("more")
+        state["cast"].data = torch.ones(5, dtype=torch.float64)
+        group["lr"].fill_(1.0)
+        snapshot.restore()
+        state = optimizer.state[parameter]
+        assert same(optimizer.state_dict(), before)
+        assert group["lr"] is held["lr"]
+        assert all(state[name] is held[name] for name in ("step", "exp_avg", "exp_avg_sq"))
+        assert state["history"][1][0] is inner
+
+
 def naive_flip_rates(decay, steps):
     """The same runs, written down plainly: masks of the weights after each step, compared with the step before."""
     model, _, _, train_step = prepared(Config(mask_interval=3, decay=decay or 0.0), lr=3e-2)
