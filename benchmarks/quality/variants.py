@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from s24compile.config import Config
 from s24compile.errors import OptionError
-from s24compile.training.step import Denominator
+from s24compile.training.step_update import Denominator
 
 
 @dataclasses.dataclass(frozen=True)

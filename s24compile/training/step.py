@@ -1,27 +1,26 @@
 """STEP [Lu et al., ICML 2023]: learn 2:4 masks with an AdamW whose variance comes from a dense first phase.
 
 Phase 1 is AdamW on the dense model. Phase 2 trains 2:4 (hard top-2, straight-through) with the variance frozen at
-v*, because gradients of masked weights make v too small for the weights they silence. `AutoSwitch` ends phase 1
-when v has stopped moving. The optimizer tells the weights of recipe "step" which phase it is; nothing else has to.
+v*, because gradients of masked weights make v too small for the weights they silence. Phase 1 ends when v has stopped
+moving: the paper calls that rule AutoSwitch, here it is `AdamW_STEP._switch_if_settled`. The optimizer tells the
+weights of recipe "step" which phase it is; nothing else has to.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral, Real
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from s24compile.errors import CheckpointError, OptionError
+from s24compile.errors import CheckpointError
 from s24compile.sparse_weight import DRIVEN
 from s24compile.training.schedule import Phase
+from s24compile.training.step_options import check_options, switch_bounds
+from s24compile.training.step_update import Criterion, Denominator, update, variation_sums
 
-Criterion = Literal["mean", "geometric_mean"]
-Denominator = Literal["sqrt(v)+eps", "sqrt(v+eps)", "sqrt(v)+eps**0.75"]
 _SWITCH_FIELDS = ("steps", "switched_at", "variations")
 
 
@@ -68,18 +67,11 @@ class AdamW_STEP(Optimizer):
         Raises:
             OptionError: a value of another type, or out of range.
         """
-        _check(lr, betas, eps, weight_decay, total_steps, clip, threshold)
-        for name, value, accepted in (
-            ("criterion", criterion, get_args(Criterion)),
-            ("denominator", denominator, get_args(Denominator)),
-        ):
-            if value not in accepted:
-                raise OptionError(
-                    name=name, value=value, accepted="it must be one of " + ", ".join(map(repr, accepted))
-                )
+        check_options(lr, betas, eps, weight_decay, total_steps, clip, threshold, criterion, denominator)
+        t_min, t_max = switch_bounds(clip, total_steps)
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
-            "t_min": math.ceil(clip[0] * total_steps), "t_max": max(1, math.floor(clip[1] * total_steps)),
+            "t_min": t_min, "t_max": t_max,
             "criterion": criterion, "threshold": eps if threshold is None else threshold, "denominator": denominator,
             # In every group, because groups are what a state_dict saves; the first one's are read.
             "steps": 0, "switched_at": None, "variations": (),
@@ -140,10 +132,10 @@ class AdamW_STEP(Optimizer):
         for group in self.param_groups:
             adapting, frozen = self._split(group, dense)
             if dense and first["t_max"] > first["t_min"]:
-                sums += _variation_sums(adapting, group, self.state, first["criterion"])
+                sums += variation_sums(adapting, group, self.state, first["criterion"])
                 count += sum(p.numel() for p in adapting)
-            _update(adapting, group, self.state, adapt=True)
-            _update(frozen, group, self.state, adapt=False)
+            update(adapting, group, self.state, adapt=True)
+            update(frozen, group, self.state, adapt=False)
         self._note(steps=steps)
         if dense:
             self._switch_if_settled(steps, sums, count)
@@ -206,86 +198,3 @@ def _on_host(variations: Sequence[float | Tensor]) -> tuple[float, ...]:
     waiting = [v for v in variations if isinstance(v, Tensor)]
     read = iter(torch.stack(waiting).tolist() if waiting else ())
     return tuple(next(read) if isinstance(v, Tensor) else v for v in variations)
-
-
-def _variation_sums(
-    parameters: Sequence[Tensor], group: dict[str, Any], states: Any, criterion: Criterion
-) -> list[Tensor]:
-    """Per parameter, the sum of |v_t - v_(t-1)| = (1 - beta2) |g^2 - v_(t-1)|, or of its logarithm."""
-    sums = []
-    for parameter in parameters:
-        grad = cast(Tensor, parameter.grad).float()
-        change = (grad.square() - states[parameter]["exp_avg_sq"]).abs_().mul_(1 - group["betas"][1])
-        if criterion == "geometric_mean":
-            change = change.clamp_min_(torch.finfo(change.dtype).tiny).log_()
-        sums.append(change.sum())
-    return sums
-
-
-def _update(parameters: list[Tensor], group: dict[str, Any], states: Any, *, adapt: bool) -> None:
-    """AdamW's update; with `adapt=False` the variance stays as it is, and so does its bias correction."""
-    if not parameters:
-        return
-    lr, (beta1, beta2), eps = float(group["lr"]), group["betas"], group["eps"]
-    grads = [cast(Tensor, p.grad) for p in parameters]
-    if group["maximize"]:
-        grads = list(torch._foreach_neg(grads))
-    for parameter in parameters:
-        state = states[parameter]
-        state["step"] += 1
-        state["variance_steps"] += adapt
-    moments = [states[p]["exp_avg"] for p in parameters]
-    variances = [states[p]["exp_avg_sq"] for p in parameters]
-    torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-    torch._foreach_lerp_(moments, grads, 1 - beta1)
-    if adapt:
-        torch._foreach_mul_(variances, beta2)
-        torch._foreach_addcmul_(variances, grads, grads, 1 - beta2)
-    corrected = torch._foreach_div(variances, [1 - beta2 ** states[p]["variance_steps"] for p in parameters])
-    form: Denominator = "sqrt(v)+eps" if adapt else group["denominator"]
-    if form == "sqrt(v+eps)":
-        torch._foreach_add_(corrected, eps)
-        torch._foreach_sqrt_(corrected)
-    else:
-        torch._foreach_sqrt_(corrected)
-        torch._foreach_add_(corrected, eps if form == "sqrt(v)+eps" else eps**0.75)
-    rates = [-lr / (1 - beta1 ** states[p]["step"]) for p in parameters]
-    torch._foreach_addcdiv_(parameters, moments, corrected, rates)
-
-
-def _check(
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    total_steps: int,
-    clip: tuple[float, float],
-    threshold: float | None,
-) -> None:
-    rate = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
-    checks = (
-        ("lr", lr, _not_negative(rate), "it must be a number >= 0, or a tensor of one"),
-        ("betas", betas, _two(betas) and max(betas) < 1, "it must be two numbers in [0, 1)"),
-        ("eps", eps, _not_negative(eps), "it must be a number >= 0"),
-        ("weight_decay", weight_decay, _not_negative(weight_decay), "it must be a number >= 0"),
-        (
-            "total_steps",
-            total_steps,
-            _not_negative(total_steps, Integral) and total_steps,
-            "it must be an integer >= 1",
-        ),
-        ("clip", clip, _two(clip) and clip[0] <= clip[1] <= 1, "it must be (T_min, T_max), 0 <= T_min <= T_max <= 1"),
-        ("threshold", threshold, threshold is None or _not_negative(threshold), "it must be a number >= 0, or None"),
-    )
-    for name, value, fine, accepted in checks:
-        if not fine:
-            raise OptionError(name=name, value=value, accepted=accepted)
-
-
-def _not_negative(value: object, kind: type = Real) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and bool(cast(float, value) >= 0)
-
-
-def _two(values: object) -> bool:
-    """Whether these are two numbers >= 0."""
-    return isinstance(values, (tuple, list)) and len(values) == 2 and all(map(_not_negative, values))

@@ -72,6 +72,20 @@ def test_switch_when_the_variance_has_settled(criterion, threshold, expected):
     assert {"at T_min": reference == 6, "at T_max": reference == 30, "within": 6 < reference < 30}[expected]
 
 
+@pytest.mark.parametrize(
+    ("clip", "total_steps", "bounds"),
+    [
+        ((0.07, 0.29), 100, (7, 29)),  # whole, but not in floats
+        ((0.1, 0.5), 15, (2, 7)),
+        ((0.0, 0.0), 15, (0, 1)),
+        ((0.55, 0.58), 100, (55, 58)),
+    ],
+)
+def test_take_whole_steps_within_the_fractions(clip: tuple[float, float], total_steps: int, bounds: tuple[int, int]):
+    group = parameter_and(total_steps, clip=clip)[1].param_groups[0]
+    assert (group["t_min"], group["t_max"]) == bounds
+
+
 @pytest.mark.parametrize("denominator", ["sqrt(v)+eps", "sqrt(v+eps)", "sqrt(v)+eps**0.75"])
 def test_freeze_the_variance_in_phase_two(denominator):
     eps = 1e-3
