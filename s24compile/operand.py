@@ -5,7 +5,8 @@ Legend: N output features (rows of all weights stacked), K input features.
 One operand packs one Parameter, or gate and up together ([2F, D], one GEMM), at one dtype and format. A model may ask
 for several operands of one weight (bf16 under autocast for training, fp32 for evaluation); the mask is shared through
 `SparseWeight`. Buffers are allocated once and re-packed in place, so that CUDA graphs may hold their addresses, and
-by an op that moves version counters, so that a backward through weights that were stepped meanwhile raises.
+by an op that moves version counters, so that a backward through weights that were stepped meanwhile raises. Under
+`Config.freshness="always"` each pack has buffers of its own, which live until its backward.
 
 Fresh means: since the last pack no optimizer that holds the weight stepped, neither its `_version` nor its data_ptr
 moved, and its storage was not freed (the next one may have the same address). No one of these is enough: fused AdamW
@@ -166,7 +167,9 @@ class Operand:
     def _allocate(self, device: torch.device, needs_transpose: bool) -> None:
         rows, cols, dtype = sum(self.request.rows), self.request.cols, self.request.dtype
         form = FORMATS[self.request.format]
-        if not self.forward or self.forward[0].device != device:
+        # Under "always" a second forward before the first one's backward must not write into what that saved.
+        always = self.config.freshness == "always"
+        if always or not self.forward or self.forward[0].device != device:
             self.forward, self.transposed = form.empty(rows, cols, dtype, device), ()
         if needs_transpose and not self.transposed:
             self.transposed = FORMATS[form.transposed].empty(cols, rows, dtype, device)

@@ -208,6 +208,26 @@ def test_follow_replaced_data_at_the_same_address(recipe: str) -> None:
     assert torch.equal(mask, old if recipe == "fst" else torch.ops.s24.magnitude_mask(parameter.detach()))
 
 
+@pytest.mark.parametrize("recipe", ["fst", "ste", "sste"])
+@pytest.mark.parametrize("edit", [False, True])
+def test_run_several_forwards_before_a_backward_under_always(recipe: str, edit: bool) -> None:
+    config = Config(recipe=recipe, freshness="always", gradient="dense")
+    model = MLP()
+    xs = [torch.randn(8, 16, requires_grad=True) for _ in range(2)]
+    expected = []
+    values = [model.up.weight.detach().clone(), torch.randn(32, 16) if edit else model.up.weight.detach().clone()]
+    sparse_forward(model, xs[0], config)
+    for x, value in zip(xs, values, strict=True):
+        model.up.weight.data.copy_(value)
+        expected += torch.autograd.grad(sparse_forward(model, x, config).square().sum(), [x, model.up.weight])
+    losses = []
+    for x, value in zip(xs, values, strict=True):
+        model.up.weight.data.copy_(value)
+        losses.append(sparse_forward(model, x, config).square().sum())
+    found = [g for x, loss in zip(xs, losses, strict=True) for g in torch.autograd.grad(loss, [x, model.up.weight])]
+    torch.testing.assert_close(found, expected)
+
+
 def test_follow_replaced_data_with_two_operands() -> None:
     memory = Memory()
     parameter = nn.Parameter(memory.next_storage())
