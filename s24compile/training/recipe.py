@@ -21,8 +21,6 @@ class Recipe:
     """One recipe: what it does, and the values of those fields of `Config` that are the recipe's own."""
 
     name: str
-    paper: str
-    """Where it comes from, for `explain()` and the docs."""
     select: Select
     """How the kept positions (and, for "soft_threshold", the values) are chosen from the weights."""
     dx: InputGradient
@@ -66,29 +64,29 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
         for recipe in (
+            # [FST]
+            Recipe("fst", "transposable", "sparse", "gradient", uses_interval=True, ends_dense=True),
+            # The same with exact weight gradients; of the recipes that take whole layers the one that lost least
+            # (docs/quality.md).
             Recipe(
-                "fst", "Hu et al., ICML 2024", "transposable", "sparse", "gradient", uses_interval=True,
-                ends_dense=True,
-            ),
-            # Of the recipes that take whole layers the one that lost least (docs/quality.md).
-            Recipe(
-                "fst-exact", "Hu et al., ICML 2024, with exact weight gradients", "transposable", "sparse", "gradient",
+                "fst-exact", "transposable", "sparse", "gradient",
                 uses_interval=True, starts_dense=True, ends_dense=True, gradient="dense", mask_interval=1,
             ),
-            # Level with a dense model narrow enough to take as long, in the one long run at 124M (docs/quality.md).
+            # That in the down projections alone; level with a dense model narrow enough to take as long, in the one
+            # long run at 124M (docs/quality.md).
             Recipe(
-                "fst-down", "Hu et al., ICML 2024, in the down projections alone, with exact weight gradients",
-                "transposable", "sparse", "gradient",
+                "fst-down", "transposable", "sparse", "gradient",
                 uses_interval=True, starts_dense=True, ends_dense=True, targets="down", gradient="dense",
                 mask_interval=1,
             ),
-            Recipe("sste", "Hu et al., NeurIPS 2024", "soft_threshold", "dense", None, uses_interval=False),
-            Recipe(
-                "step", "Lu et al., ICML 2023", "magnitude", "dense", None, uses_interval=False,
-                optimizer_drives_phase=True,
-            ),
-            Recipe("srste", "Zhou et al., ICLR 2021", "magnitude", "dense", "weight", uses_interval=False, decay=2e-4),
-            Recipe("ste", "Hu et al., ICML 2024 (section 4.1)", "magnitude", "dense", None, uses_interval=False),
+            # [S-STE]
+            Recipe("sste", "soft_threshold", "dense", None, uses_interval=False),
+            # [STEP]
+            Recipe("step", "magnitude", "dense", None, uses_interval=False, optimizer_drives_phase=True),
+            # [SR-STE]
+            Recipe("srste", "magnitude", "dense", "weight", uses_interval=False, decay=2e-4),
+            # [FST 4.1], as the baseline there
+            Recipe("ste", "magnitude", "dense", None, uses_interval=False),
         )
     }
 )  # fmt: skip
