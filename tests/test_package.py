@@ -104,7 +104,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "errors",
         "",
     ),
-    "demo": ("demo", "errors", ""),
+    "demo": ("demo", "training.flip_rate", "errors", ""),
     "demo.model": (),
 }
 

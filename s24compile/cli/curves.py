@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from s24compile.demo.plot import smooth
 from s24compile.errors import ModelError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def draw_curves(
     for number, run in enumerate(runs):
         colour = f"C{number}"
         places, values = run.of("train_loss", axis)
-        losses.plot(places, _smooth(values, window), color=colour, linewidth=1.3, label=run.name)
+        losses.plot(places, smooth(values, window), color=colour, linewidth=1.3, label=run.name)
         losses.plot(*run.of("validation_loss", axis), "o", color=colour, markersize=4)
         if flips is not None:
             flips.plot(*run.of("flip_rate", axis), color=colour, linewidth=1.3)
@@ -136,8 +137,3 @@ def _finish(figure: Figure, all_axes: Sequence[Axes], path: Path) -> None:
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-
-
-def _smooth(values: list[float], window: int) -> list[float]:
-    parts = (values[max(0, i + 1 - window) : i + 1] for i in range(len(values)))
-    return [sum(part) / len(part) for part in parts]

@@ -22,6 +22,7 @@ from s24compile.demo.model import GPT, GPTConfig
 from s24compile.demo.settings import TrainConfig
 from s24compile.demo.text import ByteText
 from s24compile.errors import CheckpointError
+from s24compile.training.flip_rate import global_flip_rate
 
 FLIPS_EVERY = 10
 """Steps between two looks at the flip rate, which is one number for all weights."""
@@ -100,12 +101,9 @@ class Run:
     def _note_flips(self) -> None:
         if self.step % FLIPS_EVERY:
             return
-        weights = s24compile.sparse_weights(self.model).values()
-        rates = [(w.flip_rate, w.shape[0] * w.shape[1]) for w in weights]
-        known = [(rate, count) for rate, count in rates if rate is not None]
-        if known:
-            whole = sum(count for _, count in known)
-            self.history.flip_rate.append((self.step, sum(rate * count for rate, count in known) / whole))
+        rate = global_flip_rate(list(s24compile.sparse_weights(self.model).values()))
+        if rate is not None:
+            self.history.flip_rate.append((self.step, rate))
 
     @torch.no_grad()
     def validate(self) -> float:

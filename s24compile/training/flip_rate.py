@@ -60,10 +60,15 @@ def flip_rates(weights: Sequence[SparseWeight]) -> list[float | None]:
 
 
 def global_flip_rate(weights: Sequence[SparseWeight]) -> float | None:
-    """The flip rate over all elements of these weights; None before any second search."""
+    """The flip rate over all elements of these weights, with one host sync; None before any second search."""
+    return rate_over_elements(weights, flip_rates(weights))
+
+
+def rate_over_elements(weights: Sequence[SparseWeight], rates: Sequence[float | None]) -> float | None:
+    """The rate over all elements of those weights whose rate is known; None where none is."""
     pairs = [
         (rate, weight.shape[0] * weight.shape[1])
-        for rate, weight in zip(flip_rates(weights), weights, strict=True)
+        for rate, weight in zip(rates, weights, strict=True)
         if rate is not None
     ]
     total = sum(count for _, count in pairs)

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from s24compile.errors import ModelError, OptionError
 from s24compile.sparse_weight import SparseWeight
 from s24compile.state import sparse_weights
-from s24compile.training.flip_rate import flip_rates
+from s24compile.training.flip_rate import flip_rates, rate_over_elements
 from s24compile.training.hooks import held_by, watch_optimizers
 
 
@@ -90,12 +90,10 @@ def log_flip_rates(
 
 def flip_rate_scalars(weights: Mapping[str, SparseWeight], prefix: str) -> dict[str, float]:
     """The points that `log_flip_rates` logs, by tag. One host sync."""
-    rates = dict(zip(weights, flip_rates(list(weights.values())), strict=True))
-    known = {name: rate for name, rate in rates.items() if rate is not None}
-    values: dict[str, float] = {}
-    if known:
-        sizes = {name: weights[name].shape[0] * weights[name].shape[1] for name in known}
-        values[f"{prefix}/flip_rate"] = sum(known[n] * sizes[n] for n in known) / sum(sizes.values())
-    values |= {f"{prefix}/flip_rate/{name}": rate for name, rate in known.items()}
+    states = list(weights.values())
+    rates = flip_rates(states)
+    points = {f"{prefix}/flip_rate": rate_over_elements(states, rates)}
+    points |= {f"{prefix}/flip_rate/{name}": rate for name, rate in zip(weights, rates, strict=True)}
+    values = {tag: rate for tag, rate in points.items() if rate is not None}
     values[f"{prefix}/sparse_share"] = sum(weight.phase == "sparse" for weight in weights.values()) / len(weights)
     return values
