@@ -53,7 +53,11 @@ STATE_ARROWS: dict[str, tuple[str, ...]] = {
     "training.snapshot": (
         "checkpoint", "operand_map", "sparse_weight", "training.flip_rate", "training.schedule", "weights",
     ),
-    "training.step": ("sparse_weight", "training.schedule", *LEAVES),
+    "training.step": (
+        "sparse_weight", "training.schedule", "training.step_options", "training.step_update", *LEAVES,
+    ),
+    "training.step_options": ("training.step_update", *LEAVES),
+    "training.step_update": (),
     "training.tune_decay": (
         "sparse_weight", "state", "training.decay_search", "training.snapshot", "weights", *LEAVES,
     ),
