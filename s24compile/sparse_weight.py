@@ -56,8 +56,7 @@ class SparseWeight:
         """What the parameter's storage was when its content was last noted."""
         self.storage_number = 0
         """Moves with `storage`: a data_ptr may be that of an earlier storage, which is gone."""
-        self.decay = config.decay
-        """Lambda in use; `tune_decay` varies it without a new compilation."""
+        self._decay = config.decay
         self.steps = 0
         """Optimizer steps counted so far: of optimizers that hold this parameter, one for nested `super().step()`."""
         self.held = False
@@ -93,6 +92,19 @@ class SparseWeight:
             f"SparseWeight({self.name!r}, {self.recipe.name}, {list(self.shape)}, {self.phase}, steps={self.steps}, "
             f"age={self.age})"
         )
+
+    @property
+    def decay(self) -> float:
+        """Lambda in use: Config's, until another is assigned, which takes no new compilation.
+
+        Raises:
+            OptionError: on assignment, what `Config.decay` does not take either.
+        """
+        return self._decay
+
+    @decay.setter
+    def decay(self, value: float) -> None:
+        self._decay = dataclasses.replace(self.config, decay=value).decay
 
     @property
     def mask(self) -> Tensor:

@@ -164,6 +164,17 @@ def test_data_writes_escape_until_refresh_or_always():
     assert torch.equal(dense_values(packed, 32, 16), other.detach() * mask)
 
 
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), -1.0, "x", True])
+def test_refuse_a_decay_that_config_refuses(value):
+    model = MLP()
+    sparse_forward(model, torch.randn(4, model.up.in_features), FST)
+    weight = weight_of(model.up.weight)
+    weight.decay = 1e-3
+    with pytest.raises(errors.OptionError, match="decay"):
+        weight.decay = value
+    assert weight.decay == 1e-3
+
+
 def test_leave_lazy_parameters_of_other_modules_alone():
     sparse_forward(MLP(), torch.randn(4, MLP().up.in_features), FST)  # from here on replaced parameters are followed
     lazy = nn.LazyLinear(8)
