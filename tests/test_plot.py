@@ -73,16 +73,39 @@ def test_draw_several_runs(axis: str, tmp_path: Path, capsys: pytest.CaptureFixt
         (["nowhere"], "no .jsonl file"),
         (["EMPTY"], "no line with a step"),
         (["EMPTY", "--axis=tokens"], "'step' or 'seconds'"),
+        (["NULL"], "null.jsonl:2: train_loss is None; it must be a number"),
+        (["BINARY"], "binary.jsonl: it is no text"),
+        (["RUN", "--out=FILE/plot.png"], "run.jsonl/plot.png' is not accepted: it must be a file that can be written"),
+        (["RUN", "--out=/proc/plot.png"], "/proc/plot.png' is not accepted: it must be a file that can be written"),
+        (["RUN", "--out=FOLDER"], "it must be a file that can be written (Is a directory)"),
+        (["RUN", "--out=plot.xyz"], "out='plot.xyz' is not accepted: its suffix must be one of ."),
     ],
 )
 def test_refuse_what_cannot_be_drawn(
     words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty.jsonl").write_text("[]\nnot json\n")
-    words = [str(tmp_path / "empty.jsonl") if word == "EMPTY" else word for word in words]
-    assert main(["plot", *words, "--out", str(tmp_path / "plot.png")]) == 1
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "plot.png").exists()
+    (tmp_path / "null.jsonl").write_text('{"step": 1, "train_loss": 2.0}\n{"step": 2, "train_loss": null}\n')
+    (tmp_path / "binary.jsonl").write_bytes(b"\x89PNG\xff")
+    history().write_jsonl(tmp_path / "run.jsonl")
+    (tmp_path / "folder").mkdir()
+    names = {"EMPTY": "empty.jsonl", "NULL": "null.jsonl", "BINARY": "binary.jsonl", "RUN": "run.jsonl"}
+    words = [str(tmp_path / names[word]) if word in names else word for word in words]
+    words = [w.replace("FILE", str(tmp_path / "run.jsonl")).replace("FOLDER", str(tmp_path / "folder")) for w in words]
+    before = sorted(tmp_path.iterdir())
+    assert main(["plot", "--out", str(tmp_path / "plot.png"), *words]) == 1
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert len(shown.strip().splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_tell_the_path_of_a_picture_named_without_a_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    history().write_jsonl(tmp_path / "run.jsonl")
+    assert main(["plot", str(tmp_path / "run.jsonl"), "--out", str(tmp_path / "both"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["picture"]
+    assert told == str(tmp_path / "both.png")
+    assert Path(told).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("recipe", ["fst", "step"])

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from s24compile.demo.plot import smooth
-from s24compile.errors import ModelError
+from s24compile.errors import ModelError, OptionError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from s24compile.training.decay_search import DecaySearch
+
+
+_FIELDS = ("train_loss", "validation_loss", "flip_rate", "step_ms")
+"""What a line may say besides its step; all of them numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ def read_curves(path: Path) -> list[Curves]:
     """Reads a JSONL file, or all that lie in a folder. Lines without a step are headers; a cut last line is left out.
 
     Raises:
-        ModelError: no such file, or nothing to draw in it.
+        ModelError: no such file, nothing to draw in it, or something else than a number where one is drawn.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
@@ -57,8 +61,15 @@ def read_curves(path: Path) -> list[Curves]:
 
 def draw_curves(
     runs: Sequence[Curves], path: Path, *, axis: Literal["step", "seconds"] = "step", window: int = 15
-) -> None:
-    """Writes a PNG: training loss (lines, mean of `window` lines) and validation loss (dots), and flip rates below."""
+) -> Path:
+    """Draws training loss (lines, mean of `window` lines) and validation loss (dots), and flip rates below.
+
+    Returns:
+        The file that it wrote: a PNG, with ".png" after a path without a suffix, or what the suffix says.
+
+    Raises:
+        OptionError: `out`, which is this path, cannot be written or has a suffix of no picture.
+    """
     flips_known = any(run.of("flip_rate", axis)[0] for run in runs)
     figure = _figure((9, 6.5 if flips_known else 4.5))
     losses, flips = figure.add_subplot(3 if flips_known else 1, 1, (1, 2) if flips_known else 1), None
@@ -78,7 +89,7 @@ def draw_curves(
         flips.set_ylabel("flip rate")
         last = flips
     last.set_xlabel("optimizer step" if axis == "step" else "seconds of training")
-    _finish(figure, [losses] if flips is None else [losses, flips], path)
+    return _finish(figure, [losses] if flips is None else [losses, flips], path)
 
 
 def draw_search(search: DecaySearch, path: Path) -> None:
@@ -106,12 +117,25 @@ def draw_search(search: DecaySearch, path: Path) -> None:
 
 def _read(file: Path) -> Curves:
     lines = []
-    for text in file.read_text().splitlines():
+    try:
+        whole = file.read_text()
+    except UnicodeDecodeError:
+        raise ModelError(
+            what=str(file), found="it is no text", accepted="it must be JSONL as `s24 train` writes it"
+        ) from None
+    for number, text in enumerate(whole.splitlines(), start=1):
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue  # the line that a killed process was writing
         if isinstance(line, dict) and isinstance(line.get("step"), int):
+            for field in _FIELDS:
+                if not isinstance(line.get(field, 0.0), (int, float)):
+                    raise ModelError(
+                        what=f"{file}:{number}",
+                        found=f"{field} is {line[field]!r}",
+                        accepted="it must be a number, or be left out",
+                    )
             lines.append(line)
     if not lines:
         raise ModelError(
@@ -131,9 +155,23 @@ def _figure(size: tuple[float, float]) -> Figure:
     return Figure(figsize=size, layout="constrained")
 
 
-def _finish(figure: Figure, all_axes: Sequence[Axes], path: Path) -> None:
+def _finish(figure: Figure, all_axes: Sequence[Axes], path: Path) -> Path:
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    if not path.suffix and not path.is_dir():
+        path = path.with_suffix(".png")
+    suffix = path.suffix[1:].lower()
+    known = figure.canvas.get_supported_filetypes()
+    if suffix and suffix not in known:
+        accepted = f"its suffix must be one of {', '.join(f'.{name}' for name in sorted(known))}"
+        raise OptionError(name="out", value=str(path), accepted=accepted)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # With a format given, matplotlib writes to this path or fails; it would put a picture beside a folder.
+        figure.savefig(path, dpi=150, format=suffix or "png")
+    except OSError as error:
+        raise OptionError(
+            name="out", value=str(path), accepted=f"it must be a file that can be written ({error.strerror})"
+        ) from None
+    return path

@@ -13,7 +13,7 @@ from s24compile.errors import OptionError
 
 def command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="JSONL files, or folders that hold some.")],
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("out/plot.png"),
+    out: Annotated[Path, typer.Option(help="Picture to write; no suffix: .png.")] = Path("out/plot.png"),
     axis: Annotated[str, typer.Option(help="step, or seconds of training.")] = "step",
     smooth: Annotated[int, typer.Option(min=1, help="Training losses are means of this many lines.")] = 15,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -29,6 +29,6 @@ def command(
     if axis not in ("step", "seconds"):
         raise OptionError(name="axis", value=axis, accepted="it must be 'step' or 'seconds'")
     curves = [curve for path in runs for curve in read_curves(path)]
-    draw_curves(curves, out, axis="step" if axis == "step" else "seconds", window=smooth)
+    picture = draw_curves(curves, out, axis="step" if axis == "step" else "seconds", window=smooth)
     names = [curve.name for curve in curves]
-    typer.echo(writer.dumps({"curves": names, "picture": str(out)}) if json else f"{', '.join(names)}: {out}")
+    typer.echo(writer.dumps({"curves": names, "picture": str(picture)}) if json else f"{', '.join(names)}: {picture}")
