@@ -98,6 +98,8 @@ def test_list_the_commands_without_arguments(capsys: pytest.CaptureFixture[str])
         (["train", "--device=cuda:99"], 1, "CUDA devices"),
         (["train", "--dtype=float8"], 1, "'bfloat16'"),
         (["train", "--backend=indutcor"], 1, "'inductor'"),
+        (["train", "--backend=inductor", "--decay=1e-4"], 1, "decay=0.0001 is not accepted: it is an option of"),
+        (["tune-decay", "--backend=inductor"], 1, "backend='inductor' is not accepted: it must be 's24'"),
         (["tune-decay", "--device=foo"], 1, "device='foo' is not accepted"),
         (["demo", "--device", "foo"], 1, "device='foo' is not accepted"),
         (["demo", "--device=cuda:99"], 1, "CUDA devices"),

@@ -50,7 +50,10 @@ def command(
     from s24compile.demo.training import Run
     from s24compile.training.tune_decay import CANDIDATES
 
-    config = settings_of_words(words or []).forced()
+    config = settings_of_words(words or [])
+    if config.backend != "s24":
+        raise OptionError(name="backend", value=config.backend, accepted="it must be 's24', which has the decay")
+    config = config.forced()
     decays = _numbers(candidates) if candidates else list(CANDIDATES)
     folder_for_results("out", out)
     run = Run(config, read_sources(Path(config.dataset) if config.dataset else None))

@@ -60,8 +60,8 @@ def compare(
         # Both runs start as in a fresh process: same generator state, nothing compiled.
         torch.compiler.reset()
         # On a GPU the demo's layers are too small to pay, and are to be seen sparse all the same.
-        own = config.forced() if backend == "s24" else dataclasses.replace(config, options=())
-        runs[backend] = run = Run(dataclasses.replace(own, backend=backend), text)
+        own = dataclasses.replace(config, backend=backend, options=config.options if backend == "s24" else ())
+        runs[backend] = run = Run(own.forced() if backend == "s24" else own, text)
         for step in run.steps():
             if backend == "s24" and step in (1, config.max_iters):
                 _check_sparse(run)

@@ -73,6 +73,9 @@ class TrainConfig:
             )
         if not 0 <= self.dropout < 1:
             raise OptionError(name="dropout", value=self.dropout, accepted="it must be in [0, 1)")
+        if self.options and self.backend != "s24":
+            name, value = self.options[0]
+            raise OptionError(name=name, value=value, accepted="it is an option of backend='s24'")
         if self.dtype not in _DTYPES:
             raise OptionError(
                 name="dtype", value=self.dtype, accepted="it must be one of " + ", ".join(map(repr, _DTYPES))
