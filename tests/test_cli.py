@@ -80,6 +80,8 @@ def test_list_the_commands_without_arguments(capsys: pytest.CaptureFixture[str])
         (["explain", "s24compile.demo.model:GPT"], 1, "it wants arguments (missing a required argument: 'config')"),
         (["explain", "s24compile.demo.model:example", "--input", "int64[2,4]<0"], 1, "a bound is for integers"),
         (["explain", "s24compile.demo.model:example", "--input", "float32[2,4]<9"], 1, "a bound is for integers"),
+        (["explain", "s24compile.demo.model:example", "--input", "int64[2,64]<50257"], 1, "index out of range"),
+        (["explain", "s24compile.demo.model:example", "--input", "float32[2,64]"], 1, "float32"),
         (["train", "--max_iters=1", f"--out_dir={__file__}/run"], 1, "must be a folder that can be made"),
         (["demo", f"--out={__file__}/run"], 1, "must be a folder that can be made"),
         (["tune-decay", "--device=cpu", f"--out={__file__}/run"], 1, "must be a folder that can be made"),
@@ -87,7 +89,7 @@ def test_list_the_commands_without_arguments(capsys: pytest.CaptureFixture[str])
         (["train", "--max_iters=many"], 1, "its type must be int"),
         (["train", "--n_layr=3"], 1, "did you mean 'n_layer'"),
         (["train", "no_such_settings.py"], 1, "existing Python file"),
-        (["train", "--resume", "--out_dir=no/such/run"], 1, "no/such/run/checkpoint.pt"),
+        (["train", "--resume", "--out_dir=no/such/run"], 1, "s24: no/such/run/checkpoint.pt: no such file"),
         (["train", "--n_layer=-1"], 1, "n_layer=-1 is not accepted: it must be >= 1"),
         (["train", "--max_iters=0"], 1, "max_iters=0"),
         (["train", "--dropout=1.5"], 1, "dropout=1.5"),
@@ -101,6 +103,8 @@ def test_list_the_commands_without_arguments(capsys: pytest.CaptureFixture[str])
         (["train", "--backend=inductor", "--decay=1e-4"], 1, "decay=0.0001 is not accepted: it is an option of"),
         (["tune-decay", "--backend=inductor"], 1, "backend='inductor' is not accepted: it must be 's24'"),
         (["tune-decay", "--device=foo"], 1, "device='foo' is not accepted"),
+        (["demo", "--seed=99999999999999999999"], 1, "seed=99999999999999999999 is not accepted: torch takes"),
+        (["train", "--seed=99999999999999999999"], 1, "seed=99999999999999999999 is not accepted: torch takes"),
         (["demo", "--device", "foo"], 1, "device='foo' is not accepted"),
         (["demo", "--device=cuda:99"], 1, "CUDA devices"),
         (["bench", "no_such_benchmark"], 1, "no such script"),
@@ -180,6 +184,27 @@ def test_leave_errors_of_the_users_own_code_to_their_traceback(tmp_path: Path) -
     (tmp_path / "broken.py").write_text("import a_module_that_is_not_there")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
         main(["explain", f"{tmp_path / 'broken.py'}:build"])
+
+    (tmp_path / "failing.py").write_text(
+        "import torch\n\n\ndef build():\n    return torch.nn.Embedding(2, 4), torch.tensor([2])\n"
+    )
+    with pytest.raises(IndexError, match="out of range"):
+        main(["explain", f"{tmp_path / 'failing.py'}:build"])
+
+
+def test_name_the_place_where_settings_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "settings.py"
+    for text, said in (
+        ("n_layer = 1\nn_head = = 2\n", f"{file}:2: SyntaxError: invalid syntax"),
+        ("n_layer = 1\n\nn_head = 1 // 0\n", f"{file}:3: ZeroDivisionError: integer division or modulo by zero"),
+        ("import a_module_that_is_not_there\n", f"{file}:1: ModuleNotFoundError: No module named"),
+        ("import json\njson.loads('')\n", f"{file}:2: JSONDecodeError: "),
+    ):
+        file.write_text(text)
+        assert main(["train", str(file)]) == 1
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert len(shown.strip().splitlines()) == 1
 
 
 def test_make_inputs_of_specs() -> None:

@@ -22,6 +22,7 @@ from s24compile.demo.settings import TrainConfig
 from s24compile.demo.text import ByteText, read_sources
 from s24compile.demo.training import History, Run
 from s24compile.errors import ModelError
+from tests.on_cpu import ON_CPU
 
 ROOT = Path(__file__).parents[1]
 # On the CPU: on a GPU kernels would be built for its sizes first, each in a minute.
@@ -96,6 +97,14 @@ def test_warm_up_then_anneal() -> None:
 
 def test_smooth_over_what_has_been_seen() -> None:
     assert smooth([1.0, 3.0, 5.0, 7.0], window=2) == [1.0, 2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize("flag", ["--steps=-1", "--steps=0", "--checkpoint-every=0"])
+def test_refuse_to_train_the_example_for_no_steps(flag: str) -> None:
+    command = [sys.executable, str(ROOT / "examples/nanogpt/train.py"), flag]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**ON_CPU, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2
+    assert f"{flag.partition('=')[0]} must be >= 1" in done.stderr
 
 
 def test_fail_when_a_layer_stays_dense(text: ByteText, monkeypatch: pytest.MonkeyPatch) -> None:

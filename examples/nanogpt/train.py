@@ -39,6 +39,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=0, help="of the MLPs; default: four times the width")
     parser.add_argument("--batch", type=int, default=16)
     flags = parser.parse_args()
+    for name, value in (("--steps", flags.steps), ("--checkpoint-every", flags.checkpoint_every)):
+        if value < 1:
+            parser.error(f"{name} must be >= 1")
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     text = read_sources()

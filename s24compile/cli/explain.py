@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from s24compile.cli.load import INPUT_HELP
+from s24compile.errors import ModelError, S24Error
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def command(
@@ -35,5 +40,26 @@ def command(
     made, examples = load_model(model)
     given = positional or examples
     check_inputs(made, given, named)
-    report = explain_with(made, given, named, config)
+    try:
+        report = explain_with(made, given, named, config)
+    except S24Error:
+        raise
+    except Exception:
+        if inputs:
+            _check_runs(model, made, inputs, given, named)
+        raise
     typer.echo(report.to_json() if json else str(report))
+
+
+def _check_runs(
+    where: str, model: nn.Module, specs: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Tells inputs that the model itself refuses, in its own words instead of Dynamo's, from bugs of this package."""
+    try:
+        model(*args, **kwargs)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            what=where,
+            found=f"it cannot run on --input {' '.join(map(repr, specs))}: {type(error).__name__}: {error}",
+            accepted="dtype and shape must be what its forward takes, a bound after '<' at most its vocabulary",
+        ) from None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from s24compile.errors import CheckpointError, ModelError, OptionError, UnknownOptionError
+from s24compile.errors import ModelError, OptionError, UnknownOptionError
 
 if TYPE_CHECKING:
     from s24compile.demo.settings import TrainConfig
@@ -67,6 +68,7 @@ def read_settings(path: Path | None, flags: list[str]) -> TrainConfig:
     Raises:
         UnknownOptionError: a name that is neither a TrainConfig nor a Config field.
         OptionError: a flag without a value, or a value of another type than the setting's.
+        ModelError: the file does not run.
     """
     from s24compile.cli.load import parse_options
     from s24compile.config import Config, hint_of
@@ -76,7 +78,7 @@ def read_settings(path: Path | None, flags: list[str]) -> TrainConfig:
     if path is not None:
         if not path.is_file():
             raise OptionError(name="config", value=str(path), accepted="it must be an existing Python file of settings")
-        given = {k: v for k, v in runpy.run_path(str(path)).items() if not k.startswith("_") and _is_setting(v)}
+        given = {k: v for k, v in _run_file(path).items() if not k.startswith("_") and _is_setting(v)}
     given |= parse_options(flags)
     own = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "options"}
     sparse = [f.name for f in dataclasses.fields(Config)]
@@ -92,6 +94,21 @@ def read_settings(path: Path | None, flags: list[str]) -> TrainConfig:
     Config.from_options(options)
     fields = {name: value for name, value in given.items() if name in own}
     return TrainConfig(**fields, options=tuple(sorted(options.items())))
+
+
+def _run_file(path: Path) -> dict[str, Any]:
+    try:
+        return runpy.run_path(str(path))
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        words = str(error)
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines, words = [error.lineno], error.msg
+        raise ModelError(
+            what=f"{path}:{lines[-1]}" if lines else str(path),
+            found=f"{type(error).__name__}: {words}",
+            accepted="a file of settings must run as Python",
+        ) from None
 
 
 def _is_setting(value: object) -> bool:
@@ -133,7 +150,7 @@ def _train(config: TrainConfig, *, resume: bool, json: bool) -> None:
     run = Run(config, read_sources(Path(config.dataset) if config.dataset else None))
     if resume:
         if not checkpoint.is_file():
-            raise CheckpointError(found=f"there is no {checkpoint}", accepted="start without --resume")
+            raise ModelError(what=str(checkpoint), found="no such file", accepted="start without --resume")
         run.load(checkpoint)
     folder_for_results("out_dir", out)
     console = Console(stderr=json)

@@ -73,6 +73,8 @@ class TrainConfig:
             )
         if not 0 <= self.dropout < 1:
             raise OptionError(name="dropout", value=self.dropout, accepted="it must be in [0, 1)")
+        if not -(2**63) <= self.seed < 2**64:
+            raise OptionError(name="seed", value=self.seed, accepted="torch takes integers from -2**63 to 2**64 - 1")
         if self.options and self.backend != "s24":
             name, value = self.options[0]
             raise OptionError(name=name, value=value, accepted="it is an option of backend='s24'")
