@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import random
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +28,8 @@ from s24compile.sharding import sharded_master
 def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Report:
     """Captures `model(*args, **kwargs)` with Dynamo and reports on every feed-forward layer in it.
 
-    One dense forward runs, in the model's present train/eval and grad mode; random state and buffers are put back
-    afterwards, and no sparse state is created.
+    One dense forward runs, in the model's present train/eval and grad mode; buffers and the random state of torch,
+    Python and NumPy are put back afterwards, and no sparse state is created.
 
     Args:
         model: a module, compiled with the s24 backend or not; a compiled one is explained with its own options. Where
@@ -223,8 +225,11 @@ def _natural(site: Site) -> list[tuple[int, str]]:
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Puts random state and buffers (running statistics) back after the forward that `explain` needs.
 
+    Random state is that of torch, Python, and NumPy where it is loaded.
     Meanwhile a module that is compiled (`model.compile()`, `torch.compile(module)`) is not.
     """
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    drawn = None if numpy is None else numpy.random.get_state()
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     compiled = [(m, m.__dict__.get("_compiled_call_impl")) for m in model.modules()]
     for module, _ in compiled:
@@ -236,6 +241,9 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         finally:
             for module, call in compiled:
                 module.__dict__["_compiled_call_impl"] = call
+            random.setstate(python)
+            if numpy is not None:
+                numpy.random.set_state(drawn)
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+import random
 import weakref
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,15 +55,19 @@ def test_leave_state_randomness_and_buffers_alone(tokens: Tensor) -> None:
             self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc2(torch.relu(self.fc1(nn.functional.dropout(self.norm(x)))))
+            scale = random.random() + float(numpy.random.rand())
+            return self.fc2(torch.relu(self.fc1(nn.functional.dropout(self.norm(x * scale)))))
 
     net = Net()
     x = torch.randn(4, 8)
     before, rng = net.norm.running_mean.clone(), torch.get_rng_state()
+    others = random.getstate(), numpy.random.get_state()
     report = s24compile.explain(net, x)
     assert len(report.rewritten) == 1
     assert torch.equal(before, net.norm.running_mean)
     assert torch.equal(rng, torch.get_rng_state())
+    assert random.getstate() == others[0]
+    numpy.testing.assert_equal(numpy.random.get_state(), others[1])
     assert not s24compile.sparse_weights(net)
 
 
