@@ -28,8 +28,9 @@ from torch.nn import Parameter
 from s24compile.config import Config
 from s24compile.kernels.format import FORMATS
 from s24compile.operand_request import OperandRequest
-from s24compile.sparse_weight import CLOCK, Content, SparseWeight, writing_state
+from s24compile.sparse_weight import Content, SparseWeight, writing_state
 from s24compile.storage_reference import has_expired
+from s24compile.training.weight_schedule import CLOCK
 
 log = logging.getLogger("s24compile")
 

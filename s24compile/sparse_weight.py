@@ -1,14 +1,13 @@
-"""The state of one sparse weight: mask, counters, phase. `weights.py` says which Parameter has which.
+"""The state of one sparse weight: its mask and scale, over its schedule. `weights.py` says which Parameter has which.
 
 Legend: N output features, K input features. "Logical" means [N, K], whatever the parameter's layout.
-Sources: mask schedule and masked decay [FST, arXiv 2404.01847]; fixed scale of the soft threshold [S-STE, 2409.09099].
+Sources: masked decay [FST, arXiv 2404.01847]; fixed scale of the soft threshold [S-STE, 2409.09099].
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import weakref
 from collections.abc import Iterator
 from typing import cast
 
@@ -20,49 +19,27 @@ import s24compile.kernels.ops  # noqa: F401 (registers torch.ops.s24)
 from s24compile.checkpoint import Entry, problem_of_entry, problem_of_patterns
 from s24compile.config import Config
 from s24compile.operand_request import WeightLayout
-from s24compile.parameter_map import ParameterMap
 from s24compile.storage_reference import StorageReference
-from s24compile.training.recipe import RECIPES, Recipe
-from s24compile.training.schedule import Phase, phase_at
+from s24compile.training.weight_schedule import CLOCK, WeightSchedule
 
 Content = tuple[int, int, int, int]
 """(version, data_ptr, number of the storage, tick): equal means that nobody whom we can see has written the weight in
 between, if the storage is still there."""
 
 
-@dataclasses.dataclass
-class StepClock:
-    """Counts the steps of all optimizers of this process; moved by `training.hooks`."""
-
-    tick: int = 0
-
-
-CLOCK = StepClock()
-DRIVEN: ParameterMap[Phase] = ParameterMap()
-"""Phases set by an optimizer that drives them (AdamW_STEP), for recipes that let it."""
-
-
-class SparseWeight:
+class SparseWeight(WeightSchedule):
     """The live state of one 2:4 weight. Read it through `s24compile.sparse_weights(model)`; the package writes it."""
 
     def __init__(self, parameter: Parameter, config: Config, name: str, layout: WeightLayout) -> None:
+        super().__init__(parameter, config)
         self.name = name
         self.layout: WeightLayout = layout
-        self.config = config
-        self.recipe: Recipe = RECIPES[config.recipe]
         self.shape = tuple(parameter.shape)
-        self.parameter = weakref.ref(parameter)
         self.storage = StorageReference(parameter)
         """What the parameter's storage was when its content was last noted."""
         self.storage_number = 0
         """Moves with `storage`: a data_ptr may be that of an earlier storage, which is gone."""
         self._decay = config.decay
-        self.steps = 0
-        """Optimizer steps counted so far: of optimizers that hold this parameter, one for nested `super().step()`."""
-        self.held = False
-        """Whether an optimizer that holds this parameter has been seen stepping."""
-        self.tick = 0
-        """CLOCK.tick at the last step that may have written it."""
         self.packed_at = 0
         """CLOCK.tick at the last pack: not before `tick`, if the forward since then was a sparse one."""
         self.warned = False
@@ -74,18 +51,8 @@ class SparseWeight:
         self.has_mask = False
         self.previous: Tensor | None = None
         self.scale: Tensor | None = None
-        self._others = 0
-        """Optimizer steps counted before the state was restored, while no optimizer held the weight."""
-        self._born_at_tick = self._searched_at_tick = CLOCK.tick
-        self._searched_at_step = 0
-        self._counted = False
         self._search_demanded = False
         self._searched_content: Content | None = None
-        self._sparse_from, self._dense_from = config.sparse_from, config.dense_from
-        self._asked_phase: Phase | None = None
-        self._asked_at = 0
-        self.has_phases = bool(self._sparse_from or self._dense_from is not None or self.recipe.optimizer_drives_phase)
-        """False: `phase` is "sparse", without a look at it."""
 
     def __repr__(self) -> str:
         return (
@@ -115,25 +82,10 @@ class SparseWeight:
         return self.mask_of(self.patterns)
 
     @property
-    def age(self) -> int:
-        """Optimizer steps since the last search (before the first: since the state began)."""
-        return self.steps - self._searched_at_step
-
-    @property
     def flip_rate(self) -> float | None:
         """Share of the mask's elements that the last search changed; None before the second. Computed when asked."""
         changed = self.flips()
         return None if changed is None else float(changed)
-
-    @property
-    def phase(self) -> Phase:
-        """ "sparse" or "dense": what the next forward will be."""
-        if self.recipe.optimizer_drives_phase and self._asked_phase is None:
-            parameter = self.parameter()
-            driven = None if parameter is None else DRIVEN.get(parameter)
-            if driven == "dense":
-                return driven
-        return phase_at(self.scheduled_steps, self._sparse_from, self._dense_from, self._asked_phase, self._asked_at)
 
     def flips(self) -> Tensor | None:
         """The flip rate as a 0-d float32 tensor on the weight's device: no host sync. None before the second search."""
@@ -142,16 +94,6 @@ class SparseWeight:
         kind = self.recipe.pattern_kind
         now, before = (torch.ops.s24.expand_patterns(p, kind) for p in (self.patterns, self.previous))
         return (now != before).sum().float() / max(now.numel(), 1)
-
-    def ask_phase(self, phase: Phase) -> None:
-        """Notes the user's `set_phase`, at the present step."""
-        self._asked_phase, self._asked_at = phase, self.scheduled_steps
-        self.has_phases = True
-
-    def hold(self) -> None:
-        """Notes that an optimizer holds the weight: from now on its steps count, and no one else's."""
-        self.held = True
-        self._asked_at = min(self._asked_at, self.steps)
 
     def logical(self, stored: Tensor) -> Tensor:
         """A [N, K] view of a tensor that has the parameter's layout."""
@@ -173,28 +115,12 @@ class SparseWeight:
         tick = self.tick if self.held or not parameter.requires_grad else CLOCK.tick
         return version_of(parameter), parameter.data_ptr(), self.storage_number, tick
 
-    @property
-    def steps_missed(self) -> int:
-        """Optimizer steps of this process since the state began, while no optimizer was seen to hold the weight."""
-        return 0 if self.held else CLOCK.tick - self._born_at_tick
-
-    @property
-    def ever_held(self) -> bool:
-        """Whether an optimizer that holds this parameter has been seen stepping, now or before a checkpoint."""
-        return self.held or self._counted
-
-    @property
-    def scheduled_steps(self) -> int:
-        """What phases go by: the weight's own steps, or anyone's while no optimizer was ever seen to hold it. A frozen
-        weight so follows the schedule of the others."""
-        return self.steps if self.ever_held else self._others + self.steps_missed
-
     def search_due(self, content: Content) -> bool:
         """Whether the forward that is about to come must search the mask anew (MATH section 4: every l steps)."""
         if not self.has_mask or self._search_demanded:
             return True
         if self.recipe.uses_interval:
-            return self._schedule_age() >= self.config.mask_interval
+            return self.scheduled_age >= self.config.mask_interval
         if self.config.freshness == "always":
             return True
         if self._searched_content is None:  # restored from a checkpoint: the mask of an age-0 weight is up to date
@@ -254,7 +180,7 @@ class SparseWeight:
 
     def searched(self, content: Content) -> None:
         """Notes that the mask now is that of `content`."""
-        self._searched_at_step, self._searched_at_tick = self.steps, CLOCK.tick
+        self.note_search()
         self._searched_content = content
         self.has_mask, self._search_demanded = True, False
         self.revision += 1
@@ -279,12 +205,7 @@ class SparseWeight:
             "recipe": self.recipe.name,
             "layout": self.layout,
             "shape": list(self.shape),
-            "steps": self.steps,
-            "others": self.scheduled_steps - self.steps,
-            "age": self._schedule_age(),
-            "held": int(self.ever_held),
-            "phase": self._asked_phase or "",
-            "phase_at": self._asked_at,
+            **self.schedule_entry(),
         }
         with torch.inference_mode(False), torch.no_grad():
             for field, value in (("patterns", self.patterns), ("previous", self.previous), ("scale", self.scale)):
@@ -319,25 +240,15 @@ class SparseWeight:
                     held.copy_(copied)  # in place: buffers are static
                 else:
                     setattr(self, field, copied)
-        self.steps, self._others, self._born_at_tick = entry["steps"], entry["others"], CLOCK.tick
-        self._searched_at_step = max(0, self.steps - entry["age"])
-        self._searched_at_tick = CLOCK.tick - entry["age"]
+        self.restore_schedule(entry)
         self._searched_content = None
-        self._counted = bool(entry["held"])
-        self.held = self.held and self._counted  # a snapshot of before may have been the optimizer's first step
         self.has_mask = "patterns" in entry
-        self._asked_phase, self._asked_at = entry["phase"] or None, entry["phase_at"]
-        self.has_phases = self.has_phases or self._asked_phase is not None
         self.revision += 1
 
     def _found_patterns(self, parameter: Tensor) -> Tensor:
         rule = "transposable_patterns" if self.recipe.pattern_kind == "transposable" else "magnitude_patterns"
         found: Tensor = getattr(torch.ops.s24, rule)(self.logical(parameter.detach()))
         return found
-
-    def _schedule_age(self) -> int:
-        # A parameter that no optimizer was seen to hold is aged by all of them, see `content`.
-        return self.age if self.ever_held else CLOCK.tick - self._searched_at_tick
 
     def _pattern_shape(self) -> tuple[int, int]:
         rows, cols = self.shape if self.layout == "out_in" else self.shape[::-1]

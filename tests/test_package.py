@@ -37,24 +37,28 @@ STATE = ("weights", "sparse_weight", "operand", "operand_map", "checkpoint", "st
 
 STATE_ARROWS: dict[str, tuple[str, ...]] = {
     "checkpoint": (),
-    "sparse_weight": ("checkpoint", "kernels.ops", "training.schedule", *LEAVES),
+    "training.weight_schedule": ("training.schedule", *LEAVES),
+    "sparse_weight": ("checkpoint", "kernels.ops", "training.weight_schedule", *LEAVES),
     "weights": ("checkpoint", "sparse_weight", "training.schedule", *LEAVES),
-    "operand": ("sparse_weight", "kernels.format", *LEAVES),
+    "operand": ("sparse_weight", "training.weight_schedule", "kernels.format", *LEAVES),
     "operand_map": ("operand", "weights", "training.hooks", *LEAVES),
     "state": ("checkpoint", "operand", "operand_map", "sparse_weight", "weights", "training.schedule", *LEAVES),
     "training": (),
     "training.decay": ("sparse_weight", *LEAVES),
     "training.decay_search": (),
     "training.flip_rate": ("sparse_weight",),
-    "training.hooks": ("sparse_weight", "training.decay", "training.flip_rate", "weights"),
+    "training.hooks": (
+        "sparse_weight", "training.decay", "training.flip_rate", "training.weight_schedule", "weights",
+    ),
     "training.monitor": ("sparse_weight", "state", "training.flip_rate", "training.hooks", *LEAVES),
     "training.recipe": ("errors",),
     "training.schedule": (),
     "training.snapshot": (
         "checkpoint", "operand_map", "sparse_weight", "training.flip_rate", "training.schedule", "weights",
+        "training.weight_schedule",
     ),
     "training.step": (
-        "sparse_weight", "training.schedule", "training.step_options", "training.step_update", *LEAVES,
+        "training.schedule", "training.step_options", "training.step_update", "training.weight_schedule", *LEAVES,
     ),
     "training.step_options": ("training.step_update", *LEAVES),
     "training.step_update": (),

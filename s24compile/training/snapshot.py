@@ -22,9 +22,10 @@ from torch.optim import Optimizer
 
 from s24compile.checkpoint import Entry
 from s24compile.operand_map import OPERANDS, operands_of
-from s24compile.sparse_weight import DRIVEN, SparseWeight
+from s24compile.sparse_weight import SparseWeight
 from s24compile.training.flip_rate import History, history_of, set_history
 from s24compile.training.schedule import Phase
+from s24compile.training.weight_schedule import DRIVEN
 from s24compile.weights import TOLD, WEIGHTS, Told
 
 

@@ -1,0 +1,126 @@
+"""What the steps of optimizers mean for one weight: its phase, and the age of its mask.
+
+Source: mask schedule and dense tail [FST 4.4 and 5.3, arXiv 2404.01847]; MATH section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import Any
+
+from torch.nn import Parameter
+
+from s24compile.config import Config
+from s24compile.parameter_map import ParameterMap
+from s24compile.training.recipe import RECIPES, Recipe
+from s24compile.training.schedule import Phase, phase_at
+
+
+@dataclasses.dataclass
+class StepClock:
+    """Counts the steps of all optimizers of this process; moved by `training.hooks`."""
+
+    tick: int = 0
+
+
+CLOCK = StepClock()
+DRIVEN: ParameterMap[Phase] = ParameterMap()
+"""Phases set by an optimizer that drives them (AdamW_STEP), for recipes that let it."""
+
+
+class WeightSchedule:
+    """The counters of one weight, and what they say. A weight that no optimizer was seen to hold goes by all of them:
+    sharded optimizers step shards and hand out gathered parameters, and a frozen weight follows the others."""
+
+    def __init__(self, parameter: Parameter, config: Config) -> None:
+        self.config = config
+        self.recipe: Recipe = RECIPES[config.recipe]
+        self.parameter = weakref.ref(parameter)
+        self.steps = 0
+        """Optimizer steps counted so far: of optimizers that hold this parameter, one for nested `super().step()`."""
+        self.held = False
+        """Whether an optimizer that holds this parameter has been seen stepping."""
+        self.tick = 0
+        """CLOCK.tick at the last step that may have written it."""
+        self._others = 0
+        """Optimizer steps counted before the state was restored, while no optimizer held the weight."""
+        self._born_at_tick = self._searched_at_tick = CLOCK.tick
+        self._searched_at_step = 0
+        self._counted = False
+        self._sparse_from, self._dense_from = config.sparse_from, config.dense_from
+        self._asked_phase: Phase | None = None
+        self._asked_at = 0
+        self.has_phases = bool(self._sparse_from or self._dense_from is not None or self.recipe.optimizer_drives_phase)
+        """False: `phase` is "sparse", without a look at it."""
+
+    @property
+    def age(self) -> int:
+        """Optimizer steps since the last search (before the first: since the state began)."""
+        return self.steps - self._searched_at_step
+
+    @property
+    def phase(self) -> Phase:
+        """ "sparse" or "dense": what the next forward will be."""
+        if self.recipe.optimizer_drives_phase and self._asked_phase is None:
+            parameter = self.parameter()
+            driven = None if parameter is None else DRIVEN.get(parameter)
+            if driven == "dense":
+                return driven
+        return phase_at(self.scheduled_steps, self._sparse_from, self._dense_from, self._asked_phase, self._asked_at)
+
+    @property
+    def steps_missed(self) -> int:
+        """Optimizer steps of this process since the state began, while no optimizer was seen to hold the weight."""
+        return 0 if self.held else CLOCK.tick - self._born_at_tick
+
+    @property
+    def ever_held(self) -> bool:
+        """Whether an optimizer that holds this parameter has been seen stepping, now or before a checkpoint."""
+        return self.held or self._counted
+
+    @property
+    def scheduled_steps(self) -> int:
+        """What phases go by: the weight's own steps, or anyone's while no optimizer was ever seen to hold it. A frozen
+        weight so follows the schedule of the others."""
+        return self.steps if self.ever_held else self._others + self.steps_missed
+
+    @property
+    def scheduled_age(self) -> int:
+        """`age`, by anyone's steps while no optimizer was ever seen to hold the weight."""
+        return self.age if self.ever_held else CLOCK.tick - self._searched_at_tick
+
+    def ask_phase(self, phase: Phase) -> None:
+        """Notes the user's `set_phase`, at the present step."""
+        self._asked_phase, self._asked_at = phase, self.scheduled_steps
+        self.has_phases = True
+
+    def hold(self) -> None:
+        """Notes that an optimizer holds the weight: from now on its steps count, and no one else's."""
+        self.held = True
+        self._asked_at = min(self._asked_at, self.steps)
+
+    def note_search(self) -> None:
+        """Notes that the mask is searched at the present step."""
+        self._searched_at_step, self._searched_at_tick = self.steps, CLOCK.tick
+
+    def schedule_entry(self) -> dict[str, Any]:
+        """The counters as fields of a checkpoint's entry, see `checkpoint.py`."""
+        return {
+            "steps": self.steps,
+            "others": self.scheduled_steps - self.steps,
+            "age": self.scheduled_age,
+            "held": int(self.ever_held),
+            "phase": self._asked_phase or "",
+            "phase_at": self._asked_at,
+        }
+
+    def restore_schedule(self, entry: dict[str, Any]) -> None:
+        """Takes over the counters of an entry."""
+        self.steps, self._others, self._born_at_tick = entry["steps"], entry["others"], CLOCK.tick
+        self._searched_at_step = max(0, self.steps - entry["age"])
+        self._searched_at_tick = CLOCK.tick - entry["age"]
+        self._counted = bool(entry["held"])
+        self.held = self.held and self._counted  # a snapshot of before may have been the optimizer's first step
+        self._asked_phase, self._asked_at = entry["phase"] or None, entry["phase_at"]
+        self.has_phases = self.has_phases or self._asked_phase is not None
