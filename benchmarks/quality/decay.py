@@ -18,8 +18,9 @@ from torch import Tensor
 
 import s24compile
 from benchmarks.quality import corpus as corpora
+from benchmarks.quality.plan import Plan
 from benchmarks.quality.sizes import SIZES
-from benchmarks.quality.training import Plan, Run
+from benchmarks.quality.training import Run
 from benchmarks.quality.variants import variant
 from s24compile.training.decay_search import DecaySearch
 from s24compile.training.tune_decay import CANDIDATES

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.quality import corpus as corpora
+from benchmarks.quality.plan import Plan
 from benchmarks.quality.results import TIMES, Result, Speed, read_times, speed_of
 from benchmarks.quality.run import train
 from benchmarks.quality.sizes import SIZES
-from benchmarks.quality.training import Plan
 from benchmarks.quality.variants import Variant, variant
 
 

@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.quality import corpus as corpora
+from benchmarks.quality.plan import Plan
 from benchmarks.quality.sizes import SIZES
-from benchmarks.quality.training import Plan, Run
+from benchmarks.quality.training import Run
 from benchmarks.quality.variants import BASIC, VARIANTS, variant
 
 SAVE_EVERY_S = 60.0

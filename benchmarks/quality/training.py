@@ -30,40 +30,11 @@ from torch import Tensor
 
 import s24compile
 from benchmarks.quality.corpus import Corpus
-from benchmarks.quality.sizes import Size
-from benchmarks.quality.variants import Variant
+from benchmarks.quality.plan import Plan
 from benchmarks.record import circumstances
 from s24compile.demo.model import GPT
 from s24compile.errors import CheckpointError, ModelError
 from s24compile.training.flip_rate import global_flip_rate
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Everything that a run depends on, but for the machine."""
-
-    size_name: str
-    size: Size
-    variant: Variant
-    steps: int
-    """Optimizer steps of a run of full length."""
-    seed: int = 1
-    window: int = 20
-    """Steps of a line in the file; the device is waited for once a window."""
-    validate_every: int = 200
-    inner: str = "inductor"
-    """What compiles the rewritten graph (tests take "aot_eager")."""
-
-    @property
-    def length(self) -> int:
-        """Optimizer steps of this run."""
-        return max(1, round(self.steps * self.variant.length))
-
-    @property
-    def file_name(self) -> str:
-        """Without suffix; one run has one name."""
-        variant = self.variant.name.replace("/", "of")
-        return f"{self.size_name}-{self.steps}-{variant}-seed{self.seed}"
 
 
 class Run:

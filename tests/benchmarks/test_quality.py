@@ -13,8 +13,9 @@ from benchmarks.quality import corpus as corpora
 from benchmarks.quality import report, results
 from benchmarks.quality import run as runner
 from benchmarks.quality.narrow import keep, step_ms, width_of_time
+from benchmarks.quality.plan import Plan
 from benchmarks.quality.sizes import SIZES
-from benchmarks.quality.training import Plan, Run
+from benchmarks.quality.training import Run
 from benchmarks.quality.variants import BASIC, VARIANTS, variant
 from s24compile.config import Config
 from s24compile.errors import CheckpointError, ModelError, OptionError
