@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import random
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +18,7 @@ from s24compile.errors import ModelError
 from s24compile.inner import Compiled
 from s24compile.kernels.providers import families
 from s24compile.kernels.target import Target
+from s24compile.random_state import RandomState
 from s24compile.report import Report, Site
 from s24compile.rewriting import gathered_inputs, parameter_places, rewrite_graph, target_of
 from s24compile.sharding import sharded_master
@@ -225,25 +224,20 @@ def _natural(site: Site) -> list[tuple[int, str]]:
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Puts random state and buffers (running statistics) back after the forward that `explain` needs.
 
-    Random state is that of torch, Python, and NumPy where it is loaded.
     Meanwhile a module that is compiled (`model.compile()`, `torch.compile(module)`) is not.
     """
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    drawn = None if numpy is None else numpy.random.get_state()
+    drawn = RandomState()
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     compiled = [(m, m.__dict__.get("_compiled_call_impl")) for m in model.modules()]
     for module, _ in compiled:
         # One that `torch.compile` returned would otherwise run what it has compiled, where no outer graph inlines it.
         module.__dict__["_compiled_call_impl"] = getattr(module, "_orig_mod", None)
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            for module, call in compiled:
-                module.__dict__["_compiled_call_impl"] = call
-            random.setstate(python)
-            if numpy is not None:
-                numpy.random.set_state(drawn)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module.__dict__["_compiled_call_impl"] = call
+        drawn.restore()
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

@@ -28,6 +28,7 @@ LEAVES = (
     "marks",
     "operand_request",
     "parameter_map",
+    "random_state",
     "sharding",
     "storage_reference",
     "tracing",
@@ -55,7 +56,7 @@ STATE_ARROWS: dict[str, tuple[str, ...]] = {
     "training.schedule": (),
     "training.snapshot": (
         "checkpoint", "operand_map", "sparse_weight", "training.flip_rate", "training.schedule", "weights",
-        "training.weight_schedule",
+        "training.weight_schedule", "random_state",
     ),
     "training.step": (
         "training.schedule", "training.step_options", "training.step_update", "training.weight_schedule", *LEAVES,
@@ -79,6 +80,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "operand_request": ("config",),
     "marks": ("config",),
     "parameter_map": (),
+    "random_state": (),
     "sharding": (),
     "storage_reference": (),
     "kernels": ("kernels", "errors"),

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import random
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -22,6 +20,7 @@ from torch.optim import Optimizer
 
 from s24compile.checkpoint import Entry
 from s24compile.operand_map import OPERANDS, operands_of
+from s24compile.random_state import RandomState
 from s24compile.sparse_weight import SparseWeight
 from s24compile.training.flip_rate import History, history_of, set_history
 from s24compile.training.schedule import Phase
@@ -48,7 +47,7 @@ class Snapshot:
         self._modules = [_Module(module) for module in model.modules()]
         self._optimizer = _Optimizer(optimizer)
         self._also = [(each, copy.deepcopy(each.state_dict())) for each in also]
-        self._random = _Random()
+        self._random = RandomState()
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -171,25 +170,6 @@ def _written(tensor: Tensor, values: Tensor) -> Tensor:
         return values.clone()  # its `.data` was replaced
     tensor.detach().copy_(values)
     return tensor
-
-
-class _Random:
-    """The generators of Python, NumPy (where it is loaded) and torch, on all devices."""
-
-    def __init__(self) -> None:
-        self.python = random.getstate()
-        self.torch = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        numpy = sys.modules.get("numpy")
-        self.numpy = None if numpy is None else numpy.random.get_state()
-
-    def restore(self) -> None:
-        random.setstate(self.python)
-        torch.set_rng_state(self.torch)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
-        if self.numpy is not None:
-            sys.modules["numpy"].random.set_state(self.numpy)
 
 
 @contextlib.contextmanager
