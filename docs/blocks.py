@@ -157,9 +157,8 @@ def quality() -> str:
     sections = []
     for told in measured["tables"]:
         title = f"### {told['size'].upper()}, {told['steps']} steps"
-        where = (
-            f"*{told['device']}, torch {told['torch']}, {told['date']}; {told['corpus']['bytes'] / 1e6:.0f} MB of text*"
-        )
+        devices, text = ", ".join(told["devices"]), f"{told['corpus']['bytes'] / 1e6:.0f} MB of text"
+        where = f"*{devices}, torch {told['torch']}, {told['date']}; {text}*"
         rows = [
             {
                 "variant": row["variant"],

@@ -48,7 +48,7 @@ def draw(group: tuple[str, ...], members: Sequence[Result], path: Path) -> None:
     flips.set_xlabel("optimizer step")
     flips.set_ylabel("flip rate per step, of masks of the weights")
     figure.legend(loc="outside right upper", frameon=False, fontsize=7)
-    figure.suptitle(f"{group[0]}, {group[1]} steps, {group[3]}", fontsize=10)
+    figure.suptitle(f"{group[0]}, {group[1]} steps, clock of {members[0].clock_device}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 

@@ -4,8 +4,8 @@
 
 Writes results/quality.json and one PNG per model size and training length. Step times are those that `narrow.py` took
 with nothing else on the GPU, or else of windows without a compilation if the run had the GPU to itself; a run's wall
-clock is steps times step time, phase by phase, so a resumed run counts like any other.
-Runs on different devices, texts or plans are never put into one table.
+clock is steps times step time, phase by phase, so a resumed run counts like any other. Runs on GPUs of several kinds
+share a table, which has the step times of one of them; texts, plans, GPUs and CPUs are never mixed.
 """
 
 from __future__ import annotations
@@ -64,15 +64,17 @@ def main() -> None:
     flags = parser.parse_args()
     document: list[dict[str, Any]] = []
     for group, members in tables(read(flags.folder)).items():
-        print(f"\n{group[0]}, {group[1]} steps, text {group[2]}, {group[3]}\n\n{markdown(members)}")
-        same = sum((told["size"], str(told["steps"])) == group[:2] for told in document)  # other texts or devices
+        clock = members[0].clock_device
+        print(f"\n{group[0]}, {group[1]} steps, text {group[2]}, clock of {clock}\n\n{markdown(members)}")
+        same = sum((told["size"], str(told["steps"])) == group[:2] for told in document)  # other texts, or a CPU
         picture = flags.results / f"quality_{group[0]}_{group[1]}{f'_{same + 1}' if same else ''}.png"
         draw(group, members, picture)
         document.append(
             {
                 "size": group[0],
                 "steps": int(group[1]),
-                "device": group[3],
+                "device": clock,
+                "devices": sorted({result.header["device"] for result in members}),
                 "torch": members[0].header["torch"],
                 "date": max(result.header["date"] for result in members),
                 "corpus": members[0].header["corpus"],

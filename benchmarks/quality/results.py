@@ -33,6 +33,8 @@ class Result:
     lines: list[dict[str, Any]]
     times: Mapping[Speed, float] = dataclasses.field(default_factory=dict)
     """Step times in ms that were measured apart."""
+    clock_device: str = ""
+    """The device whose step times are wanted; "" for its own."""
 
     @property
     def name(self) -> str:
@@ -42,9 +44,11 @@ class Result:
 
     @property
     def group(self) -> tuple[str, ...]:
-        """Runs of one group can be compared: same model, text, number of steps and device."""
+        """Runs of one group can be compared: same model, text and number of steps, all on GPUs or all on CPUs. GPUs of
+        two kinds differ in the order of their sums, as two runs on one do."""
         plan, header = self.header["plan"], self.header
-        return plan["size_name"], str(plan["steps"]), header["corpus"]["sha256"][:12], header["device"]
+        kind = "GPU" if header["cuda"] else "CPU"
+        return plan["size_name"], str(plan["steps"]), header["corpus"]["sha256"][:12], kind
 
     @property
     def loss(self) -> float:
@@ -52,13 +56,15 @@ class Result:
         return float(self.lines[-1]["validation_loss"])
 
     def step_ms(self, *, sparse: bool) -> float | None:
-        """Time of a step of one phase; None if there was none, none without compilation, or the GPU was shared."""
+        """Time of a step of one phase; None if there was none, none without compilation, or the GPU was shared or
+        another one."""
         lines = [line for line in self.lines if line["sparse"] == sparse]
         if not lines:
             return None
-        known = self.times.get(speed_of(self.header, sparse=sparse))
+        device = self.clock_device or self.header["device"]
+        known = self.times.get(speed_of({**self.header, "device": device}, sparse=sparse))
         times = [line["step_ms"] for line in lines if line["warm"]]
-        if known is not None or self.header["share"] > 1 or not times:
+        if known is not None or self.header["share"] > 1 or device != self.header["device"] or not times:
             return known
         return statistics.fmean(times)
 
@@ -113,16 +119,23 @@ def read_times(file: Path) -> dict[Speed, float]:
 
 
 def tables(results: Iterable[Result]) -> dict[tuple[str, ...], list[Result]]:
-    """The results by group, least gap to dense first."""
-    groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    """The results by group, least gap to dense first. A group has one clock, of the device of its first dense run."""
+    apart: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
-        groups[result.group].append(result)
+        apart[result.group].append(result)
+    groups = {group: _on_one_clock(members) for group, members in apart.items()}
 
     def order(result: Result) -> tuple[float, str]:
         dense = dense_of(result, groups[result.group])
         return result.loss - (dense.loss if dense else 0.0), result.name
 
     return {group: sorted(members, key=order) for group, members in sorted(groups.items())}
+
+
+def _on_one_clock(members: Sequence[Result]) -> list[Result]:
+    dense = (result for result in members if result.name == "dense")
+    device = next(dense, members[0]).header["device"]
+    return [dataclasses.replace(result, clock_device=device) for result in members]
 
 
 def dense_of(result: Result, members: Sequence[Result]) -> Result | None:

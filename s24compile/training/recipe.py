@@ -72,8 +72,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "fst-exact", "transposable", "sparse", "gradient",
                 uses_interval=True, starts_dense=True, ends_dense=True, gradient="dense", mask_interval=1,
             ),
-            # That in the down projections alone; level with a dense model narrow enough to take as long, in the one
-            # long run at 124M (docs/quality.md).
+            # That in the down projections alone; ended where dense runs do (docs/quality.md).
             Recipe(
                 "fst-down", "transposable", "sparse", "gradient",
                 uses_interval=True, starts_dense=True, ends_dense=True, targets="down", gradient="dense",

@@ -249,6 +249,21 @@ def test_take_step_times_from_elsewhere_where_the_gpu_was_shared():
     assert results.Result(shared, lines, times).clock() == pytest.approx([0.2, 0.5])
 
 
+def test_compare_runs_of_several_gpus_on_the_clock_of_one():
+    here = {**HEADER, "device": "GPU", "cuda": "13.0", "corpus": {"sha256": "0" * 64}}
+    there = {**here, "device": "bigger GPU", "plan": {**here["plan"], "steps": 20}}
+    here["plan"] = {**there["plan"], "variant": {"name": "dense"}}
+    here["options"] = None
+    lines = [line_of(10, 99.0, sparse=False), line_of(20, 77.0, sparse=False, validation_loss=1.0)]
+    times = {("toy", 128, "", "GPU"): 30.0, ("toy", 128, "", "bigger GPU"): 1.0}
+    both = [results.Result(there, lines, times), results.Result(here, lines, times)]
+    (members,) = results.tables(both).values()
+    assert [result.clock() for result in members] == [pytest.approx([0.3, 0.6])] * 2
+    assert results.Result(there, lines, {}, "GPU").step_ms(sparse=False) is None
+    on_cpu = results.Result({**here, "cuda": None}, lines)
+    assert len(results.tables([*both, on_cpu])) == 2
+
+
 def test_count_no_compilation_as_time_of_training():
     lines = [
         line_of(10, 900.0, sparse=True, warm=False),
