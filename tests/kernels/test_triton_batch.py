@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton")
 
@@ -15,13 +14,18 @@ CPU = torch.device("cpu")
 ENTRIES, TILES = ((10, 11), (20, 21), (30, 31)), (2, 0, 3)
 
 
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the calls of a test on a CPU went into a CUDA graph."""
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_batch, "_TABLES", {})
+    monkeypatch.setattr(triton_many, "_PLANS", {})
+    monkeypatch.setattr(triton_batch, "OF_GRAPHS", [])
+    monkeypatch.setattr(triton_many, "OF_GRAPHS", triton_batch.OF_GRAPHS)
+
+
+def capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on as if the calls of a test on a CPU went into a CUDA graph."""
     monkeypatch.setattr(triton_batch, "capturing", lambda device: True)
     monkeypatch.setattr(triton_many, "capturing", lambda device: True)
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(triton_batch, "_REPLAYED", [])
 
 
 def test_say_which_program_works_for_which_tensor() -> None:
@@ -32,33 +36,37 @@ def test_say_which_program_works_for_which_tensor() -> None:
     assert table(CPU, ENTRIES, TILES)[0] is entries
 
 
-def test_keep_no_table_of_a_graph_and_give_it_no_kept_one(captured: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = table(CPU, ENTRIES, TILES)[0], table(CPU, ENTRIES, TILES)[0]
-    assert first is not second
-    assert len(triton_batch._REPLAYED) == 2, "replays read host memory that has gone"
-    monkeypatch.undo()
-    kept = table(CPU, ENTRIES, TILES)[0]
-    assert kept is not first
-    assert kept is not second
+def test_throw_the_oldest_table_out_but_none_that_a_graph_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = table(CPU, ENTRIES, TILES)
+    monkeypatch.setattr(triton_batch, "_KEPT", 1)
+    with monkeypatch.context() as inside:
+        capture(inside)
+        assert table(CPU, ENTRIES, TILES) is kept
+    table(CPU, ENTRIES[:1], TILES[:1])
+    assert table(CPU, ENTRIES, TILES) is not kept
+    assert [kept] == triton_batch.OF_GRAPHS
 
 
-def test_keep_no_plan_of_a_graph(captured: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_many, "_PLANS", {})
-    monkeypatch.setattr(triton_many, "_plan", lambda *args: triton_many._Plan((), ()))
+@pytest.mark.parametrize("captured", [False, True])
+def test_keep_plans_but_not_those_of_a_graph(monkeypatch: pytest.MonkeyPatch, captured: bool) -> None:
+    plan = triton_many._Plan((), ())
+    monkeypatch.setattr(triton_many, "_plan", lambda *args: plan)
+    if captured:
+        capture(monkeypatch)
     call = [torch.zeros(4, 4)], (1,), [], [torch.zeros(4, 2)], [], [], [], "transposable", True, "sm90", "out_in"
     triton_many.pack_weights_(*call)
-    assert not triton_many._PLANS
+    assert list(triton_many._PLANS.values()) == ([] if captured else [plan])
+    assert ([plan] if captured else []) == triton_batch.OF_GRAPHS
 
 
 @pytest.mark.gpu
-def test_fill_a_table_of_a_graph_at_replay_and_others_at_once() -> None:
+def test_read_a_kept_table_in_a_graph() -> None:
     device, out = torch.device("cuda", 0), torch.zeros(3, 3, dtype=torch.int64, device="cuda")
+    kept = table(device, ENTRIES, TILES)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out.copy_(table(device, ENTRIES, TILES)[0])
-    expected = [[10, 11, 0], [20, 21, 2], [30, 31, 2]]
-    assert table(device, ENTRIES, TILES)[0].tolist() == expected
-    for _ in range(2):
-        out.zero_()
-        graph.replay()
-        assert out.tolist() == expected
+    assert triton_batch.OF_GRAPHS[0] is kept
+    graph.replay()
+    assert out.tolist() == [[10, 11, 0], [20, 21, 2], [30, 31, 2]]

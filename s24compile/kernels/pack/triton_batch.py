@@ -5,25 +5,23 @@ Building the table costs a copy to the device, so it is kept while the addresses
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
+Table = tuple[Tensor, Tensor, int]
 _KEPT = 64
 """Tables kept: several models, two phases and some reallocated gradients; each is a few kilobytes."""
-_REPLAYED: list[tuple[Tensor, Tensor]] = []
-"""Host memory from which CUDA graphs fill their tables at each replay; nothing says when a graph has gone."""
+_TABLES: dict[tuple[object, ...], Table] = {}
+OF_GRAPHS: list[object] = []
+"""What CUDA graphs read at each replay: tables, or host memory that fills them. Nothing says when a graph has gone."""
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether launches now go into a CUDA graph: what they read must be the graph's own, and nothing of it be kept."""
+    """Whether launches now go into a CUDA graph: what they read must live as long as that does."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def table(
-    device: torch.device, entries: tuple[tuple[int, ...], ...], tiles: tuple[int, ...]
-) -> tuple[Tensor, Tensor, int]:
+def table(device: torch.device, entries: tuple[tuple[int, ...], ...], tiles: tuple[int, ...]) -> Table:
     """(entries, owners, programs) on `device`.
 
     Args:
@@ -33,21 +31,27 @@ def table(
     Returns:
         entries int64 [n, words + 1]; owners int32 [programs], the entry that each program works for.
     """
-    if not capturing(device):
-        return _kept(device, entries, tiles)
-    # A copy under capture happens at replay: eager calls must not find this table, nor a graph read one that may go.
-    host, owners = (x.pin_memory() for x in _on_host(entries, tiles))
-    _REPLAYED.append((host, owners))
-    return host.to(device, non_blocking=True), owners.to(device, non_blocking=True), len(owners)
-
-
-@functools.lru_cache(maxsize=_KEPT)
-def _kept(
-    device: torch.device, entries: tuple[tuple[int, ...], ...], tiles: tuple[int, ...]
-) -> tuple[Tensor, Tensor, int]:
-    host, owners = _on_host(entries, tiles)
-    # Waits for the copy, once a table: any stream may read it from now on.
-    return host.to(device), owners.to(device), len(owners)
+    key = device, entries, tiles
+    kept = _TABLES.get(key)
+    if kept is not None:
+        if capturing(device):
+            OF_GRAPHS.append(kept)
+        return kept
+    host = _on_host(entries, tiles)
+    programs = len(host[1])
+    if device.type != "cuda":
+        made = (*host, programs)
+    else:
+        # From pinned memory and without waiting: the host must not stop for the work queued before.
+        pinned = host[0].pin_memory(), host[1].pin_memory()
+        made = (pinned[0].to(device, non_blocking=True), pinned[1].to(device, non_blocking=True), programs)
+        if capturing(device):  # the copy happens at replay: nobody else may find this table
+            OF_GRAPHS.append(pinned)
+            return made
+    while len(_TABLES) >= _KEPT:
+        del _TABLES[next(iter(_TABLES))]
+    _TABLES[key] = made
+    return made
 
 
 def _on_host(entries: tuple[tuple[int, ...], ...], tiles: tuple[int, ...]) -> tuple[Tensor, Tensor]:
