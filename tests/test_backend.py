@@ -457,3 +457,21 @@ def test_warn_that_the_fused_inference_path_evaluates_dense(x: Tensor, caplog: p
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
     assert len(s24compile.sparse_weights(model)) == 2
+
+
+def test_write_to_the_result_of_a_layer_in_eager(x: Tensor) -> None:
+    model = GeluMLP().to(x.device)
+
+    def call(x: Tensor) -> Tensor:
+        y = model(x)
+        y[..., 0] = 0
+        return y.sub_(x)
+
+    fast = torch.compile(call, backend="s24", options={"inner": "eager", "min_speedup": 0.0})
+    torch.testing.assert_close(fast(x), call_dense(model, x))
+
+
+def call_dense(model: nn.Module, x: Tensor) -> Tensor:
+    y = masked_call(model, live_masks(model), x).clone()
+    y[..., 0] = 0
+    return y - x

@@ -103,7 +103,9 @@ def linear(
     n, k = values.shape[0], x.shape[-1]
     columns = x.reshape(-1, k).to(values.dtype).t()
     y = providers.run("mm", values, metadata, n, k, format, columns, bias, "col", values.dtype)
-    return y.t().view(*x.shape[:-1], n)
+    rows = y.t().view(*x.shape[:-1], n)
+    # No view: autograd lets nobody write to one that an op of ours returns.
+    return rows.new_empty(0).set_(rows.untyped_storage(), rows.storage_offset(), rows.shape, rows.stride())
 
 
 @linear.register_fake
@@ -128,6 +130,8 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.weight_dtypes = [w.dtype for w in weights]
     ctx.weight_rows = [w.shape[0 if ctx.weight_layout == "out_in" else 1] for w in weights]
     ctx.x_shape, ctx.x_dtype, ctx.bias_dtype = x.shape, x.dtype, None if bias is None else bias.dtype
+    if ctx.dx == "sparse" and values_t is None:  # x was taken for one without gradient when the graph was compiled
+        ctx.dx = "dense"
     needs_x, needs_weights = ctx.needs_input_grad[0], any(w.requires_grad for w in weights)
     # Keep only what the backward will read: packed weights for dX, x for dW.
     operand = () if not needs_x else (values_t, metadata_t) if ctx.dx == "sparse" else (values, metadata)
