@@ -144,6 +144,7 @@ class SparseGraph:
             "compiling the graph again: %d of %d packed operands are in their dense phase", len(dense), len(self.slots)
         )
         rewrite = self.rewritten(dense)
+        passes.inline_regions(rewrite.graph_module)
 
         def inner(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
             try:

@@ -30,6 +30,7 @@ from s24compile.passes.find import FASTPATH_SENTENCE, find
 from s24compile.passes.policy import DDP_SENTENCE, decide
 from s24compile.passes.printing import format_graph
 from s24compile.passes.provenance import user_place
+from s24compile.passes.regions import inline_regions
 from s24compile.passes.rewrite import rewrite
 from s24compile.passes.saved import note_saved
 from s24compile.passes.scope import copy_scopes, fake_mode_of
@@ -45,6 +46,7 @@ __all__ = [
     "Rewrite",
     "copy_graph_module",
     "format_graph",
+    "inline_regions",
     "run",
 ]
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import s24compile
 from tests import ffns
 from tests.masked import masked_call
 from tests.passes.harness import Capture, check_masked, input_of
@@ -55,3 +56,20 @@ def test_share_a_body_between_its_calls(name):
     assert len({request.weights for request in rewrite.operands}) == len(rewrite.operands) == 6
     weights = {name for name, p in model.named_parameters() if p.dim() == 2}
     assert {name for site in capture.sites for name in site.weights} == weights
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_turn_regions_dense(layers, inner):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, x = Stack(*(Region(ffns.Plain(F.gelu)) for _ in range(layers))), input_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    options = {"inner": inner, "min_speedup": 0.0, "dense_after": 2}
+    compiled = torch.compile(model, backend="s24", options=options)
+    for _ in range(3):
+        compiled(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert {weight.phase for weight in s24compile.sparse_weights(model).values()} == {"dense"}
+    torch.testing.assert_close(compiled(x), model(x))
