@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import fx
 
 from s24compile.passes.build import Builder, erase_unused
+from s24compile.passes.effects import is_written
 from s24compile.passes.expression import Call, Matched, Var, call, match_expression
-from s24compile.passes.scope import fake, hop_name
-from s24compile.passes.spelling import is_fresh, op_name, raw_name, spell
+from s24compile.passes.scope import fake, hop_name, known_fake
+from s24compile.passes.spelling import VIEWS, general_name, is_fresh, op_name, raw_name, spell
 
 X = Var("x")
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -87,9 +88,10 @@ def gelu_nodes(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 
 def clamp(node: fx.Node, builder: Builder) -> fx.Node | None:
-    """clamp(h, min=0)  ->  relu(h).  Refused: an upper bound (ReLU6)."""
+    """clamp(h, min=0)  ->  relu(h), with its slope at exactly 0.  Refused: an upper bound (ReLU6); a result that is
+    written to, which relu keeps for its backward."""
     matched = match_expression(_RELU_CLAMP, node)
-    return None if matched is None else builder.same_value(F.relu, matched.variable())
+    return None if matched is None or is_written(node) else builder.same_value(F.relu, matched.variable())
 
 
 def plain_call(node: fx.Node, builder: Builder) -> fx.Node | None:
@@ -118,7 +120,7 @@ def squared(node: fx.Node, builder: Builder) -> fx.Node | None:
         matched = match_expression(pattern, node)
         if matched is not None and op_name(matched.variable()) == "relu":
             matched.hold_constants()
-            return builder.same_value(torch.square, matched.variable())
+            return _in_dtype_of(node, builder, torch.square, matched.variable())
     return None
 
 
@@ -195,15 +197,43 @@ def _is_derivative(backward: fx.GraphModule, approximate: str) -> bool:
 
 def _canonical(act: str, matched: Matched, node: fx.Node, builder: Builder) -> fx.Node | None:
     h = matched.variable()
+    if act == "relu" and is_written(node):  # clamp_min keeps its operand for the backward, relu its result
+        return None
     if act == "quick_gelu":
-        if _canonical_quick_gelu(node) is not None:
+        if _canonical_quick_gelu(node) is not None or known_fake(node).dtype != known_fake(h).dtype:
             return None
         matched.hold_constants()
         scaled = builder.function(torch.mul, h, 1.702)
         return builder.same_value(torch.mul, h, builder.function(torch.sigmoid, scaled))
     matched.hold_constants()
     simple: dict[str, Callable[..., object]] = {"gelu": F.gelu, "gelu_tanh": F.gelu, "silu": F.silu, "relu": F.relu}
-    return builder.same_value(simple[act], h, **({"approximate": "tanh"} if act == "gelu_tanh" else {}))
+    return _in_dtype_of(node, builder, simple[act], h, **({"approximate": "tanh"} if act == "gelu_tanh" else {}))
+
+
+def _in_dtype_of(
+    node: fx.Node, builder: Builder, target: Callable[..., object], h: fx.Node, **keywords: str
+) -> fx.Node | None:
+    """target(h), cast where the node was wider: on a GPU autocast computes `pow` in fp32, so GPT-2's gelu_new is fp32.
+
+    Refused where the wider numbers are seen by more than products, of which autocast rounds the operands.
+    """
+    dtype, wanted = known_fake(h).dtype, known_fake(node).dtype
+    if dtype == wanted:
+        return builder.same_value(target, h, **keywords)
+    if not _only_multiplied(node, dtype):
+        return None
+    return builder.method("to", builder.function(target, h, **keywords), wanted)
+
+
+def _only_multiplied(node: fx.Node, dtype: torch.dtype) -> bool:
+    for user in node.users:
+        name, value = general_name(user), fake(user)
+        if name in VIEWS or name in ("mul", "dropout"):
+            if not _only_multiplied(user, dtype):
+                return False
+        elif name not in ("linear", "addmm", "matmul") or value is None or value.dtype != dtype:
+            return False
+    return True
 
 
 def _bare(node: fx.Node) -> bool:

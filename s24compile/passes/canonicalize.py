@@ -89,6 +89,7 @@ def canonicalize(state: State) -> int:
                 replace_node(node, replacement)
                 node = replacement
                 count += 1
+        count += gates.uncut(scope.graph, "half", state.fake_mode)
     return count
 
 

@@ -48,6 +48,29 @@ def in_one_mode(nodes: Collection[fx.Node]) -> bool:
     return all(written_by(node) is not None for node in _between(nodes))
 
 
+def grad_is_off(node: fx.Node) -> bool:
+    """Whether a no_grad inside the graph holds at this node."""
+    switches = node.graph.find_nodes(op="call_function", target=torch._C._set_grad_enabled)
+    before = [switch for switch in switches if switch < node]
+    return bool(before) and not before[-1].args[0]
+
+
+def writes(graph: fx.Graph) -> list[tuple[fx.Node, list[fx.Node]]]:
+    """Every node that writes, with the operands that it writes to."""
+    return [(node, targets) for node in graph.nodes if (targets := written_by(node))]
+
+
+def is_written(node: fx.Node, by: Iterable[tuple[fx.Node, list[fx.Node]]] | None = None) -> bool:
+    """Whether a later node writes to the memory of this one's result, or changes in place what kind of tensor it is.
+
+    Args:
+        by: what `writes` says of the graph, where many nodes are asked about.
+    """
+    storages = set(_storages(node))
+    found = writes(node.graph) if by is None else by
+    return any(writer > node and any(_may_share(t, storages) for t in targets) for writer, targets in found)
+
+
 def _between(nodes: Collection[fx.Node]) -> Iterator[fx.Node]:
     node, last = min(nodes), max(nodes)
     while node is not last:

@@ -9,11 +9,12 @@ import operator
 from typing import Literal
 
 from torch import fx
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from s24compile.passes.build import Builder
-from s24compile.passes.effects import in_one_mode
-from s24compile.passes.scope import fake
+from s24compile.passes.build import Builder, replace_node
+from s24compile.passes.effects import in_one_mode, is_written, writes
+from s24compile.passes.scope import fake, known_fake, storage_of
 from s24compile.passes.spelling import CUTS, general_name, op_name
 
 Place = Literal[0, 1, "interleaved"]
@@ -43,6 +44,28 @@ def half(node: fx.Node, builder: Builder) -> fx.Node | None:
     return builder.same_value(operator.getitem, chunk, index)
 
 
+def uncut(graph: fx.Graph, rule: str, fake_mode: FakeTensorMode | None) -> int:
+    """Makes halves that somebody writes to views of z by themselves again; returns how many.
+
+        c = chunk(z, 2, -1); h = getitem(c, i); h.sub_(1)   ->   h = z.narrow(-1, i * F, F); h.sub_(1)
+
+    Autograd lets nobody write to one of several views that one op returns. What the rule `half` has cut, the user had
+    not cut by `chunk`.
+    """
+    count, written = 0, writes(graph)
+    for node in list(graph.nodes) if written else ():
+        ours = _is_canonical(node) and node.meta.get("s24", {}).get("rule") == rule
+        z = node.args[0].args[0] if ours and isinstance(node.args[0], fx.Node) else None
+        if not isinstance(z, fx.Node) or not is_written(z, written):
+            continue
+        builder, width, index = Builder(node, fake_mode, rule), known_fake(node).shape[-1], node.args[1]
+        assert isinstance(index, int)
+        with graph.inserting_before(node):
+            replace_node(node, builder.method("narrow", z, -1, index * width, width))
+        count += 1
+    return count
+
+
 def half_of(node: fx.Node) -> tuple[fx.Node, Place] | None:
     """(z, which half) if `node` is a view of one half of the linear result z, by shape, strides and offset."""
     z = node
@@ -50,6 +73,8 @@ def half_of(node: fx.Node) -> tuple[fx.Node, Place] | None:
         z = z.args[0]
     part, whole = fake(node), fake(z)
     if z is node or op_name(z) != "linear" or part is None or whole is None or part.dim() != whole.dim():
+        return None
+    if storage_of(part) != storage_of(whole):  # a reshape on the way copied, in another order
         return None
     same = statically_known_true
     width = part.shape[-1]

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import fx
 
 from s24compile.passes.build import Builder
+from s24compile.passes.effects import in_one_mode
+from s24compile.passes.scope import known_fake
 from s24compile.passes.spelling import SPLITS, VIEWS, Op, general_name, is_fresh
 
 FUNCTIONAL: dict[str, Callable[..., Any]] = {
@@ -32,11 +34,18 @@ def functional_form(node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
     mutated, target = op.args[0], FUNCTIONAL.get(op.name)
     if target is None or not isinstance(mutated, fx.Node) or not _is_private(mutated, node):
         return None
+    base, _ = _base(mutated)
+    assert base is not None
+    if not in_one_mode((base, node)):  # written under no_grad, a tensor keeps the gradient that it had
+        return None
     args = {"relu": op.args[:1], "silu": op.args[:1], "add": op.args[:2], "div": op.args[:2]}.get(op.name, op.args)
     if op.name == "div" and op.args[2] is not None:
         return None
     later = [user for user in mutated.users if user > node]
-    new = builder.same_value(target, *args[:3], False) if op.name == "dropout" else builder.same_value(target, *args)
+    new = builder.function(target, *args[:3], False) if op.name == "dropout" else builder.function(target, *args)
+    dtype = known_fake(mutated).dtype
+    if known_fake(new).dtype != dtype:  # what is written is rounded to what is there
+        new = builder.method("to", new, dtype)
     for user in later:  # `h.relu_()` as a statement: what follows says `h` and means the result
         user.replace_input_with(mutated, new)
     return new
@@ -52,8 +61,8 @@ def _is_private(mutated: fx.Node, mutation: fx.Node) -> bool:
         for user in alias.users:
             if user is mutation or user in seen:
                 continue
-            if general_name(alias) in SPLITS and alias in via and general_name(user) == "getitem" and user not in via:
-                continue  # the other half: disjoint memory
+            if general_name(alias) in SPLITS and alias in via and user not in via and _is_other_part(user, via):
+                continue  # disjoint memory
             if user > mutation and alias is mutated:
                 continue  # sees the result, under the old name
             if user > mutation:
@@ -64,6 +73,11 @@ def _is_private(mutated: fx.Node, mutation: fx.Node) -> bool:
             elif not is_fresh(user):
                 return False
     return True
+
+
+def _is_other_part(user: fx.Node, via: set[fx.Node]) -> bool:
+    taken = [at.args[1] for at in via if at.args and at.args[0] is user.args[0] and general_name(at) == "getitem"]
+    return general_name(user) == "getitem" and isinstance(user.args[1], int) and user.args[1] not in taken
 
 
 def _base(node: fx.Node) -> tuple[fx.Node | None, set[fx.Node]]:

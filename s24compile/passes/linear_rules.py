@@ -31,7 +31,7 @@ def l1(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
     s24.linear takes the master weight as it is and packs it in the dtype of the result.
     """
     x, operand, bias = op.args
-    weight = weight_of(operand)
+    weight = weight_of(operand, node)
     kept = _without_round_trip(x, node)
     plain = kept is x and not node.kwargs and len(node.args) == 3
     if weight is None or not is_parameter(scope, weight.placeholder):
@@ -74,6 +74,8 @@ def late_bias(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node 
     Refused: y used elsewhere, b no vector of length out, or a sum that promotes (under autocast y is bf16 and b
     fp32, so the sum is fp32: folding b would round it).
     """
+    if op.inplace:  # of a sum that writes to what others see
+        return None
     for y, b in (op.args[:2], op.args[1::-1]):
         inner, bias, value, out = spell(y), fake(b), fake(y), fake(node)
         if inner is None or inner.name != "linear" or inner.args[2] is not None or len(y.users) != 1:
@@ -110,7 +112,7 @@ def flattened(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node 
 def _matmul_by_weight(
     scope: Scope, node: fx.Node, x: object, operand: object, bias: object, builder: Builder
 ) -> fx.Node | None:
-    weight = weight_of(operand)
+    weight = weight_of(operand, node)
     value = fake(x)
     if weight is None or value is None or value.dim() < 2 or not is_parameter(scope, weight.placeholder):
         return None
@@ -152,7 +154,7 @@ def sink_weight_views(scope: Scope) -> int:
     count = 0
     for placeholder in scope.placeholders():
         calls = [(parent, node, operand_index(node, placeholder, scope)) for parent, node in scope.calls]
-        weights = [weight_of(node.args[position]) for _, node, position in calls]
+        weights = [weight_of(node.args[position], node) for _, node, position in calls]
         found = [weight for weight in weights if weight is not None]
         moved = any(w.placeholder is not node.args[at] for w, (_, node, at) in zip(found, calls, strict=False))
         if not placeholder.users or len(found) != len(calls) or not moved or len({w.transposed for w in found}) != 1:

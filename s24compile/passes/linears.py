@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from torch import fx, nn
 
+from s24compile.passes.effects import grad_is_off
 from s24compile.passes.scope import Scope, fake, origins
 from s24compile.passes.spelling import general_name, spell
 
@@ -50,16 +52,20 @@ class Linear:
         return origins(self.scope, self.weight) if self.weight is not None else []
 
 
-def weight_of(operand: object) -> Weight | None:
-    """Follows a weight operand up to its 2-D placeholder; None if it is computed in another way."""
+def weight_of(operand: object, user: fx.Node | None = None) -> Weight | None:
+    """Follows the weight operand of `user` up to its 2-D placeholder; None if it is computed in another way.
+
+    That is, by more than transposes and casts: one that rounds more than the user's result is (fake quantisation), or
+    one under no_grad, which keeps the gradient of the user's product from the weight.
+    """
     transposed = False
     while isinstance(operand, fx.Node) and operand.op != "placeholder":
         op = spell(operand)
-        if op is None or op.inplace:
+        if op is None or op.inplace or (user is not None and grad_is_off(operand) != grad_is_off(user)):
             return None
         if op.name in CASTS or op.name == "contiguous":
             before, after = fake(op.args[0]), fake(operand)
-            if before is None or after is None or before.device != after.device:
+            if before is None or after is None or before.device != after.device or _rounds(after, fake(user)):
                 return None
         elif _is_transpose(op.name, op.args):
             transposed = not transposed
@@ -71,6 +77,13 @@ def weight_of(operand: object) -> Weight | None:
         return None
     assert isinstance(operand, fx.Node)
     return Weight(operand, transposed)
+
+
+def _rounds(cast: torch.Tensor, result: torch.Tensor | None) -> bool:
+    """Whether a cast of the weight loses what the product's dtype holds."""
+    if not cast.is_floating_point() or cast.dtype.itemsize < 2:
+        return True
+    return result is not None and cast.dtype != result.dtype and cast.dtype.itemsize <= result.dtype.itemsize
 
 
 def _is_transpose(name: str, args: tuple[Any, ...]) -> bool:
@@ -104,7 +117,7 @@ def as_linear(scope: Scope, node: fx.Node) -> Linear | None:
     shape = fake(operand)
     if shape is None or shape.dim() != 2:
         return None
-    weight = weight_of(operand)
+    weight = weight_of(operand, node)
     linear = Linear(
         scope, node, x, weight.placeholder if weight else None, bias if isinstance(bias, fx.Node) else None,
         "in_out" if weight and weight.transposed else "out_in", int(shape.shape[0]), int(shape.shape[1]),

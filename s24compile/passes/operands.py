@@ -123,8 +123,11 @@ def _by_call(scope: Scope, weights: tuple[fx.Node, ...]) -> list[tuple[fx.Node, 
 
 
 def _placeholder(scope: Scope, name: str, value: object) -> fx.Node:
-    last = scope.placeholders()[-1]
-    with scope.graph.inserting_after(last):
+    placeholders = scope.placeholders()
+    taken = {str(placeholder.target) for placeholder in placeholders}
+    while name in taken:  # a body may get one weight by two of its placeholders
+        name += "_"
+    with scope.graph.inserting_after(placeholders[-1]):
         node = scope.graph.placeholder(name)
     node.meta["example_value"] = value
     node.meta["s24"] = {"rule": "operand", "site": name}

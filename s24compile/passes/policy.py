@@ -218,7 +218,7 @@ def _other_use(linear: Linear, state: State, taken: set[fx.Node], layouts: dict[
         if len(layouts[top]) > 1:
             return "its weight is used both as it is and transposed"
         for user in _users_of_weight(state.scopes[0], top):
-            if user in taken:
+            if user in taken and user.args[0] is not top:
                 continue
             name = "an output of the graph" if user.op == "output" else f"`{general_name(user)}`"
             line = user_line(user)

@@ -10,7 +10,8 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.errors import LoweringError
-from s24compile.passes.scope import FIRST_OPERAND, Scope, fake, hop_name, known_fake, storage_of
+from s24compile.passes.effects import is_written
+from s24compile.passes.scope import FIRST_OPERAND, Scope, fake, hop_name, storage_of
 from s24compile.passes.state import State
 
 ACCEPTED = "this is a bug of s24compile; exclude=<the module's path> or S24_FUEL leaves the layer dense meanwhile"
@@ -36,9 +37,8 @@ def verify(state: State) -> int:
             count += 1
     for value, node in state.replaced:
         _check_replaced(value, node)
-        _check_strides(value, node)
     for value, node in state.joined:
-        _check_replaced(value, node)
+        _check_replaced(value, node, strides=False)
     requested = [name for operand in state.operands for name in operand.placeholders]
     added = [node.name for node in state.scopes[0].placeholders()][-len(requested) :] if requested else []
     if requested != added:
@@ -85,27 +85,31 @@ def _check_fresh(node: fx.Node) -> None:
             raise _broken(node.name, f"its result aliases its operand {operand.name}")
 
 
-def _check_replaced(value: torch.Tensor, node: fx.Node) -> None:
+def _check_replaced(value: torch.Tensor, node: fx.Node, *, strides: bool = True) -> None:
     new = fake(node)
-    if new is None:
-        raise _broken(node.name, "it has no fake value")
+    grad = any(operand.requires_grad for n in node.all_input_nodes if (operand := fake(n)) is not None)
+    difference = "it has no fake value" if new is None else _difference(value, new, strides, grad)
+    # An in-place op (`unsqueeze_`, a sum with what has a gradient) has changed the fake value of the old node, too.
+    if difference and (new is None or not is_written(node)):
+        raise _broken(node.name, difference)
+
+
+def _difference(old: torch.Tensor, new: torch.Tensor, strides: bool, grad: bool) -> str:
     same = statically_known_true
-    if value.dim() != new.dim() or not all(same(a == b) for a, b in zip(value.shape, new.shape, strict=True)):
-        raise _broken(node.name, f"its shape is {tuple(new.shape)}, of the node it replaces {tuple(value.shape)}")
-    for what, old, found in (
-        ("dtype", value.dtype, new.dtype),
-        ("device", value.device, new.device),
-        ("requires_grad", value.requires_grad, new.requires_grad),
+    if old.dim() != new.dim() or not all(same(a == b) for a, b in zip(old.shape, new.shape, strict=True)):
+        return f"its shape is {tuple(new.shape)}, of the node it replaces {tuple(old.shape)}"
+    for what, before, found in (
+        ("dtype", old.dtype, new.dtype),
+        ("device", old.device, new.device),
+        # Of operands without gradient there is none to lose, whatever was added in place since.
+        ("requires_grad", old.requires_grad and (grad or new.requires_grad), new.requires_grad),
     ):
-        if old != found:
-            raise _broken(node.name, f"its {what} is {found}, of the node it replaces {old}")
-
-
-def _check_strides(value: torch.Tensor, node: fx.Node) -> None:
-    new, same = known_fake(node), statically_known_true
-    strides = zip(value.shape, value.stride(), new.stride(), strict=True)
-    if not all(same(size == 1) or same(a == b) for size, a, b in strides):
-        raise _broken(node.name, f"its strides are {new.stride()}, of the node it replaces {value.stride()}")
+        if before != found:
+            return f"its {what} is {found}, of the node it replaces {before}"
+    pairs = zip(old.shape, old.stride(), new.stride(), strict=True)
+    if strides and not all(same(size == 1) or same(a == b) for size, a, b in pairs):
+        return f"its strides are {new.stride()}, of the node it replaces {old.stride()}"
+    return ""
 
 
 def _broken(node: str, found: str) -> LoweringError:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
 
 from s24compile.passes.effects import in_one_mode, undisturbed, written_by
+from tests import ffn_spellings, ffns
 from tests.masked import masked_call
 from tests.passes.harness import Capture, check_masked, input_of
 
@@ -232,3 +235,218 @@ def test_trust_no_function_of_others():
     assert not undisturbed((first, last))
     assert not in_one_mode((first, last))
     assert undisturbed((first, call, last))
+
+
+class Cut(nn.Module):
+    """`parts(m, x)` of a fused projection, a plain layer beside it."""
+
+    def __init__(self, parts) -> None:
+        super().__init__()
+        self.fused, self.down, self.side, self.parts = nn.Linear(32, 128), nn.Linear(64, 32), ffns.Plain(F.gelu), parts
+
+    def forward(self, x):
+        return self.parts(self, x) + self.side(x)
+
+
+def woven(m, x):
+    z = m.fused(x).view(*x.shape[:-1], 64, 2).transpose(-1, -2).reshape(*x.shape[:-1], 128)  # a copy, columns permuted
+    g, u = z.split(64, -1)
+    return m.down(F.silu(g) * u)
+
+
+def half_twice(m, x):
+    z = m.fused(x)
+    a, b, u = z[..., :64], z[..., :64], z[..., 64:]
+    a.relu_()
+    return m.down(a * u) + b.sum(-1, keepdim=True)
+
+
+def half_written(m, x):
+    z = m.fused(x)
+    z[..., :64].sub_(1.0)
+    return m.down(z[..., :64] * z[..., 64:])
+
+
+def element_written(m, x):
+    z = m.fused(x)
+    g = z[..., :64]
+    g[..., 0] = 0
+    return m.down(F.silu(g) * z[..., 64:])
+
+
+def product_in_place(m, x):
+    z = m.fused(x)
+    return m.down(z[..., 64:].mul_(torch.relu(z[..., :64])))
+
+
+@pytest.mark.parametrize("parts", [woven, half_twice, half_written, element_written, product_in_place])
+def test_cut_halves_as_they_lie_and_are_written(parts):
+    torch.manual_seed(0)
+    check_masked(Cut(parts), Capture(), input_of())
+
+
+def clamped_under_no_grad(m, x):
+    y = m.side(x)
+    with torch.no_grad():
+        y.clamp_(-1, 1)
+    return y
+
+
+def scaled_under_no_grad(m, x):
+    h = m.side.fc1(x)
+    with torch.no_grad():
+        h.mul_(0.5)
+    return m.side.fc2(F.gelu(h))
+
+
+def turned_under_no_grad(m, x):
+    with torch.no_grad():
+        turned = m.side.fc1.weight.t()
+    return m.side.fc2(F.gelu(x @ turned))
+
+
+def rounded_under_no_grad(m, x):
+    with torch.no_grad():
+        rounded = m.side.fc1.weight.to(torch.float64).to(torch.float32)
+    return m.side.fc2(F.gelu(F.linear(x, rounded)))
+
+
+def fake_quantised(m, x):
+    return m.side.fc2(F.gelu(F.linear(x, m.side.fc1.weight.to(torch.bfloat16).to(x.dtype))))
+
+
+def clamped_and_written(m, x):
+    a = m.side.fc1(x).clamp(min=0)
+    a.sub_(0.1)
+    return m.side.fc2(a)
+
+
+def seen_with_another_shape(m, x):
+    y = m.side(x)
+    y.unsqueeze_(0)
+    return y.squeeze(0)
+
+
+def detached_later(m, x):
+    x = x * 1
+    y = m.side(x)
+    x.detach_()
+    return y
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        clamped_under_no_grad, scaled_under_no_grad, turned_under_no_grad, rounded_under_no_grad, fake_quantised,
+        clamped_and_written, seen_with_another_shape,
+    ],
+)  # fmt: skip
+def test_leave_gradients_and_rounding_as_eager_has_them(parts):
+    torch.manual_seed(0)
+    check_masked(Cut(parts), Capture(), input_of())
+
+
+def test_find_the_input_gradient_where_the_input_was_detached_later():
+    torch.manual_seed(0)
+    model, x = Cut(detached_later), input_of()
+    options = {"inner": "aot_eager", "min_speedup": 0, "gradient": "dense"}
+    torch.compile(model, backend="s24", options=options)(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_take_a_frozen_layer_that_something_trainable_is_added_to():
+    def parts(m, x):
+        y = m.side(x)
+        y += F.linear(x, m.down.weight[:, :32])
+        return y
+
+    model, capture = Cut(parts), Capture()
+    model.side.requires_grad_(False)
+    torch._dynamo.reset()
+    y = torch.compile(model, backend=capture)(input_of().detach())
+    torch.testing.assert_close(y, masked_call(model, capture.masks, input_of().detach()))
+    assert y.requires_grad
+
+
+def test_round_what_is_added_in_place_to_what_is_there():
+    def parts(m, x):
+        y = m.side(x)
+        y += x
+        return y
+
+    model, capture = Cut(parts), Capture()
+    torch._dynamo.reset()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = torch.compile(model, backend=capture)(input_of())
+        assert y.dtype == masked_call(model, capture.masks, input_of()).dtype == torch.bfloat16
+
+
+def test_write_a_bias_that_is_the_target_of_a_sum():
+    def parts(m, x):
+        with torch.no_grad():
+            m.down.bias.add_(F.linear(x[0, 0, :32], m.down.weight[:, :32]))
+        return m.side(x)
+
+    torch.manual_seed(0)
+    model, capture, x = Cut(parts), Capture(), input_of()
+    expected = model.down.bias.detach() + F.linear(x[0, 0], model.down.weight[:, :32]).detach()
+    torch._dynamo.reset()
+    torch.compile(model, backend=capture)(x)
+    torch.testing.assert_close(model.down.bias, expected)
+
+
+def by_two_operands(m, x, turned):
+    return m.side.fc2(F.gelu(x @ turned)) + m.side.fc2(F.gelu(m.side.fc1(x)))
+
+
+def checkpointed(m, x):
+    body = functools.partial(by_two_operands, m)
+    return checkpoint(body, x, m.side.fc1.weight.T, use_reentrant=False)
+
+
+def test_hand_one_weight_down_by_two_operands():
+    torch.manual_seed(0)
+    model, plain = Cut(checkpointed), Cut(lambda m, x: by_two_operands(m, x, m.side.fc1.weight.T))
+    plain._modules = model._modules
+    check_masked(model, Capture(), input_of(), reference=plain)
+
+
+@pytest.fixture
+def pow_in_fp32():
+    """As autocast on a GPU computes `pow`, on a CPU."""
+
+    def wide(x, exponent):
+        with torch.autocast("cpu", enabled=False):
+            return torch.ops.aten.pow.Tensor_Scalar(x.float() if x.dtype == torch.bfloat16 else x, exponent)
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("pow.Tensor_Scalar", wide, "AutocastCPU")
+    yield
+    library._destroy()
+
+
+ACTS = {"gelu_new": ffn_spellings.gelu_new, "relu2": lambda x: torch.pow(F.relu(x), 2)}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_take_activations_that_autocast_widens(act, pow_in_fp32):
+    torch.manual_seed(0)
+    model, capture = ffns.Plain(ACTS[act]), Capture()
+    torch._dynamo.reset()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = torch.compile(model, backend=capture)(input_of())
+        expected = masked_call(model, capture.masks, input_of())
+    assert capture.linears == 2
+    torch.testing.assert_close(y, expected, rtol=2**-6, atol=2**-6 * expected.abs().max().item())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("act", ACTS)
+def test_take_activations_that_autocast_widens_on_a_gpu(act):
+    model, capture, x = ffns.Plain(ACTS[act]).cuda(), Capture(), input_of().detach().cuda()
+    torch._dynamo.reset()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        y = torch.compile(model, backend=capture)(x)
+        expected = masked_call(model, capture.masks, x)
+    assert capture.linears == 2
+    torch.testing.assert_close(y, expected, rtol=2**-6, atol=2**-6 * expected.abs().max().item())

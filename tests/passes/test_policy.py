@@ -436,3 +436,22 @@ def test_take_layers_of_empty_batches(shape):
     torch._dynamo.reset()
     assert torch.compile(ffns.Plain(F.gelu), backend=capture)(torch.randn(shape)).shape == shape
     assert capture.linears == 2
+
+
+class ReadsWeight(ffns.Plain):
+    """A second layer reads the first one's weight."""
+
+    def __init__(self) -> None:
+        super().__init__(F.gelu)
+        self.reader = ffns.Plain(F.gelu)
+
+    def forward(self, x):
+        return super().forward(x).sum() + self.reader(self.fc1.weight).sum()
+
+
+def test_refuse_a_weight_that_is_also_the_input_of_a_layer():
+    torch.manual_seed(0)
+    model, capture = ReadsWeight(), Capture()
+    check_masked(model, capture, input_of())
+    assert capture.linears == 3
+    assert "fc1.weight" not in capture.masks
