@@ -22,6 +22,11 @@ from s24compile.training.step_update import Criterion, Denominator, update, vari
 from s24compile.training.weight_schedule import DRIVEN
 
 _SWITCH_FIELDS = ("steps", "switched_at", "variations")
+_FIELDS = (
+    "lr", "betas", "eps", "weight_decay", "maximize", "t_min", "t_max", "criterion", "threshold", "denominator",
+    *_SWITCH_FIELDS,
+)  # fmt: skip
+"""What each group of a checkpoint has to have. Not `self.defaults`: torch's `__setstate__` adds fields to those."""
 
 
 class AdamW_STEP(Optimizer):
@@ -101,13 +106,14 @@ class AdamW_STEP(Optimizer):
         Raises:
             CheckpointError: it was saved by another optimizer. Nothing has been changed.
         """
+        accepted = "load what AdamW_STEP.state_dict() returned; a run cannot change over to STEP"
+        absent = [key for key in ("state", "param_groups") if key not in state_dict]
+        if absent:
+            raise CheckpointError(found=f"the optimizer's state has no {absent[0]!r}", accepted=accepted)
         for group in state_dict["param_groups"]:
-            missing = [field for field in self.defaults if field not in group]
+            missing = [field for field in _FIELDS if field not in group]
             if missing:
-                raise CheckpointError(
-                    found=f"the optimizer's groups have no {missing[0]!r}",
-                    accepted="load what AdamW_STEP.state_dict() returned; a run cannot change over to STEP",
-                )
+                raise CheckpointError(found=f"the optimizer's groups have no {missing[0]!r}", accepted=accepted)
         super().load_state_dict(state_dict)
         self._drive_all()
 

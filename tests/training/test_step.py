@@ -14,6 +14,7 @@ from torch import nn
 from s24compile import errors
 from s24compile.config import Config
 from s24compile.state import load_state_dict, set_phase, sparse_weights, state_dict
+from s24compile.training import step as step_module
 from s24compile.training.step import AdamW_STEP
 from tests.freshening import MLP, recorded_ops, sparse_forward, train
 
@@ -232,3 +233,25 @@ def test_refuse_the_state_of_another_optimizer_whole():
     assert after["param_groups"] == before["param_groups"]
     for name, value in before["state"][0].items():
         assert torch.equal(torch.as_tensor(after["state"][0][name]), torch.as_tensor(value)), name
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_take_a_checkpoint_as_often_as_it_is_given(copied: bool) -> None:
+    parameter, optimizer = parameter_and(20)
+    parameter.grad = grads(1)[0]
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    if copied:
+        optimizer = copy.deepcopy(optimizer)
+    for _ in range(2):
+        optimizer.load_state_dict(saved)
+        assert optimizer.param_groups[0]["steps"] == 1
+
+
+def test_want_no_more_of_a_checkpoint_than_a_new_optimizer_has() -> None:
+    assert set(step_module._FIELDS) == set(parameter_and()[1].defaults)
+
+
+def test_refuse_a_checkpoint_without_groups() -> None:
+    with pytest.raises(errors.CheckpointError, match="no 'state'"):
+        parameter_and()[1].load_state_dict({})
