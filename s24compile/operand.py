@@ -71,7 +71,7 @@ class Operand:
 
     @property
     def obsolete(self) -> bool:
-        """Whether a Parameter died, or became of another dtype or device, since this was made: nobody asks again."""
+        """Whether a Parameter died, or became of another dtype or device, since the last pack: nobody asks again."""
         parameters = self.parameters()
         return any(p is None for p in parameters) or _kind(parameters) != self._source
 
@@ -139,6 +139,7 @@ class Operand:
     def end(self) -> None:
         """Notes that the buffers now are those of the weights."""
         self._packed_at = self._state()
+        self._source = _kind(self.parameters())  # a bf16 operand of an fp32 weight serves on once that is bf16
 
     def warn_if_unheld(self) -> None:
         """Says once that weights train which no optimizer seen so far holds."""

@@ -552,6 +552,18 @@ def test_refresh_past_operands_that_nobody_asks_for_again(change: str) -> None:
     assert torch.equal(dense_values(packed, 64, 16), masked)
 
 
+def test_refresh_an_operand_made_under_autocast_once_the_weight_is_of_its_dtype() -> None:
+    model = nn.Linear(16, 32, bias=False)
+    operand_of(model.weight, config=FST, dtype=torch.bfloat16).freshen(True)
+    model.bfloat16()
+    found = operand_of(model.weight, config=FST, dtype=torch.bfloat16)
+    found.freshen(True)
+    model.weight.data.mul_(2.0)
+    refresh(model)
+    masked = model.weight.detach() * weight_of(model.weight).mask
+    assert torch.equal(dense_values(found.forward, 32, 16), masked)
+
+
 def test_give_the_mask_the_shape_of_the_parameter_in_either_layout():
     parameter = new_parameter(16, 32)  # Conv1D: [K, N]
     packed = operand_of(parameter, config=FST, layout="in_out").freshen(True)
