@@ -124,7 +124,9 @@ class Operand:
         parameters = self.parameters()
         contents = [w.content(p) for w, p in zip(self.weights, parameters, strict=True)]
         self._allocate(parameters[0].device, needs_transpose or bool(self.transposed))
-        due = [w not in settled and w.search_due(c) for w, c in zip(self.weights, contents, strict=True)]
+        due = [
+            w not in settled and w.search_due(p, c) for w, p, c in zip(self.weights, parameters, contents, strict=True)
+        ]
         patterns = [w.prepare(p) for w, p in zip(self.weights, parameters, strict=True)]
         # The packing op searches all of its weights or none.
         together = all(due)

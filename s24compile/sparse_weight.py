@@ -115,17 +115,22 @@ class SparseWeight(WeightSchedule):
         tick = self.tick if self.held or not parameter.requires_grad else CLOCK.tick
         return version_of(parameter), parameter.data_ptr(), self.storage_number, tick
 
-    def search_due(self, content: Content) -> bool:
-        """Whether the forward that is about to come must search the mask anew (MATH section 4: every l steps)."""
+    def search_due(self, parameter: Tensor, content: Content) -> bool:
+        """Whether the forward that is about to come must search the mask anew (MATH section 4: every l steps).
+
+        A mask whose weight is not known (restored, inherited) is compared with what a search finds, at the price of one
+        host sync: only so does an unchanged weight keep its age and flip rate, and a changed one not keep its mask.
+        """
         if not self.has_mask or self._search_demanded:
             return True
         if self.recipe.uses_interval:
             return self.scheduled_age >= self.config.mask_interval
         if self.config.freshness == "always":
             return True
-        if self._searched_content is None:  # restored from a checkpoint: the mask of an age-0 weight is up to date
-            return self.age > 0
-        return content != self._searched_content
+        if self._searched_content is not None:
+            return content != self._searched_content
+        # What trains has been stepped since; what is frozen has an age all the same.
+        return (self.scheduled_age > 0 and parameter.requires_grad) or not self._is_mask_of(parameter)
 
     def prepare(self, parameter: Tensor) -> Tensor:
         """Allocates the pattern buffer, and fixes S-STE's scale, at first use; follows the parameter's device.
@@ -165,7 +170,7 @@ class SparseWeight(WeightSchedule):
 
         Changes nothing, so that whoever reads the weight before that forward sees what it will compute with.
         """
-        if self.patterns is None or self.search_due(self.content(parameter)):
+        if self.patterns is None or self.search_due(parameter, self.content(parameter)):
             return self._found_patterns(parameter)
         return self.patterns.to(parameter.device)
 
@@ -244,6 +249,12 @@ class SparseWeight(WeightSchedule):
         self._searched_content = None
         self.has_mask = "patterns" in entry
         self.revision += 1
+
+    def _is_mask_of(self, parameter: Tensor) -> bool:
+        assert self.patterns is not None
+        if parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+            return False  # the host can ask nothing then
+        return torch.equal(self._found_patterns(parameter), self.patterns.to(parameter.device))
 
     def _found_patterns(self, parameter: Tensor) -> Tensor:
         rule = "transposable_patterns" if self.recipe.pattern_kind == "transposable" else "magnitude_patterns"

@@ -134,6 +134,56 @@ def test_inherit_state_when_load_state_dict_assigns():
     assert (weight.steps, weight.age) == (2, 2)
 
 
+ROW_WISE = ["ste", "srste", "step", "sste"]
+
+
+def has_best_masks(model: nn.Module) -> bool:
+    return all(
+        torch.equal(weight.mask, torch.ops.s24.magnitude_mask(parameter.detach()))
+        for parameter in model.parameters()
+        if (weight := WEIGHTS.get(parameter)) is not None
+    )
+
+
+@pytest.mark.parametrize("how", ["assign", "replace", "restore", "restore first"])
+@pytest.mark.parametrize("recipe", ROW_WISE)
+def test_search_row_wise_masks_of_weights_that_came_with_an_old_mask(recipe: str, how: str) -> None:
+    model, config, x = MLP(), Config(recipe=recipe), torch.randn(8, 16)
+    sparse_forward(model, x, config)
+    old = sparse_weights(model)["up.weight"].mask
+    state = state_dict(model)
+    if how == "assign":
+        model.load_state_dict(MLP().state_dict(), assign=True)
+    elif how == "replace":
+        model.up.weight = new_parameter()
+    else:
+        model = MLP() if how == "restore first" else model
+        load_state_dict(model, state)
+        model.load_state_dict(MLP().state_dict())
+    sparse_forward(model, x, config)
+    assert has_best_masks(model)
+    weight = sparse_weights(model)["up.weight"]
+    assert (weight.age, weight.flip_rate) == (0, float((weight.mask != old).float().mean()))
+
+
+@pytest.mark.parametrize("recipe", ROW_WISE)
+def test_keep_age_and_flip_rate_of_a_frozen_row_wise_weight_over_a_restore(recipe: str) -> None:
+    model, config, x = MLP(), Config(recipe=recipe, gradient="dense"), torch.randn(8, 16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    train(model, optimizer, config, range(3))
+    sparse_forward(model, x, config)
+    model.down.weight.requires_grad_(False)
+    train(model, optimizer, config, range(3, 5))
+    other = copy.deepcopy(model)
+    load_state_dict(other, state_dict(model))
+    expected = weight_of(model.down.weight)
+    for m in (model, other):
+        sparse_forward(m, x, config)
+    found = weight_of(other.down.weight)
+    assert (found.age, found.flip_rate) == (expected.age, expected.flip_rate)
+    assert found.age == 2
+
+
 def test_inherit_loaded_state_when_load_state_dict_assigns_before_the_first_forward():
     model, other = MLP(), MLP()
     train(model, torch.optim.SGD(model.parameters(), lr=0.1), FST, range(2))
@@ -606,7 +656,7 @@ def test_hold_legal_masks_whatever_the_weights(recipe):
     assert bool((kept == 2).all())
 
 
-@pytest.mark.parametrize("recipe", ["ste", "srste", "step", "sste"])
+@pytest.mark.parametrize("recipe", ROW_WISE)
 def test_search_row_wise_masks_at_each_step_and_not_at_each_forward(recipe):
     parameter = new_parameter()
     optimizer = torch.optim.SGD([parameter], lr=1.0)
