@@ -39,6 +39,8 @@ UNHELD_STEPS = 40
 
 Buffers = tuple[Tensor, ...]
 _Key = tuple[object, ...]
+_State = tuple[Content, int, bool]
+"""(content, revision, whether the weight is frozen and its search overdue) of one weight."""
 
 
 class Operand:
@@ -53,7 +55,7 @@ class Operand:
         self.transposed: Buffers = ()
         """(values, metadata) of W~^T [K, N]; () until a backward asked for it."""
         self._both: Buffers = ()
-        self._packed_at: list[tuple[Content, int]] | None = None
+        self._packed_at: list[_State] | None = None
         self._warned = False
         self._source = _kind(self.parameters())
 
@@ -98,9 +100,9 @@ class Operand:
         """The Parameters packed; the caller of a forward holds them alive."""
         return tuple(cast(Parameter, weight.parameter()) for weight in self.weights)
 
-    def _state(self) -> list[tuple[Content, int]]:
+    def _state(self) -> list[_State]:
         # Once a forward and weight, in the hot path: `SparseWeight.content` written out.
-        state: list[tuple[Content, int]] = []
+        state: list[_State] = []
         for weight in self.weights:
             parameter = cast(Parameter, weight.parameter())
             try:
@@ -108,10 +110,13 @@ class Operand:
             except RuntimeError:  # an inference tensor
                 version = -1
             if has_expired(weight.storage.cdata):
-                state.append((weight.content(parameter), weight.revision))
+                state.append((weight.content(parameter), weight.revision, False))
                 continue
-            tick = weight.tick if weight.held or not parameter.requires_grad else CLOCK.tick
-            state.append(((version, parameter.data_ptr(), weight.storage_number, tick), weight.revision))
+            frozen = not parameter.requires_grad
+            tick = weight.tick if weight.held or frozen else CLOCK.tick
+            content = version, parameter.data_ptr(), weight.storage_number, tick
+            # The steps that end the interval of a frozen weight do not move its content.
+            state.append((content, weight.revision, frozen and weight.search_overdue(content)))
         return state
 
     def begin(self, needs_transpose: bool, settled: set[SparseWeight]) -> Pack:

@@ -123,8 +123,8 @@ class SparseWeight(WeightSchedule):
         """
         if not self.has_mask or self._search_demanded:
             return True
-        if self.recipe.uses_interval:
-            return self.scheduled_age >= self.config.mask_interval
+        if not self._may_search:
+            return False
         if self.config.freshness == "always":
             return True
         if self._searched_content is not None:
@@ -191,9 +191,14 @@ class SparseWeight(WeightSchedule):
         self.revision += 1
 
     def met(self, content: Content) -> None:
-        """Notes that a restored mask was met by the weights that it belongs to."""
-        if self._searched_content is None:
+        """Notes that a pack did not search; where it might have, the mask is that of `content`."""
+        if self._searched_content is None and self._may_search:
             self._searched_content = content
+
+    def search_overdue(self, content: Content) -> bool:
+        """Whether the interval of a mask is over that is of another content, or nobody knows of which."""
+        # At each forward of a frozen weight: mostly the first comparison decides.
+        return content != self._searched_content and self.has_mask and self.recipe.uses_interval and self._may_search
 
     def demand_search(self) -> None:
         """Makes the next pack search, whatever the schedule says."""
@@ -249,6 +254,11 @@ class SparseWeight(WeightSchedule):
         self._searched_content = None
         self.has_mask = "patterns" in entry
         self.revision += 1
+
+    @property
+    def _may_search(self) -> bool:
+        """Whether the schedule allows a search now: where nothing was written since the last one, it has no use."""
+        return not self.recipe.uses_interval or self.scheduled_age >= self.config.mask_interval
 
     def _is_mask_of(self, parameter: Tensor) -> bool:
         assert self.patterns is not None

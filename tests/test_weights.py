@@ -17,7 +17,7 @@ from s24compile import errors
 from s24compile.config import Config
 from s24compile.operand import Operand
 from s24compile.operand_map import OPERANDS, operand
-from s24compile.state import load_state_dict, refresh, sparse_weights, state_dict
+from s24compile.state import bake_, load_state_dict, refresh, sparse_weights, state_dict
 from s24compile.weights import TOLD, WEIGHTS
 from tests.calls import count_calls
 from tests.freshening import MLP, dense_values, operand_of, recorded_ops, request_for, sparse_forward, train
@@ -455,6 +455,43 @@ def test_pack_frozen_weights_once_and_leave_them_alone():
         train(model, optimizer, Config(mask_interval=2, decay=0.1, gradient="dense"), range(5))
     assert calls.count("pack_weight_") == 1 + 5, "up once, down once a step"
     assert torch.equal(model.up.weight, before)
+
+
+@pytest.mark.parametrize("restored", [False, True])
+@pytest.mark.parametrize("held", [False, True])
+def test_search_a_frozen_weight_at_the_end_of_its_interval_once_it_was_edited(held: bool, restored: bool) -> None:
+    model = MLP()
+    model.up.weight.requires_grad_(False)
+    config = Config(mask_interval=2, gradient="dense")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if held or p.requires_grad], lr=0.1)
+    train(model, optimizer, config, range(1))
+    with torch.no_grad():
+        model.up.weight.copy_(torch.randn(32, 16))
+    if restored:
+        load_state_dict(model, state_dict(model))
+    sparse_forward(model, torch.randn(8, 16), config)
+    best = torch.ops.s24.transposable_mask(model.up.weight)
+    assert not torch.equal(weight_of(model.up.weight).mask, best), "the interval is not over"
+    with recorded_ops() as calls:
+        train(model, optimizer, config, range(1, 6))
+    assert calls.count("pack_weight_") == 1 + 4, "up once, at its interval's end; down after each step but the last"
+    x = torch.randn(8, 16)
+    out = sparse_forward(model, x, config)
+    assert torch.equal(weight_of(model.up.weight).mask, best)
+    bake_(model)
+    torch.testing.assert_close(sparse_forward(model, x, config), out)
+
+
+def test_keep_age_and_flip_rate_of_a_frozen_weight_over_a_restore() -> None:
+    model = MLP()
+    model.up.weight.requires_grad_(False)
+    config = Config(mask_interval=2, gradient="dense")
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), config, range(5))
+    other = copy.deepcopy(model)
+    load_state_dict(other, state_dict(model))
+    sparse_forward(other, torch.randn(8, 16), config)
+    one, two = weight_of(model.up.weight), weight_of(other.up.weight)
+    assert (two.age, two.flip_rate) == (one.age, one.flip_rate)
 
 
 def test_share_one_state_between_tied_weights():
