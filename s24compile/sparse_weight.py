@@ -118,8 +118,9 @@ class SparseWeight(WeightSchedule):
     def search_due(self, parameter: Tensor, content: Content) -> bool:
         """Whether the forward that is about to come must search the mask anew (MATH section 4: every l steps).
 
-        A mask whose weight is not known (restored, inherited) is compared with what a search finds, at the price of one
-        host sync: only so does an unchanged weight keep its age and flip rate, and a changed one not keep its mask.
+        A mask whose weight is not known (restored, inherited, refreshed) is compared with what a search finds, at the
+        price of one host sync: only so does an unchanged weight keep its age and flip rate, and a changed one not keep
+        its mask.
         """
         if not self.has_mask or self._search_demanded:
             return True
@@ -199,6 +200,10 @@ class SparseWeight(WeightSchedule):
         """Whether the interval of a mask is over that is of another content, or nobody knows of which."""
         # At each forward of a frozen weight: mostly the first comparison decides.
         return content != self._searched_content and self.has_mask and self.recipe.uses_interval and self._may_search
+
+    def forget_searched(self) -> None:
+        """Notes that the weight may have been written where nothing shows: whose mask this is, is not known."""
+        self._searched_content = None
 
     def demand_search(self) -> None:
         """Makes the next pack search, whatever the schedule says."""

@@ -109,12 +109,15 @@ def refresh(model: nn.Module, *, search: bool = False) -> None:
     """Re-packs the model's sparse weights now, for code that writes them where nothing shows (`p.data.add_`).
 
     Args:
-        search: also search the masks anew, instead of keeping them until their interval is over.
+        search: also search the masks anew, instead of keeping them until their interval is over. Recipes without
+            `mask_interval` keep none, and search in any case.
     """
     for _, parameter in _named_parameters(model):
         weight = WEIGHTS.get(parameter)
-        if weight is not None and search:
-            weight.demand_search()
+        if weight is not None:
+            weight.forget_searched()
+            if search:
+                weight.demand_search()
     operands = [operand for _, parameter in _named_parameters(model) for operand in operands_of(parameter)]
     for operand in operands:
         operand.forget()

@@ -214,6 +214,32 @@ def test_data_writes_escape_until_refresh_or_always():
     assert torch.equal(dense_values(packed, 32, 16), other.detach() * mask)
 
 
+@pytest.mark.parametrize("recipe", ROW_WISE)
+def test_search_row_wise_masks_of_refreshed_weights(recipe: str) -> None:
+    model, config = MLP(), Config(recipe=recipe)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.5), config, range(2))
+    sparse_forward(model, torch.randn(8, 16), config)
+    weight = sparse_weights(model)["up.weight"]
+    rate, old = weight.flip_rate, weight.mask
+    refresh(model)
+    assert weight.flip_rate == rate, "nothing was written"
+    model.up.weight.data.add_(torch.randn(32, 16))
+    refresh(model)
+    assert has_best_masks(model)
+    assert weight.flip_rate == float((weight.mask != old).float().mean())
+
+
+def test_search_a_frozen_weight_at_the_end_of_its_interval_once_it_was_refreshed() -> None:
+    model, config = MLP(), Config(mask_interval=2)
+    model.up.weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, config, range(1))
+    model.up.weight.data.copy_(torch.randn(32, 16))
+    refresh(model)
+    train(model, optimizer, config, range(1, 4))
+    assert torch.equal(weight_of(model.up.weight).mask, torch.ops.s24.transposable_mask(model.up.weight))
+
+
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), -1.0, "x", True])
 def test_refuse_a_decay_that_config_refuses(value):
     model = MLP()
