@@ -3,7 +3,8 @@
 `PASSES` is the whole pipeline. Each pass is a function of the `State` that returns a count; rules are values in the
 lists `canonicalize.SPELLINGS` and `find.FAMILIES`.
 
-    canonicalize   one spelling for each linear, activation and gate       linears, activations, gates, inplace
+    canonicalize   one spelling for each linear, activation and gate       linears, activations, gates, inplace,
+                                                                           effects
     find           layers of each family, and lookalikes                   plain, gated, lookalikes, unknown, broken,
                                                                            heads
     decide         scope, shapes, dtypes, phase, other uses, fuel          policy

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from s24compile.passes import activations, gates, linear_rules
+from s24compile.passes import activations, autograd_functions, gates, linear_rules
 from s24compile.passes.build import Builder, erase_unused, replace_node
 from s24compile.passes.effects import undisturbed
 from s24compile.passes.inplace import FUNCTIONAL, functional_form
@@ -70,7 +70,7 @@ SPELLINGS = (
     Spelling(
         "autograd_function",
         frozenset({"getitem", "autograd_function_apply"}),
-        _on_hidden(activations.autograd_function),
+        _on_hidden(autograd_functions.autograd_function),
     ),
 )
 _BY_ROOT = {root: [rule for rule in SPELLINGS if root in rule.roots] for rule in SPELLINGS for root in rule.roots}

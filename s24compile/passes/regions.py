@@ -1,7 +1,7 @@
 """Puts the bodies of nested compile regions where they are called: Dynamo traces no `invoke_subgraph` a second time.
 
-%out = invoke_subgraph(%body, "region", %x, %w)              y = linear(x, w)
-%y = getitem(%out, 0)                               ->
+%out = invoke_subgraph(%body, "region", %x, %w)
+%y = getitem(%out, 0)                                 ->   y = linear(x, w)
 body: placeholder x, w -> linear(x, w) -> output (y,)
 """
 
