@@ -19,13 +19,11 @@ def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_batch, "_TABLES", {})
     monkeypatch.setattr(triton_many, "_PLANS", {})
     monkeypatch.setattr(triton_batch, "OF_GRAPHS", [])
-    monkeypatch.setattr(triton_many, "OF_GRAPHS", triton_batch.OF_GRAPHS)
 
 
 def capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on as if the calls of a test on a CPU went into a CUDA graph."""
     monkeypatch.setattr(triton_batch, "capturing", lambda device: True)
-    monkeypatch.setattr(triton_many, "capturing", lambda device: True)
 
 
 def test_say_which_program_works_for_which_tensor() -> None:

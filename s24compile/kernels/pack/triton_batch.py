@@ -5,9 +5,13 @@ Building the table costs a copy to the device, so it is kept while the addresses
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
+V = TypeVar("V")
 Table = tuple[Tensor, Tensor, int]
 _KEPT = 64
 """Tables kept: several models, two phases and some reallocated gradients; each is a few kilobytes."""
@@ -21,6 +25,22 @@ def capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+def remembered(kept: dict[Any, V], limit: int, key: Hashable, device: torch.device, make: Callable[[], V]) -> V:
+    """kept[key], or what `make` makes, kept in place of the oldest of `limit`.
+
+    What is made while launches go into a CUDA graph holds what it should at replay alone: nobody else may find it.
+    """
+    found = kept.get(key)
+    made = make() if found is None else found
+    if capturing(device):
+        OF_GRAPHS.append(made)
+    elif found is None:
+        while len(kept) >= limit:
+            del kept[next(iter(kept))]
+        kept[key] = made
+    return made
+
+
 def table(device: torch.device, entries: tuple[tuple[int, ...], ...], tiles: tuple[int, ...]) -> Table:
     """(entries, owners, programs) on `device`.
 
@@ -31,27 +51,18 @@ def table(device: torch.device, entries: tuple[tuple[int, ...], ...], tiles: tup
     Returns:
         entries int64 [n, words + 1]; owners int32 [programs], the entry that each program works for.
     """
-    key = device, entries, tiles
-    kept = _TABLES.get(key)
-    if kept is not None:
-        if capturing(device):
-            OF_GRAPHS.append(kept)
-        return kept
-    host = _on_host(entries, tiles)
-    programs = len(host[1])
+    return remembered(_TABLES, _KEPT, (device, entries, tiles), device, lambda: _made(device, entries, tiles))
+
+
+def _made(device: torch.device, entries: tuple[tuple[int, ...], ...], tiles: tuple[int, ...]) -> Table:
+    words, owners = _on_host(entries, tiles)
     if device.type != "cuda":
-        made = (*host, programs)
-    else:
-        # From pinned memory and without waiting: the host must not stop for the work queued before.
-        pinned = host[0].pin_memory(), host[1].pin_memory()
-        made = (pinned[0].to(device, non_blocking=True), pinned[1].to(device, non_blocking=True), programs)
-        if capturing(device):  # the copy happens at replay: nobody else may find this table
-            OF_GRAPHS.append(pinned)
-            return made
-    while len(_TABLES) >= _KEPT:
-        del _TABLES[next(iter(_TABLES))]
-    _TABLES[key] = made
-    return made
+        return words, owners, len(owners)
+    # From pinned memory and without waiting: the host must not stop for the work queued before.
+    pinned = words.pin_memory(), owners.pin_memory()
+    if capturing(device):  # the copy happens at each replay
+        OF_GRAPHS.append(pinned)
+    return pinned[0].to(device, non_blocking=True), pinned[1].to(device, non_blocking=True), len(owners)
 
 
 def _on_host(entries: tuple[tuple[int, ...], ...], tiles: tuple[int, ...]) -> tuple[Tensor, Tensor]:

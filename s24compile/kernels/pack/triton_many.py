@@ -6,6 +6,7 @@ GPT-2 124M has 24 FFN weights of 2.4 million elements; launched one by one, the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ from s24compile.kernels.format import FORMATS
 from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.reference import each_operand
 from s24compile.kernels.pack.triton import pack_weight_, pattern_table
-from s24compile.kernels.pack.triton_batch import OF_GRAPHS, capturing, table
+from s24compile.kernels.pack.triton_batch import remembered, table
 from s24compile.kernels.pack.triton_blocks import pack_many
 from s24compile.kernels.pack.triton_parts import Packed, Part, parts, planes, separable
 from s24compile.kernels.pack.triton_supports import supports_dtypes, unaligned_operand, uneven_halves
@@ -101,15 +102,8 @@ def pack_weights_(
     addresses = tuple([x.data_ptr() for tensors in (weights, *buffers) for x in tensors])
     shapes = tuple([(x.shape, x.stride(), x.dtype) for x in (*weights, *values)])
     key = addresses, shapes, tuple(counts), select, search, format, weight_layout
-    plan = _PLANS.get(key)
-    if plan is None:
-        plan = _plan(weights, counts, *buffers, select, search, format, weight_layout)
-    if capturing(weights[0].device):
-        OF_GRAPHS.append(plan)
-    elif key not in _PLANS:
-        while len(_PLANS) >= _PLANS_KEPT:
-            del _PLANS[next(iter(_PLANS))]
-        _PLANS[key] = plan
+    make = functools.partial(_plan, weights, counts, *buffers, select, search, format, weight_layout)
+    plan = remembered(_PLANS, _PLANS_KEPT, key, weights[0].device, make)
     for launch_one in plan.launches:
         _launch(*launch_one)
     if plan.alone:
