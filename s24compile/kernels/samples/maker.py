@@ -55,6 +55,10 @@ class Maker:
         values, metadata = packing.pack(w, masks.magnitude_mask(w), self.dtype, format)
         return values, metadata
 
+    def operand(self, m: int, k: int, format: str) -> tuple[Tensor, Tensor, int, int, str]:
+        """(values, metadata, m, k, format) of a random 2:4 matrix, as the products take it."""
+        return (*self.packed(m, k, format), m, k, format)
+
 
 Samples = dict[str, Callable[[Maker], Iterator[Sample]]]
 """Op name to the function that yields its samples."""

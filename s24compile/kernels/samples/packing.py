@@ -46,9 +46,9 @@ def _pack(make: Maker) -> Iterator[Sample]:
 
 def _unpack(make: Maker) -> Iterator[Sample]:
     for format in FORMATS:
-        yield Sample(format, (*make.packed(72, 136, format), 72, 136, format))
-        yield Sample(f"{format}, odd k", (*make.packed(20, 22, format), 20, 22, format))
-    yield Sample("sm90_gated", (*make.packed(80, 22, "sm90_gated"), 80, 22, "sm90_gated"))
+        yield Sample(format, make.operand(72, 136, format))
+        yield Sample(f"{format}, odd k", make.operand(20, 22, format))
+    yield Sample("sm90_gated", make.operand(80, 22, "sm90_gated"))
 
 
 def _pack_both(make: Maker) -> Iterator[Sample]:

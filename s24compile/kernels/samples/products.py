@@ -13,10 +13,10 @@ from s24compile.kernels.samples.maker import FORMATS, Maker, Sample, Samples
 
 def _mm(make: Maker) -> Iterator[Sample]:
     for format in FORMATS:
-        a = (*make.packed(72, 136, format), 72, 136, format)
+        a = make.operand(72, 136, format)
         yield Sample(f"{format}, row", (*a, make.normal(136, 24), None, "row", make.dtype))
         yield Sample(f"{format}, col, bias", (*a, make.normal(24, 136).t(), make.normal(72), "col", make.dtype))
-        odd = (*make.packed(20, 22, format), 20, 22, format)
+        odd = make.operand(20, 22, format)
         yield Sample(f"{format}, odd k", (*odd, make.normal(22, 9), None, "row", make.dtype))
         wide = torch.promote_types(make.dtype, torch.float32)
         yield Sample(f"{format}, fp32 out", (*a, make.strided(136, 24), None, "row", wide))
@@ -24,21 +24,21 @@ def _mm(make: Maker) -> Iterator[Sample]:
 
 def _mm_act(make: Maker) -> Iterator[Sample]:
     for format in FORMATS:
-        a = (*make.packed(72, 136, format), 72, 136, format)
+        a = make.operand(72, 136, format)
         yield Sample(f"{format}, row", (*a, make.normal(136, 24), None, "gelu", "row"))
         yield Sample(f"{format}, col, bias", (*a, make.normal(24, 136).t(), make.normal(72), "relu", "col"))
 
 
 def _mm_dact(make: Maker) -> Iterator[Sample]:
     for format in FORMATS:
-        a = (*make.packed(72, 136, format), 72, 136, format)
+        a = make.operand(72, 136, format)
         yield Sample(f"{format}, row", (*a, make.normal(136, 24), make.normal(72, 24), "gelu_tanh", "row"))
         yield Sample(f"{format}, col", (*a, make.normal(24, 136).t(), make.normal(24, 72).t(), "silu", "col"))
 
 
 def _mm_add(make: Maker) -> Iterator[Sample]:
     for format in FORMATS:
-        a = (*make.packed(72, 136, format), 72, 136, format)
+        a = make.operand(72, 136, format)
         yield Sample(f"{format}, col", (*a, make.normal(24, 136).t(), make.normal(24, 72).t()))
         wide = torch.promote_types(make.dtype, torch.float32)
         yield Sample(f"{format}, fp32", (*a, make.normal(136, 24), make.normal(24, 72).t().to(wide)))
@@ -46,14 +46,14 @@ def _mm_add(make: Maker) -> Iterator[Sample]:
 
 def _mm_glu(make: Maker) -> Iterator[Sample]:
     for format in (*FORMATS, "sm90_gated"):
-        a = (*make.packed(80, 136, format), 80, 136, format)
+        a = make.operand(80, 136, format)
         yield Sample(f"{format}, first", (*a, make.normal(136, 24), "gelu", "first"))
         yield Sample(f"{format}, second", (*a, make.normal(40, 136).t(), "silu", "second"))
 
 
 def _mm_dglu(make: Maker) -> Iterator[Sample]:
     for format in FORMATS:
-        a = (*make.packed(72, 136, format), 72, 136, format)
+        a = make.operand(72, 136, format)
         yield Sample(f"{format}, first", (*a, make.normal(136, 24), make.normal(144, 24), "gelu_tanh", "first"))
         yield Sample(f"{format}, second", (*a, make.normal(24, 136).t(), make.normal(24, 144).t(), "silu", "second"))
 
