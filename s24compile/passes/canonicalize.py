@@ -58,7 +58,7 @@ SPELLINGS = (
     Spelling("late_bias", frozenset({"add"}), _spelled(linear_rules.late_bias)),
     Spelling("flattened", frozenset({"view", "reshape"}), _spelled(linear_rules.flattened)),
     Spelling(
-        "half",
+        gates.HALF,
         frozenset({"getitem", "narrow", "select"}),
         lambda _, node, builder: gates.half(node, builder),
         reads=False,
@@ -89,7 +89,7 @@ def canonicalize(state: State) -> int:
                 replace_node(node, replacement)
                 node = replacement
                 count += 1
-        count += gates.uncut(scope.graph, "half", state.fake_mode)
+        count += gates.uncut(scope.graph, state.fake_mode)
     return count
 
 

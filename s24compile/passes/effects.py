@@ -19,12 +19,12 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from s24compile.passes.scope import hop_name, storage_of
+from s24compile.passes.scope import FIRST_OPERAND, hop_name, storage_of
 from s24compile.passes.spelling import raw_name
 
 MODES = ("_enter", "_exit", "_set", "set_", "_push", "_pop", "_saved", "_grad_", "_vmap_", "_jvp_")
 """How the names of functions begin that Dynamo records for no_grad, autocast, torch.func's levels and the like."""
-BODY_HOPS = frozenset({"tag_activation_checkpoint", "invoke_subgraph", "wrap", "autograd_function_apply"})
+BODY_HOPS = frozenset({*FIRST_OPERAND, "autograd_function_apply"})
 """Higher-order ops that do what their bodies do."""
 _KNOWN_HOMES = ("torch", "_operator", "builtins", "math")
 _IN_PLACE = {

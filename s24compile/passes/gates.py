@@ -17,6 +17,8 @@ from s24compile.passes.effects import in_one_mode, is_written, writes
 from s24compile.passes.scope import fake, known_fake, storage_of
 from s24compile.passes.spelling import CUTS, general_name, op_name
 
+HALF = "half"
+"""The name of the rule below."""
 Place = Literal[0, 1, "interleaved"]
 
 
@@ -44,7 +46,7 @@ def half(node: fx.Node, builder: Builder) -> fx.Node | None:
     return builder.same_value(operator.getitem, chunk, index)
 
 
-def uncut(graph: fx.Graph, rule: str, fake_mode: FakeTensorMode | None) -> int:
+def uncut(graph: fx.Graph, fake_mode: FakeTensorMode | None) -> int:
     """Makes halves that somebody writes to views of z by themselves again; returns how many.
 
         c = chunk(z, 2, -1); h = getitem(c, i); h.sub_(1)   ->   h = z.narrow(-1, i * F, F); h.sub_(1)
@@ -54,11 +56,11 @@ def uncut(graph: fx.Graph, rule: str, fake_mode: FakeTensorMode | None) -> int:
     """
     count, written = 0, writes(graph)
     for node in list(graph.nodes) if written else ():
-        ours = _is_canonical(node) and node.meta.get("s24", {}).get("rule") == rule
+        ours = _is_canonical(node) and node.meta.get("s24", {}).get("rule") == HALF
         z = node.args[0].args[0] if ours and isinstance(node.args[0], fx.Node) else None
         if not isinstance(z, fx.Node) or not is_written(z, written):
             continue
-        builder, width, index = Builder(node, fake_mode, rule), known_fake(node).shape[-1], node.args[1]
+        builder, width, index = Builder(node, fake_mode, HALF), known_fake(node).shape[-1], node.args[1]
         assert isinstance(index, int)
         with graph.inserting_before(node):
             replace_node(node, builder.method("narrow", z, -1, index * width, width))

@@ -32,11 +32,9 @@ FUNCTIONAL: dict[str, Callable[..., Any]] = {
 def functional_form(node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
     """A functional node with the same result as the in-place `node`, or None if the mutation could be seen."""
     mutated, target = op.args[0], FUNCTIONAL.get(op.name)
-    if target is None or not isinstance(mutated, fx.Node) or not _is_private(mutated, node):
-        return None
-    base, _ = _base(mutated)
-    assert base is not None
-    if not in_one_mode((base, node)):  # written under no_grad, a tensor keeps the gradient that it had
+    base = _private_base(mutated, node) if target is not None and isinstance(mutated, fx.Node) else None
+    # Written under no_grad, a tensor keeps the gradient that it had.
+    if target is None or base is None or not in_one_mode((base, node)):
         return None
     args = {"relu": op.args[:1], "silu": op.args[:1], "add": op.args[:2], "div": op.args[:2]}.get(op.name, op.args)
     if op.name == "div" and op.args[2] is not None:
@@ -51,10 +49,11 @@ def functional_form(node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
     return new
 
 
-def _is_private(mutated: fx.Node, mutation: fx.Node) -> bool:
+def _private_base(mutated: fx.Node, mutation: fx.Node) -> fx.Node | None:
+    """The op that allocated what is mutated, or None where somebody could see the mutation."""
     base, via = _base(mutated)
     if base is None:
-        return False
+        return None
     aliases, seen = [base], {base}
     while aliases:
         alias = aliases.pop()
@@ -66,13 +65,13 @@ def _is_private(mutated: fx.Node, mutation: fx.Node) -> bool:
             if user > mutation and alias is mutated:
                 continue  # sees the result, under the old name
             if user > mutation:
-                return False
+                return None
             if general_name(user) in VIEWS:
                 seen.add(user)
                 aliases.append(user)
             elif not is_fresh(user):
-                return False
-    return True
+                return None
+    return base
 
 
 def _is_other_part(user: fx.Node, via: set[fx.Node]) -> bool:
