@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import s24compile
 from benchmarks import record
-from s24compile.backend import SparseGraph
+from s24compile.compiler.backend import SparseGraph
 from s24compile.demo.model import GPT, GPTConfig
 from s24compile.training.hooks import before_step
 

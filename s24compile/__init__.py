@@ -2,14 +2,16 @@
 
 A map of the package, in the order in which data flows:
 
-* `backend`: the torch.compile backend, about a page. `decorator`: `@sparse_ffn`. `explain`: what would be rewritten.
+* `compiler`: from Dynamo's graph to a callable: the torch.compile backend, `@sparse_ffn`, `explain`.
 * `passes`: FX graph -> FX graph with s24 ops (find feed-forward layers, decide, rewrite, verify).
-* `weights`, `operand`, `state`: the masks and packed weights behind each parameter, and when they are packed again.
-* `inner`, `lowering`: forward and backward graphs -> concrete kernels -> Inductor, aot_eager or eager.
+* `lowering`: forward and backward graphs of AOTAutograd -> graphs of concrete kernels.
+* `training`: what hangs on optimizers: masked decay, step counts, flip rates, STEP, the search of a decay.
+* `weights`: the masks, schedules and packed weights behind each parameter, and when they are packed again.
 * `kernels`: what each op means (contract, reference) and faster ways to say it (Triton, CUTLASS).
 * `tensor`: `Sparse24`, the packed matrix that is a tensor. `export`: other libraries' formats, after training.
-* `training`: the recipes: masked decay, schedules, flip rates, optimizers.
-* `config`, `errors`, `report`: the leaves that everything may import.
+* `integrations`: what accelerate, transformers and torch.distributed need to know of us.
+* `graphs`: words about FX graphs that passes, lowering and compiler share. `ops`: the ops as plain functions.
+* `config`, `recipe`, `errors`, `report`: the leaves that everything may import.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ import s24compile.tensor.saved  # noqa: F401 (lets torch.load(weights_only=True)
 
 if TYPE_CHECKING:
     from s24compile import errors, export, ops
-    from s24compile.accelerate_backend import register_with_accelerate
+    from s24compile.compiler.decorator import sparse_ffn
+    from s24compile.compiler.explanation import explain
     from s24compile.config import Config
-    from s24compile.decorator import sparse_ffn
-    from s24compile.explanation import explain
+    from s24compile.integrations.accelerate import register_with_accelerate
     from s24compile.kernels.packed import Packed24
     from s24compile.report import Report
-    from s24compile.state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
     from s24compile.tensor.construct import to_sparse_semi_structured
     from s24compile.tensor.sparse24 import Sparse24
     from s24compile.training.monitor import log_flip_rates
     from s24compile.training.step import AdamW_STEP
     from s24compile.training.tune_decay import tune_decay
-    from s24compile.weights import SparseWeight
+    from s24compile.weights.model_state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
+    from s24compile.weights.sparse_weight import SparseWeight
 
 __version__ = "0.1.0"
 
@@ -68,17 +70,17 @@ _HOMES = {
     "Packed24": "kernels.packed",
     "Report": "report",
     "Sparse24": "tensor.sparse24",
-    "SparseWeight": "weights",
-    "bake_": "state",
-    "explain": "explanation",
-    "load_state_dict": "state",
+    "SparseWeight": "weights.sparse_weight",
+    "bake_": "weights.model_state",
+    "explain": "compiler.explanation",
+    "load_state_dict": "weights.model_state",
     "log_flip_rates": "training.monitor",
-    "refresh": "state",
-    "register_with_accelerate": "accelerate_backend",
-    "set_phase": "state",
-    "sparse_ffn": "decorator",
-    "sparse_weights": "state",
-    "state_dict": "state",
+    "refresh": "weights.model_state",
+    "register_with_accelerate": "integrations.accelerate",
+    "set_phase": "weights.model_state",
+    "sparse_ffn": "compiler.decorator",
+    "sparse_weights": "weights.model_state",
+    "state_dict": "weights.model_state",
     "to_sparse_semi_structured": "tensor.construct",
     "tune_decay": "training.tune_decay",
 }

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from s24compile.errors import OptionError, UnknownOptionError
-from s24compile.training.recipe import RECIPES, Targets
+from s24compile.recipe import RECIPES, Targets
 
 
 class _OfRecipe:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s24compile.config import Config
-from s24compile.operand import Operand
-from s24compile.operand_map import operand
-from s24compile.operand_request import OperandRequest
-from s24compile.training.recipe import RECIPES
+from s24compile.recipe import RECIPES
+from s24compile.training.hooks import watch_optimizers
+from s24compile.weights.operand import Operand
+from s24compile.weights.operand_map import operand
+from s24compile.weights.operand_request import OperandRequest
 
 
 class MLP(nn.Module):
@@ -51,7 +52,8 @@ def request_for(
 
 
 def operand_of(*parameters: Tensor, config: Config, **request: Any) -> Operand:
-    """The operand of these parameters."""
+    """The operand of these parameters, watched as the backend has it."""
+    watch_optimizers()
     return operand(parameters, request_for(*parameters, **request), config)
 
 

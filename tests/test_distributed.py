@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import s24compile
 from s24compile import errors
 from s24compile.demo.model import GPT, GPTConfig
-from s24compile.weights import WEIGHTS
+from s24compile.weights.registry import WEIGHTS
 
 
 @pytest.fixture

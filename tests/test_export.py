@@ -14,7 +14,7 @@ import s24compile
 from s24compile import Sparse24, export, ops, to_sparse_semi_structured
 from s24compile.errors import DtypeError, MaskError, ModelError, ShapeError, TargetError
 from s24compile.kernels import providers
-from s24compile.operand_map import operands_of
+from s24compile.weights.operand_map import operands_of
 from tests.kernels.oracles import two_largest
 
 COMPILE = {"inner": "aot_eager", "min_speedup": 0}

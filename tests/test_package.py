@@ -20,103 +20,46 @@ from tests.on_cpu import ON_CPU
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "s24compile"
 
-LEAVES = (
-    "config",
-    "errors",
-    "layer",
-    "report",
-    "marks",
-    "operand_request",
-    "parameter_map",
-    "random_state",
-    "sharding",
-    "storage_reference",
-    "tracing",
-    "training.recipe",
-)
-STATE = ("weights", "sparse_weight", "operand", "operand_map", "checkpoint", "state", "training")
+LEAVES = ("config", "errors", "recipe", "report")
+"""Modules that every package may import. They import each other alone."""
 
-STATE_ARROWS: dict[str, tuple[str, ...]] = {
-    "checkpoint": (),
-    "training.weight_schedule": ("training.schedule", *LEAVES),
-    "sparse_weight": ("checkpoint", "kernels.ops", "training.weight_schedule", *LEAVES),
-    "weights": ("checkpoint", "sparse_weight", "training.schedule", *LEAVES),
-    "operand": ("sparse_weight", "training.weight_schedule", "kernels.format", *LEAVES),
-    "operand_map": ("operand", "weights", "training.hooks", *LEAVES),
-    "state": ("checkpoint", "operand", "operand_map", "sparse_weight", "weights", "training.schedule", *LEAVES),
-    "training": (),
-    "training.decay": ("sparse_weight", *LEAVES),
-    "training.decay_search": (),
-    "training.flip_rate": ("sparse_weight",),
-    "training.hooks": (
-        "sparse_weight", "training.decay", "training.flip_rate", "training.weight_schedule", "weights",
-    ),
-    "training.monitor": ("sparse_weight", "state", "training.flip_rate", "training.hooks", *LEAVES),
-    "training.recipe": ("errors",),
-    "training.schedule": (),
-    "training.snapshot": (
-        "checkpoint", "operand_map", "sparse_weight", "training.flip_rate", "training.schedule", "weights",
-        "training.weight_schedule", "random_state",
-    ),
-    "training.step": (
-        "training.schedule", "training.step_options", "training.step_update", "training.weight_schedule", *LEAVES,
-    ),
-    "training.step_options": ("training.step_update", *LEAVES),
-    "training.step_update": (),
-    "training.tune_decay": (
-        "sparse_weight", "state", "training.decay_search", "training.snapshot", "weights", *LEAVES,
-    ),
-}  # fmt: skip
-"""From a weight to its operands, to all of a model's, to what is built on those."""
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "kernels": (),
+    "graphs": (),
+    "ops": ("kernels",),
+    "weights": ("kernels",),
+    "tensor": ("ops", "kernels"),
+    "passes": ("graphs", "kernels", "weights.operand_request", "weights.sharding"),
+    "lowering": ("graphs", "kernels"),
+    "training": ("weights",),
+    "export": ("tensor", "ops", "weights", "kernels"),
+    "integrations": (),
+    "compiler": ("passes", "lowering", "training", "weights", "graphs", "kernels"),
+    "demo": ("training", ""),
+    "cli": ("demo", "compiler", "training", "kernels", ""),
+    "__main__": ("cli",),
+}
+"""What each package may import beside itself and the leaves; nothing above it. "" is the root: the public names."""
 
-# A module may import what its longest matching row lists (a name stands for the modules below it too).
-ARROWS: dict[str, tuple[str, ...]] = {
+MODULES: dict[str, tuple[str, ...]] = {
+    "": ("tensor.saved",),  # see `test_export_from_the_root_only_what_is_public`
     "errors": (),
-    "config": ("errors", "training.recipe"),
-    "layer": (),
     "report": (),
-    "tracing": (),
-    "accelerate_backend": ("errors",),
-    "operand_request": ("config",),
-    "marks": ("config",),
-    "parameter_map": (),
-    "random_state": (),
-    "sharding": (),
-    "storage_reference": (),
-    "kernels": ("kernels", "errors"),
+    "recipe": ("errors",),
+    "config": ("errors", "recipe"),
+    "graphs.layer": (),
+    "graphs.tracing": (),
+    "kernels": ("kernels", "errors"),  # kernels know no options
     "kernels.format": ("kernels.metadata", "errors"),
     "kernels.metadata": ("kernels.patterns",),
     "kernels.patterns": (),
     "kernels.philox": (),
     "kernels.masks.reference": ("kernels.format", "kernels.patterns"),
-    "passes": ("passes", "kernels.ops", "kernels.format", *LEAVES),
-    "lowering": ("lowering", "kernels", *LEAVES),
-    "ops": ("kernels", "errors"),
-    "tensor": ("tensor", "ops", "kernels", "errors"),
+    "passes": ("passes", "kernels.ops", "kernels.format", *PACKAGES["passes"], *LEAVES),
     "tensor.saved": ("tensor",),
-    "export": ("export", "tensor", "ops", "kernels", *STATE, *LEAVES),
-    **STATE_ARROWS,
-    "inner": ("lowering", "kernels", *LEAVES),
-    "rewriting": ("passes", "lowering.cost", "lowering.select", *STATE, "kernels.target", *LEAVES),
-    "backend": ("inner", "rewriting", "passes", "lowering", "kernels", *STATE, *LEAVES),
-    "decorator": ("backend", *STATE, *LEAVES),
-    "explanation": ("backend", "inner", "rewriting", "kernels.providers", "kernels.target", *LEAVES),
-    "": ("tensor.saved",),  # the root: see `test_export_from_the_root_only_what_is_public`
-    "__main__": ("cli",),
-    "cli": (
-        "cli",
-        "demo",
-        "explanation",
-        "kernels",
-        "training.tune_decay",
-        "training.decay_search",
-        "config",
-        "errors",
-        "",
-    ),
-    "demo": ("demo", "training.flip_rate", "errors", ""),
     "demo.model": (),
 }
+"""Modules, and those below a package, that may import less than the row of their package says."""
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -144,25 +87,42 @@ def within(name: str, row: str) -> bool:
 
 
 def allowed_by(name: str) -> tuple[str, ...] | None:
-    rows = [row for row in ARROWS if within(name, row)]
-    return ARROWS[max(rows, key=len)] if rows else None
+    """What a module may import: by its own row, or by that of its package."""
+    rows = [row for row in MODULES if within(name, row)]
+    if rows:
+        return MODULES[max(rows, key=len)]
+    package = name.partition(".")[0]
+    return (package, *PACKAGES[package], *LEAVES) if package in PACKAGES else None
+
+
+def own_imports(tree: ast.Module) -> set[str]:
+    return {i.removeprefix("s24compile").lstrip(".") for i in imports(tree) if i.split(".")[0] == "s24compile"}
 
 
 @pytest.mark.parametrize(("name", "tree"), list(modules()), ids=[name or "root" for name, _ in modules()])
 def test_import_only_along_the_arrows(name: str, tree: ast.Module) -> None:
     allowed = allowed_by(name)
-    assert allowed is not None, f"{name} has no row in ARROWS: say what it may import"
-    if name == "":
-        return
-    own = {i.removeprefix("s24compile").lstrip(".") for i in imports(tree) if i.split(".")[0] == "s24compile"}
-    wrong = {i for i in own if not any(within(i, row) for row in allowed)}
-    assert not wrong, f"{name} imports {sorted(wrong)}, which no arrow of ARROWS allows"
+    assert allowed is not None, f"{name} has no row in PACKAGES: say what it may import"
+    wrong = {i for i in own_imports(tree) if not any(within(i, row) for row in allowed)}
+    assert not wrong or name == "", f"{name} imports {sorted(wrong)}, which no arrow allows"
 
 
-def test_import_the_state_layer_without_cycles() -> None:
-    layer = {name: imports(tree) for name, tree in modules() if any(within(name, row) for row in STATE)}
-    assert layer.keys() <= STATE_ARROWS.keys(), "each of its modules has a row of its own"
-    arrows = {name: {i.removeprefix("s24compile.") for i in found} & layer.keys() for name, found in layer.items()}
+def test_let_no_arrow_between_packages_run_upwards() -> None:
+    graphlib.TopologicalSorter({name: [t for t in to if t] for name, to in PACKAGES.items()}).prepare()
+    unused = {
+        (package, target)
+        for package, targets in PACKAGES.items()
+        for target in targets
+        if not any(within(i, target) for name, tree in modules() if within(name, package) for i in own_imports(tree))
+    }
+    assert not unused, f"arrows that no module needs: {sorted(unused)}"
+
+
+@pytest.mark.parametrize("package", ["weights", "training", "compiler", "passes", "lowering", "kernels", "graphs"])
+def test_import_modules_of_a_package_without_cycles(package: str) -> None:
+    inside = {name: own_imports(tree) for name, tree in modules() if within(name, package)}
+    # A package's __init__ may gather what lies below it; those below do not import it.
+    arrows = {name: (found & inside.keys()) - {name} for name, found in inside.items()}
     graphlib.TopologicalSorter(arrows).prepare()  # raises CycleError, which names the modules
 
 

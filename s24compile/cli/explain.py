@@ -32,8 +32,8 @@ def command(
     Example: `s24 explain my_model.py:build --input 'int64[2,128]<50257' --option targets=linear`
     """
     from s24compile.cli.load import check_inputs, load_model, make_inputs, parse_options
+    from s24compile.compiler.explanation import explain_with
     from s24compile.config import Config
-    from s24compile.explanation import explain_with
 
     config = Config.from_options(parse_options(options)) if options else None
     positional, named = make_inputs(inputs or [])

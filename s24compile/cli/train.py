@@ -118,8 +118,8 @@ def _is_setting(value: object) -> bool:
 def _check_sparse(run: Run) -> None:
     """Refuses to train dense by mistake. Layers that only the cost model refuses are no mistake: its log says so."""
     import s24compile
+    from s24compile.compiler.explanation import explain_with
     from s24compile.config import Config
-    from s24compile.explanation import explain_with
 
     if run.config.backend != "s24" or s24compile.sparse_weights(run.model):
         return

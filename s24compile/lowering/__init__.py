@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from torch import fx
 
+from s24compile.graphs.tracing import trace_graph
 from s24compile.kernels.target import Target
 from s24compile.lowering.activation import lower_activations
 from s24compile.lowering.casts import absorb_casts
@@ -24,7 +25,6 @@ from s24compile.lowering.residual import absorb_residuals
 from s24compile.lowering.seeds import take_seeds
 from s24compile.lowering.select import select
 from s24compile.report import describe_saved
-from s24compile.tracing import trace_graph
 
 log = logging.getLogger(__name__)
 

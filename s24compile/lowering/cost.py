@@ -14,8 +14,8 @@ import math
 
 import torch
 
+from s24compile.graphs.layer import Layer
 from s24compile.kernels.target import Target
-from s24compile.layer import Layer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,6 @@ from torch import fx
 
 from s24compile.config import Config
 from s24compile.errors import OptionError
-from s24compile.operand_request import OperandRequest
 from s24compile.passes.canonicalize import canonicalize
 from s24compile.passes.find import FASTPATH_SENTENCE, find
 from s24compile.passes.policy import DDP_SENTENCE, decide
@@ -37,7 +36,8 @@ from s24compile.passes.saved import note_saved
 from s24compile.passes.scope import copy_scopes, fake_mode_of
 from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
 from s24compile.passes.verify import verify
-from s24compile.sharding import FSDP_SENTENCE
+from s24compile.weights.operand_request import OperandRequest
+from s24compile.weights.sharding import FSDP_SENTENCE
 
 __all__ = [
     "ALARMING",

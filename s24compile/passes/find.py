@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from s24compile.marks import mark_of
+from s24compile.graphs.marks import mark_of
 from s24compile.passes.broken import broken_layers
 from s24compile.passes.gated import match_gated
 from s24compile.passes.heads import output_head

@@ -16,10 +16,10 @@ import torch
 from torch import fx
 
 from s24compile.kernels.format import FORMATS
-from s24compile.operand_request import OperandRequest
 from s24compile.passes.provenance import parameter_name
 from s24compile.passes.scope import Scope, known_fake, operand_index, origins
 from s24compile.passes.state import State
+from s24compile.weights.operand_request import OperandRequest
 
 NAMES = ("values", "metadata", "values_t", "metadata_t")
 

@@ -16,8 +16,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from s24compile.config import Config
-from s24compile.layer import Layer
-from s24compile.marks import mark_of
+from s24compile.graphs.layer import Layer
+from s24compile.graphs.marks import mark_of
 from s24compile.passes.linears import CASTS, Linear
 from s24compile.passes.match import Match
 from s24compile.passes.provenance import module_path, parameter_name, user_line
@@ -26,7 +26,7 @@ from s24compile.passes.sites import site_of
 from s24compile.passes.spelling import general_name, op_name
 from s24compile.passes.state import State
 from s24compile.report import Site
-from s24compile.sharding import FSDP_SENTENCE
+from s24compile.weights.sharding import FSDP_SENTENCE
 
 DDP_SENTENCE = (
     "DDP's optimizer cut this graph at its gradient buckets, usually between an activation and its last projection; "

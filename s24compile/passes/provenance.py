@@ -22,7 +22,7 @@ _TOKEN = re.compile(
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _LIBRARY = (
     os.path.dirname(torch.__file__) + os.sep,
-    os.path.join(os.path.dirname(os.path.dirname(__file__)), "decorator.py"),
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), "compiler", "decorator.py"),
 )
 _INSTALLED = os.path.dirname(os.path.dirname(torch.__file__)) + os.sep
 _HELPERS = re.compile(r"transformers[/\\](pytorch_utils\.py|activations\.py|integrations[/\\])")

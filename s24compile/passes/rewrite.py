@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 import s24compile.kernels.ops  # noqa: F401  # registers torch.ops.s24
-from s24compile.marks import mark_of
+from s24compile.graphs.marks import mark_of
 from s24compile.passes.activations import Activation
 from s24compile.passes.build import Builder, erase_unused
 from s24compile.passes.effects import in_one_mode, undisturbed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from s24compile.marks import mark_of
+from s24compile.graphs.marks import mark_of
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Match
 from s24compile.passes.provenance import common_path, module_path, parameter_name, user_line

@@ -13,10 +13,10 @@ import torch
 from torch import fx
 
 from s24compile.config import Config
-from s24compile.layer import Layer
-from s24compile.marks import config_of
-from s24compile.operand_request import OperandRequest
+from s24compile.graphs.layer import Layer
+from s24compile.graphs.marks import config_of
 from s24compile.report import Site
+from s24compile.weights.operand_request import OperandRequest
 
 if TYPE_CHECKING:
     from s24compile.passes.match import Match

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from s24compile.errors import ModelError, OptionError
-from s24compile.sparse_weight import SparseWeight
-from s24compile.training.recipe import PatternKind
+from s24compile.recipe import PatternKind
+from s24compile.weights.sparse_weight import SparseWeight
 
 
 def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeight]]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from s24compile.sparse_weight import SparseWeight
+from s24compile.weights.sparse_weight import SparseWeight
 
 log = logging.getLogger("s24compile")
 

@@ -21,11 +21,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from s24compile.sparse_weight import SparseWeight
 from s24compile.training.decay import decay_
 from s24compile.training.flip_rate import watch_flips
-from s24compile.training.weight_schedule import CLOCK, DRIVEN
-from s24compile.weights import TOLD, WEIGHTS
+from s24compile.weights.registry import TOLD, WEIGHTS
+from s24compile.weights.schedule import CLOCK, DRIVEN
+from s24compile.weights.sparse_weight import SparseWeight
 
 log = logging.getLogger("s24compile")
 

@@ -17,10 +17,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from s24compile.errors import ModelError, OptionError
-from s24compile.sparse_weight import SparseWeight
-from s24compile.state import sparse_weights
 from s24compile.training.flip_rate import flip_rates, rate_over_elements
 from s24compile.training.hooks import held_by, watch_optimizers
+from s24compile.weights.model_state import sparse_weights
+from s24compile.weights.sparse_weight import SparseWeight
 
 
 class ScalarWriter(Protocol):

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from s24compile.checkpoint import Entry
-from s24compile.operand_map import OPERANDS, operands_of
-from s24compile.random_state import RandomState
-from s24compile.sparse_weight import SparseWeight
 from s24compile.training.flip_rate import History, history_of, set_history
-from s24compile.training.schedule import Phase
-from s24compile.training.weight_schedule import DRIVEN
-from s24compile.weights import TOLD, WEIGHTS, Told
+from s24compile.training.random_state import RandomState
+from s24compile.weights.checkpoint import Entry
+from s24compile.weights.operand_map import OPERANDS, operands_of
+from s24compile.weights.registry import TOLD, WEIGHTS, Told
+from s24compile.weights.schedule import DRIVEN, Phase
+from s24compile.weights.sparse_weight import SparseWeight
 
 
 class Stateful(Protocol):

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from s24compile.errors import CheckpointError
-from s24compile.training.schedule import Phase
 from s24compile.training.step_options import check_options, switch_bounds
 from s24compile.training.step_update import Criterion, Denominator, update, variation_sums
-from s24compile.training.weight_schedule import DRIVEN
+from s24compile.weights.schedule import DRIVEN, Phase
 
 _SWITCH_FIELDS = ("steps", "switched_at", "variations")
 _FIELDS = (

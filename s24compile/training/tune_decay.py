@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from s24compile.errors import ModelError, OptionError
-from s24compile.sparse_weight import SparseWeight
-from s24compile.state import set_phase, sparse_weights, state_dict
 from s24compile.training.decay_search import DecaySearch, Trial, last_half
 from s24compile.training.snapshot import Snapshot, Stateful
-from s24compile.weights import WEIGHTS, told_about
+from s24compile.weights.model_state import set_phase, sparse_weights, state_dict
+from s24compile.weights.registry import WEIGHTS, told_about
+from s24compile.weights.sparse_weight import SparseWeight
 
 CANDIDATES = (1e-6, 6e-6, 2e-5, 6e-5, 2e-4, 6e-4, 2e-3)
 """From the smallest to the largest of the paper's Table 1, a factor of about three apart."""

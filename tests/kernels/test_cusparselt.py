@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import s24compile
-from s24compile import backend
+from s24compile.compiler import backend
 from s24compile.errors import BuildError, DtypeError, TargetError
 from s24compile.kernels import ops as raw
 from s24compile.kernels import providers
@@ -354,7 +354,7 @@ def test_without_leave_the_error_names_packages_and_the_variable(bare_hopper):
     target = Target.detect(torch.device("cuda:0"))
     assert target.format == "sm90"
     with pytest.raises(BuildError, match=rf"nvcc was not found.*nvidia-cutlass.*cuda-nvcc.*{ALLOW}"):
-        availability.require_gemm(target)
+        availability.require_gemm(target.arch, target.format)
 
 
 def test_with_leave_cusparselt_stands_in(bare_hopper, monkeypatch):
@@ -362,7 +362,7 @@ def test_with_leave_cusparselt_stands_in(bare_hopper, monkeypatch):
     target = Target.detect(torch.device("cuda:0"))
     assert target.format == "cusparselt"
     assert target.native_format == "sm90", "what the functional API packs"
-    availability.require_gemm(target)
+    availability.require_gemm(target.arch, target.format)
 
 
 def test_prebuilt_kernels_come_before_it(bare_hopper, monkeypatch):
@@ -371,7 +371,7 @@ def test_prebuilt_kernels_come_before_it(bare_hopper, monkeypatch):
     (bare_hopper / f"{kernel.name}.{objects.source_hash(kernel)}.toolchain.so").touch()
     target = Target.detect(torch.device("cuda:0"))
     assert target.format == "sm90"
-    availability.require_gemm(target)
+    availability.require_gemm(target.arch, target.format)
 
 
 def test_leave_does_not_help_where_torch_lacks_the_library(bare_hopper, monkeypatch):
@@ -382,7 +382,7 @@ def test_leave_does_not_help_where_torch_lacks_the_library(bare_hopper, monkeypa
 
 
 def test_the_error_reaches_whoever_compiles(monkeypatch):
-    def refuse(target):
+    def refuse(arch, format):
         raise BuildError(what="a kernel", found="nvcc was not found", accepted="install it")
 
     monkeypatch.setattr(backend, "require_gemm", refuse)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import s24compile
+from s24compile.graphs.layer import Layer
 from s24compile.kernels.target import FAMILIES, Target
-from s24compile.layer import Layer
 from s24compile.lowering import cost
 from s24compile.lowering.cost import HOPPER, estimate_us, refuse_slow
 

@@ -14,7 +14,7 @@ from torch.fx.traceback import annotate
 
 from s24compile import errors, passes
 from s24compile.config import Config
-from s24compile.marks import KEY
+from s24compile.graphs.marks import KEY
 from tests import ffns
 from tests.ffn_lookalikes import REFUSED
 from tests.passes.harness import Capture, check_masked, input_of

@@ -10,7 +10,7 @@ from torch import nn
 
 from s24compile.config import Config
 from s24compile.training.flip_rate import flip_rates, global_flip_rate, is_exploding
-from s24compile.weights import WEIGHTS
+from s24compile.weights.registry import WEIGHTS
 from tests.freshening import operand_of
 
 EACH_STEP = Config(mask_interval=1, decay=0.0)

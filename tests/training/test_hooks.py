@@ -8,9 +8,9 @@ from torch import nn
 
 from s24compile import errors
 from s24compile.config import Config
-from s24compile.state import set_phase
 from s24compile.training.hooks import before_step
-from s24compile.weights import WEIGHTS
+from s24compile.weights.model_state import set_phase
+from s24compile.weights.registry import WEIGHTS
 from tests.calls import count_calls
 from tests.freshening import operand_of
 

@@ -11,9 +11,9 @@ from torch import nn
 import s24compile
 from s24compile import errors
 from s24compile.config import Config
-from s24compile.state import load_state_dict, sparse_weights, state_dict
 from s24compile.training import monitor
 from s24compile.training.monitor import log_flip_rates
+from s24compile.weights.model_state import load_state_dict, sparse_weights, state_dict
 from tests.freshening import MLP, train
 
 EACH = Config(mask_interval=1)

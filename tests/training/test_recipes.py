@@ -149,7 +149,7 @@ def test_need_no_packed_transpose_for_row_wise_recipes():
     model = ffn()
     compiled = compiled_with(model, recipe="ste", input_gradient="mvue")
     compiled(torch.randn(8, 16, requires_grad=True)).sum().backward()
-    from s24compile.operand_map import operands_of
+    from s24compile.weights.operand_map import operands_of
 
     assert all(not operand.transposed for p in model.parameters() for operand in operands_of(p))
 

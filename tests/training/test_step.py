@@ -13,9 +13,9 @@ from torch import nn
 
 from s24compile import errors
 from s24compile.config import Config
-from s24compile.state import load_state_dict, set_phase, sparse_weights, state_dict
 from s24compile.training import step as step_module
 from s24compile.training.step import AdamW_STEP
+from s24compile.weights.model_state import load_state_dict, set_phase, sparse_weights, state_dict
 from tests.freshening import MLP, recorded_ops, sparse_forward, train
 
 STEP = Config(recipe="step")

@@ -14,12 +14,12 @@ from torch import nn
 import s24compile
 from s24compile import errors
 from s24compile.config import Config
-from s24compile.state import sparse_weights, state_dict
 from s24compile.training.decay_search import DecaySearch, Trial
 from s24compile.training.flip_rate import history_of
 from s24compile.training.snapshot import Snapshot
 from s24compile.training.tune_decay import tune_decay
-from s24compile.weights import TOLD
+from s24compile.weights.model_state import sparse_weights, state_dict
+from s24compile.weights.registry import TOLD
 from tests.freshening import MLP, recorded_ops, sparse_forward
 
 FST = Config(mask_interval=3, decay=1e-3)

@@ -11,7 +11,6 @@ import os
 import torch
 
 from s24compile.errors import BuildError
-from s24compile.kernels.target import Target
 
 ALLOW = "S24_ALLOW_CUSPARSELT"
 """Environment variable; read once per process and GPU. Anything but "" and "0" allows it."""
@@ -43,14 +42,18 @@ def cutlass_is_missing() -> bool:
     return tools.missing_tools() is not None and not objects.any_prebuilt()
 
 
-def require_gemm(target: Target) -> None:
+def require_gemm(arch: tuple[int, int] | None, format: str) -> None:
     """Refuses to compile for a GPU of this machine whose products would run on the reference for lack of packages.
+
+    Args:
+        arch: the compute capability compiled for, None for a CPU.
+        format: name of the 2:4 format that the graph packs.
 
     Raises:
         BuildError: it names them, and the variable that lets cuSPARSELt stand in.
     """
     # Without a GPU a Target stands for another machine: lowering is looked at, and our own tools say nothing.
-    if target.arch == (9, 0) and target.format != "cusparselt" and torch.cuda.is_available() and cutlass_is_missing():
+    if arch == (9, 0) and format != "cusparselt" and torch.cuda.is_available() and cutlass_is_missing():
         from s24compile.kernels.gemm.cutlass.tools import require_tools
 
         require_tools()

@@ -17,10 +17,10 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
-from s24compile.backend import SparseFFNBackend, is_s24_backend
+from s24compile.compiler.backend import SparseFFNBackend, is_s24_backend
 from s24compile.config import Config
 from s24compile.errors import DecoratorError
-from s24compile.marks import mark
+from s24compile.graphs.marks import mark
 
 M = TypeVar("M", bound="nn.Module | type[nn.Module]")
 

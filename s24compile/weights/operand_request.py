@@ -1,4 +1,4 @@
-"""What one rewritten linear asks of the weight state: the word that `passes` and `operand.py` share. A leaf.
+"""What one rewritten linear asks of the weight state: the word that `passes` and `weights` share. A leaf.
 
 Legend: N output features (rows of all weights stacked), K input features (cols).
 """

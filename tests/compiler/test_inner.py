@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from s24compile import inner
+from s24compile.compiler import inner
 from s24compile.kernels.target import Target
 
-PACKAGE = Path(inner.__file__).parent
+PACKAGE = Path(inner.__file__).parents[1]
 
 
 @pytest.mark.parametrize(

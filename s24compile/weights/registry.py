@@ -4,7 +4,7 @@ State belongs to the Parameter object, never to a graph: one compiled graph serv
 what keeps the object (`load_state_dict`, `.to()`, `.half()`, recompiles, tied weights), and is inherited where a
 Parameter is put in another's place in a module (`load_state_dict(assign=True)`). A `copy.deepcopy` of a model has new
 parameters, and so starts its own state; carry it over with `s24compile.load_state_dict(copy, s24compile.state_dict(
-model))` where that is wanted. It dies with the Parameter. Packed values are another matter: see `operand.py`.
+model))` where that is wanted. It dies with the Parameter. Packed values are another matter: see `weights/operand.py`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from s24compile.checkpoint import Entry
 from s24compile.config import Config
 from s24compile.errors import CheckpointError, ConflictError
-from s24compile.operand_request import WeightLayout
-from s24compile.parameter_map import ParameterMap
-from s24compile.sparse_weight import SparseWeight
-from s24compile.training.recipe import RECIPES
-from s24compile.training.schedule import Phase
+from s24compile.recipe import RECIPES
+from s24compile.weights.checkpoint import Entry
+from s24compile.weights.operand_request import WeightLayout
+from s24compile.weights.parameter_map import ParameterMap
+from s24compile.weights.schedule import Phase
+from s24compile.weights.sparse_weight import SparseWeight
 
 
 class Load:

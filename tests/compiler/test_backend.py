@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import s24compile
 from s24compile import errors
 from s24compile.demo.model import GPT, GPTConfig
-from s24compile.operand_map import OPERANDS
+from s24compile.weights.operand_map import OPERANDS
 from tests.masked import gradients, live_masks, masked_call
 
 INNERS = ("eager", "aot_eager", "inductor")
@@ -365,7 +365,7 @@ def test_raise_an_error_of_lowering_as_it_is(inner: str, x: Tensor, monkeypatch:
     def fail(*given: Any) -> Any:
         raise errors.LoweringError(node="n", found="no provider", accepted="none")
 
-    monkeypatch.setattr("s24compile.inner.lowering.run", fail)
+    monkeypatch.setattr("s24compile.compiler.inner.lowering.run", fail)
     with pytest.raises(errors.LoweringError, match="no provider"):
         compiled(GeluMLP().to(x.device), inner)(x)
 
@@ -378,7 +378,7 @@ def test_raise_the_error_of_a_later_compilation_as_it_is(x: Tensor, monkeypatch:
     def fail(*given: Any) -> Any:
         raise errors.LoweringError(node="n", found="no provider", accepted="none")
 
-    monkeypatch.setattr("s24compile.backend.compile_graph", fail)
+    monkeypatch.setattr("s24compile.compiler.backend.compile_graph", fail)
     s24compile.set_phase(model, "dense")
     with pytest.raises(errors.LoweringError, match="no provider"):
         run(x)

@@ -15,8 +15,8 @@ import s24compile
 from s24compile import errors, sparse_ffn
 from s24compile.config import Config
 from s24compile.demo.model import MLP, GPTConfig
-from s24compile.marks import KEY, config_of, mark
-from s24compile.training.recipe import RECIPES
+from s24compile.graphs.marks import KEY, config_of, mark
+from s24compile.recipe import RECIPES
 from tests.masked import live_masks, masked_call
 
 OPTIONS: dict[str, Any] = {"inner": "eager", "gradient": "dense", "decay": 0.0}

@@ -15,16 +15,17 @@ import torch
 from torch import fx, nn
 
 from s24compile import passes
+from s24compile.compiler.inner import Compiled, compile_graph
+from s24compile.compiler.rewriting import Rewriting, Slot, gathered_inputs, rewrite_graph, target_of
 from s24compile.config import Config
 from s24compile.errors import DecoratorError, S24Error, visible_through_dynamo
-from s24compile.inner import Compiled, compile_graph
+from s24compile.graphs.tracing import trace_graph
 from s24compile.kernels.gemm.availability import require_gemm
 from s24compile.lowering.cost import FORCE
-from s24compile.operand import Operand, pack_all
 from s24compile.report import Site
-from s24compile.rewriting import Rewriting, Slot, gathered_inputs, rewrite_graph, target_of
-from s24compile.state import sparse_weights
-from s24compile.tracing import trace_graph
+from s24compile.training.hooks import watch_optimizers
+from s24compile.weights.model_state import sparse_weights
+from s24compile.weights.operand import Operand, pack_all
 
 log = logging.getLogger("s24compile")
 
@@ -76,7 +77,8 @@ class SparseGraph:
         self.slots, self.sites = rewrite.slots, rewrite.sites
         self.report()
         if self.slots:
-            require_gemm(self.target)
+            require_gemm(self.target.arch, self.target.format)
+            watch_optimizers()
         dense, _ = self.split(example_inputs)
         if dense:
             rewrite = self.rewritten(dense)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from s24compile.training.recipe import RECIPES
-from s24compile.training.schedule import phase_at
+from s24compile.recipe import RECIPES
+from s24compile.weights.schedule import phase_at
 
 
 @pytest.mark.parametrize(

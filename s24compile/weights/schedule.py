@@ -1,4 +1,4 @@
-"""What the steps of optimizers mean for one weight: its phase, and the age of its mask.
+"""When a weight trains sparse and when dense, and what the steps of optimizers mean for it: phase, age of its mask.
 
 Source: mask schedule and dense tail [FST 4.4 and 5.3, arXiv 2404.01847]; MATH section 4.
 """
@@ -7,14 +7,30 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch.nn import Parameter
 
 from s24compile.config import Config
-from s24compile.parameter_map import ParameterMap
-from s24compile.training.recipe import RECIPES, Recipe
-from s24compile.training.schedule import Phase, phase_at
+from s24compile.recipe import RECIPES, Recipe
+from s24compile.weights.parameter_map import ParameterMap
+
+Phase = Literal["sparse", "dense"]
+PHASES: tuple[str, ...] = get_args(Phase)
+
+
+def phase_at(steps: int, sparse_from: int, dense_from: int | None, asked: Phase | None, asked_at: int) -> Phase:
+    """The phase of a weight after `steps` optimizer steps: dense up to `sparse_from`, and again from `dense_from`.
+
+    The user's `set_phase(model, asked)` at step `asked_at` ends a dense start, or puts off its end until he asks for
+    the other phase; of it and the switch at `dense_from` the later one wins. Compared with >=, never ==, so that a
+    run resumed past the switch is dense too. A schedule that is dense from step 0 leaves no time before it, so
+    nothing overrides it.
+    """
+    if dense_from is not None and steps >= dense_from:
+        overridden = asked == "sparse" and asked_at >= dense_from > 0
+        return "sparse" if overridden else "dense"
+    return asked or ("sparse" if steps >= sparse_from else "dense")
 
 
 @dataclasses.dataclass
@@ -105,7 +121,7 @@ class WeightSchedule:
         self._searched_at_step, self._searched_at_tick = self.steps, CLOCK.tick
 
     def schedule_entry(self) -> dict[str, Any]:
-        """The counters as fields of a checkpoint's entry, see `checkpoint.py`."""
+        """The counters as fields of a checkpoint's entry, see `weights/checkpoint.py`."""
         return {
             "steps": self.steps,
             "others": self.scheduled_steps - self.steps,

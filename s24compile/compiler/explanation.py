@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from s24compile.backend import ReadsMarks, options_of
+from s24compile.compiler.backend import ReadsMarks, options_of
+from s24compile.compiler.inner import Compiled
+from s24compile.compiler.rewriting import gathered_inputs, parameter_places, rewrite_graph, target_of
 from s24compile.config import Config
 from s24compile.errors import ModelError
-from s24compile.inner import Compiled
 from s24compile.kernels.providers import families
 from s24compile.kernels.target import Target
-from s24compile.random_state import RandomState
 from s24compile.report import Report, Site
-from s24compile.rewriting import gathered_inputs, parameter_places, rewrite_graph, target_of
-from s24compile.sharding import sharded_master
+from s24compile.training.random_state import RandomState
+from s24compile.weights.sharding import sharded_master
 
 
 def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Report:

@@ -14,7 +14,7 @@ from torch import nn
 
 from s24compile import errors, ops
 from s24compile.config import Config
-from s24compile.state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
+from s24compile.weights.model_state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
 from tests.freshening import MLP, recorded_ops, sparse_forward, sparse_linear, train
 
 FST = Config(mask_interval=3)
@@ -104,7 +104,7 @@ _RESUME = """
 import sys, torch
 sys.path.insert(0, {root!r})
 from s24compile.config import Config
-from s24compile.state import load_state_dict
+from s24compile.weights.model_state import load_state_dict
 from tests.freshening import MLP, train
 checkpoint = torch.load(sys.argv[1], weights_only=True)
 model = MLP(); optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -123,7 +123,7 @@ def test_resume_bitwise_in_another_process(tmp_path):
     path = str(tmp_path / "checkpoint.pt")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "s24": state_dict(model)}, path)
     train(model, optimizer, FST, range(4, 8))
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     subprocess.run([sys.executable, "-c", _RESUME.format(root=root), path], check=True, cwd=root)
     for name, parameter in torch.load(path, weights_only=True).items():
         assert torch.equal(parameter, model.state_dict()[name]), name

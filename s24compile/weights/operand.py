@@ -27,10 +27,10 @@ from torch.nn import Parameter
 
 from s24compile.config import Config
 from s24compile.kernels.format import FORMATS
-from s24compile.operand_request import OperandRequest
-from s24compile.sparse_weight import Content, SparseWeight, writing_state
-from s24compile.storage_reference import has_expired
-from s24compile.training.weight_schedule import CLOCK
+from s24compile.weights.operand_request import OperandRequest
+from s24compile.weights.schedule import CLOCK
+from s24compile.weights.sparse_weight import Content, SparseWeight, writing_state
+from s24compile.weights.storage_reference import has_expired
 
 log = logging.getLogger("s24compile")
 

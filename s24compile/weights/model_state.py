@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from s24compile.checkpoint import Entry, problem_of_entry, scheduled_steps
 from s24compile.errors import CheckpointError, ModelError, OptionError
-from s24compile.operand import pack_all
-from s24compile.operand_map import operands_of
-from s24compile.sparse_weight import SparseWeight, writing_state
-from s24compile.training.schedule import PHASES, Phase
-from s24compile.weights import TOLD, WEIGHTS, Load, told_about
+from s24compile.weights.checkpoint import Entry, problem_of_entry, scheduled_steps
+from s24compile.weights.operand import pack_all
+from s24compile.weights.operand_map import operands_of
+from s24compile.weights.registry import TOLD, WEIGHTS, Load, told_about
+from s24compile.weights.schedule import PHASES, Phase
+from s24compile.weights.sparse_weight import SparseWeight, writing_state
 
 
 def sparse_weights(model: nn.Module) -> dict[str, SparseWeight]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s24compile.compiler.rewriting import target_of
 from s24compile.config import Config
 from s24compile.kernels.target import Target
-from s24compile.rewriting import target_of
 
 
 def on(device: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -10,12 +10,11 @@ from torch.nn import Parameter
 
 from s24compile.config import Config
 from s24compile.errors import ModelError, ShapeError
-from s24compile.operand import Buffers, Operand
-from s24compile.operand_request import OperandRequest
-from s24compile.parameter_map import ParameterMap
-from s24compile.sharding import FSDP_SENTENCE, sharded_master
-from s24compile.training.hooks import watch_optimizers
-from s24compile.weights import is_dense, sparse_weight
+from s24compile.weights.operand import Buffers, Operand
+from s24compile.weights.operand_request import OperandRequest
+from s24compile.weights.parameter_map import ParameterMap
+from s24compile.weights.registry import is_dense, sparse_weight
+from s24compile.weights.sharding import FSDP_SENTENCE, sharded_master
 
 _Key = tuple[object, ...]
 
@@ -92,7 +91,6 @@ def _make(parameters: tuple[Tensor, ...], request: OperandRequest, config: Confi
             raise ModelError(
                 what=f"weight {name!r}", found=FSDP_SENTENCE, accepted="apply fully_shard before the first forward"
             )
-    watch_optimizers()
     weights = tuple(
         sparse_weight(cast(Parameter, p), config, name, request.weight_layout)
         for p, name in zip(parameters, request.names, strict=True)

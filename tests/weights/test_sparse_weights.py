@@ -15,10 +15,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from s24compile import errors
 from s24compile.config import Config
-from s24compile.operand import Operand
-from s24compile.operand_map import OPERANDS, operand
-from s24compile.state import bake_, load_state_dict, refresh, sparse_weights, state_dict
-from s24compile.weights import TOLD, WEIGHTS
+from s24compile.weights.model_state import bake_, load_state_dict, refresh, sparse_weights, state_dict
+from s24compile.weights.operand import Operand
+from s24compile.weights.operand_map import OPERANDS, operand
+from s24compile.weights.registry import TOLD, WEIGHTS
 from tests.calls import count_calls
 from tests.freshening import MLP, dense_values, operand_of, recorded_ops, request_for, sparse_forward, train
 

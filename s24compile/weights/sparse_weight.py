@@ -1,4 +1,4 @@
-"""The state of one sparse weight: its mask and scale, over its schedule. `weights.py` says which Parameter has which.
+"""The state of one sparse weight: its mask and scale, over its schedule. `registry.py` says which Parameter has which.
 
 Legend: N output features, K input features. "Logical" means [N, K], whatever the parameter's layout.
 Sources: masked decay [FST, arXiv 2404.01847]; fixed scale of the soft threshold [S-STE, 2409.09099].
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import s24compile.kernels.ops  # noqa: F401 (registers torch.ops.s24)
-from s24compile.checkpoint import Entry, problem_of_entry, problem_of_patterns
 from s24compile.config import Config
-from s24compile.operand_request import WeightLayout
-from s24compile.storage_reference import StorageReference
-from s24compile.training.weight_schedule import CLOCK, WeightSchedule
+from s24compile.weights.checkpoint import Entry, problem_of_entry, problem_of_patterns
+from s24compile.weights.operand_request import WeightLayout
+from s24compile.weights.schedule import CLOCK, WeightSchedule
+from s24compile.weights.storage_reference import StorageReference
 
 Content = tuple[int, int, int, int]
 """(version, data_ptr, number of the storage, tick): equal means that nobody whom we can see has written the weight in
@@ -215,7 +215,7 @@ class SparseWeight(WeightSchedule):
         self.revision += 1
 
     def entry(self) -> Entry:
-        """A snapshot for a checkpoint, see `checkpoint.py`. Tensors are copies."""
+        """A snapshot for a checkpoint, see `weights/checkpoint.py`. Tensors are copies."""
         entry: Entry = {
             "recipe": self.recipe.name,
             "layout": self.layout,

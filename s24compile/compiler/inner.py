@@ -147,7 +147,7 @@ _INNER: dict[str, Callable[[fx.GraphModule, list[Any], Config, Target], Compiled
 
 
 @functools.cache
-def _sources_hash(package: Path = Path(__file__).parent) -> str:
+def _sources_hash(package: Path = Path(__file__).parents[1]) -> str:
     """Changes whenever a lowered graph may, so that Inductor never serves one that another version has lowered.
 
     Lowering puts the bodies of references into the graph, and asks `kernels` for names, schemas and who takes what.

@@ -15,17 +15,17 @@ from torch import fx
 
 from s24compile import passes
 from s24compile.config import Config
+from s24compile.graphs.marks import config_of, marks_in
 from s24compile.kernels.target import Target
 from s24compile.lowering.cost import MVUE_FROM, refuse_slow
 from s24compile.lowering.select import gated_format
-from s24compile.marks import config_of, marks_in
-from s24compile.operand import Operand
-from s24compile.operand_map import operand
-from s24compile.operand_request import OperandRequest
 from s24compile.passes.provenance import parameter_name
+from s24compile.recipe import RECIPES
 from s24compile.report import Site
-from s24compile.sharding import sharded_master
-from s24compile.training.recipe import RECIPES
+from s24compile.weights.operand import Operand
+from s24compile.weights.operand_map import operand
+from s24compile.weights.operand_request import OperandRequest
+from s24compile.weights.sharding import sharded_master
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Words about FX graphs that `passes`, `lowering` and `compiler` share. Leaves."""

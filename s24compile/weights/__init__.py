@@ -1,0 +1,1 @@
+"""The state behind each sparse parameter: mask, schedule, packed operands, checkpoints."""
