@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import fcntl
 import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from filelock import FileLock
 
 from s24compile.errors import BuildError
 from s24compile.kernels.gemm.cutlass import objects, tools
@@ -42,7 +43,8 @@ def build(kernel: Kernel) -> Path:
     name = objects.exact_name(kernel)
     assert name is not None  # tools are there
     target = _output_folder() / name
-    with _lock(target.with_suffix(".lock")):
+    # An flock: the kernel drops it when the process ends, however it ends.
+    with FileLock(target.with_suffix(".lock")):
         if not target.is_file():
             for stale in target.parent.glob(f"{target.stem}.*.partial"):
                 stale.unlink()
@@ -138,11 +140,3 @@ _REPORT = "this combination of nvcc and CUTLASS is not supported: nvcc 13.0 with
 def _tail(output: str) -> str:
     lines = [line[:400] for line in output.splitlines() if line.strip()]
     return "\n".join(lines[-15:])
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `path`; the kernel drops it when the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
