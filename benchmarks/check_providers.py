@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.gemm_parts.operands import relative_error
 from benchmarks.gemm_parts.sm80 import OBJECT, Oracle, standing_in
-from benchmarks.gemm_parts.timing import burst_us
+from benchmarks.timing import burst_us
 from s24compile.kernels import ops as raw
 from s24compile.kernels import providers
 from s24compile.kernels.format import FORMATS

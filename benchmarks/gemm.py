@@ -29,7 +29,7 @@ from benchmarks.gemm_parts import chart, check, peers, tune
 from benchmarks.gemm_parts.operands import random_sparse, relative_error
 from benchmarks.gemm_parts.ours import activations, sparse_mm
 from benchmarks.gemm_parts.shapes import TOKENS, TUNED_TOO, Shape, shapes
-from benchmarks.gemm_parts.timing import compare_us, cpu_us
+from benchmarks.timing import compare_us, cpu_us
 from s24compile.errors import BuildError
 from s24compile.kernels.gemm.cutlass import objects, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Schedule, Signature

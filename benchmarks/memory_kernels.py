@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from benchmarks import memory_cases as cases
 from benchmarks import memory_peers as peers
 from benchmarks import record
 from benchmarks.memory_checks import check
-from benchmarks.memory_timing import copy_gbs, medians_us
+from benchmarks.timing import copy_gbs, eager_us, graph_us
 from s24compile.kernels import ops
 from s24compile.kernels.glu.triton import glu_into
 from s24compile.kernels.pack import triton_tiles as tiles
@@ -92,22 +91,9 @@ def gpt2_weights() -> dict[str, Any]:
             ops.pack_weights_(weights, [1] * 24, *buffers, "transposable", search, "sm90", "out_in")
 
         name = "search" if search else "given"
-        result[f"{name}_us"] = medians_us({name: [call]})[name]
+        result[f"{name}_us"] = graph_us({name: [call]})[name]
         result[f"{name}_eager_us"], result[f"{name}_cpu_us"] = eager_us(call)
     return result
-
-
-def eager_us(call: Callable[[], object], count: int = 20) -> tuple[float, float]:
-    """(microseconds a call until the GPU is done, microseconds of CPU time a call), without a graph."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    queued = time.perf_counter()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / count * 1e6, (queued - start) / count * 1e6
 
 
 def tables() -> dict[str, Any]:
@@ -115,7 +101,7 @@ def tables() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for n, k in ((3072, 768), (6400, 1600), (8192, 8192)):
         w = cases.normal(n, k, dtype=FP32)
-        times = medians_us(
+        times = graph_us(
             {
                 "ours": [functools.partial(ops.transposable_patterns, w)],
                 "convolution": [functools.partial(peers.search_by_convolution, w)],
@@ -127,7 +113,7 @@ def tables() -> dict[str, Any]:
     for t, f in ((16384, 3072), (16384, 11008)):
         z, dh = cases.normal(t, 2 * f, turned=True), cases.normal(t, f, turned=True)
         h, dz = torch.empty_like(dh), torch.empty_like(z)
-        times = medians_us(_geglu(z, h, dh, dz), 3)
+        times = graph_us(_geglu(z, h, dh, dz), 3)
         found[f"column-major GEGLU {t}x{f}"] = times
     return found
 
@@ -187,7 +173,7 @@ def main() -> None:
     print({name: round(speed) for name, speed in copy.items()})
     rows = []
     for case in todo:
-        us = medians_us({case.name: case.calls()})[case.name]
+        us = graph_us({case.name: case.calls()})[case.name]
         speed = case.bytes / us / 1e3
         rows.append(
             {

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import memory_cases as cases
-from benchmarks.memory_timing import medians_us
+from benchmarks.timing import graph_us
 from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton_tiles import Tile
 
@@ -127,7 +127,7 @@ def main() -> None:
     best: dict[str, list[int | None] | None] = {}
     for slot, (case, choices) in SWEEP.items():
         call = case.make()
-        times = medians_us({str(i): [with_tile(slot, tile, call)] * 2 for i, tile in enumerate(choices)}, 7)
+        times = graph_us({str(i): [with_tile(slot, tile, call)] * 2 for i, tile in enumerate(choices)}, 7)
         order = sorted(times.items(), key=lambda item: item[1])
         best[slot] = _numbers(choices[int(order[0][0])])
         shown = " ".join(f"{_numbers(choices[int(i)])}:{us:.1f}" for i, us in order)

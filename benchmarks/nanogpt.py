@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import importlib
 import itertools
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import s24compile
 from benchmarks import record
+from benchmarks.timing import gpu_ms, in_turns, queue_us, repeat
 from benchmarks.training import DENSE
 from s24compile.demo.model import GPT, GPTConfig
 
@@ -72,15 +73,7 @@ def trainer(model: nn.Module, compile_with: dict[str, Any]) -> Callable[[torch.T
 
 def host_ms(step: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor) -> float:
     """CPU milliseconds to queue a step, with nothing to wait for: no step can be faster."""
-    spent = []
-    for _ in range(3):
-        torch.cuda.synchronize()
-        torch.cuda._sleep(250_000_000)
-        begin = time.perf_counter()
-        step(tokens)
-        spent.append((time.perf_counter() - begin) * 1e3)
-        torch.cuda.synchronize()
-    return statistics.median(spent)
+    return statistics.median(queue_us(functools.partial(step, tokens), 250_000_000) for _ in range(3)) / 1e3
 
 
 def measure(
@@ -93,7 +86,6 @@ def measure(
     tokens = torch.randint(VOCABULARY, (4, BATCH, LENGTH + 1), device="cuda")
     ways = {name: DENSE[name] for name in dense}
     ways["s24"] = {"backend": "s24", "options": {"targets": targets, "gradient": gradient, "min_speedup": 0.0}}
-    times: dict[str, list[float]] = {name: [] for name in ways}
     losses, peaks, trainers = {}, {}, {}
     for name, how in ways.items():
         own = copy.deepcopy(model)
@@ -107,17 +99,12 @@ def measure(
         peaks[name] = torch.cuda.max_memory_allocated() - before
         assert math.isfinite(losses[name])
         assert bool(s24compile.sparse_weights(own)) == (name == "s24")
-    for _ in range(5):
-        for name, step in trainers.items():
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            step(tokens[0])
-            begin.record()
-            for i in range(steps):
-                step(tokens[i % 4])
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end) / steps)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+
+    def burst_ms(step: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        step(tokens[0])
+        return gpu_ms(lambda: repeat(lambda i: step(tokens[i % 4]), steps)) / steps
+
+    medians = in_turns({name: functools.partial(burst_ms, step) for name, step in trainers.items()}, 5)
     ratio = min(medians[d] for d in dense) / medians["s24"]
     return {
         "size": size, "targets": targets, "gradient": gradient, "ms": medians,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import record
 from benchmarks.ffn import LAYERS, TOKENS, make
 from benchmarks.gemm_parts.operands import random_sparse
-from benchmarks.gemm_parts.timing import burst_us
+from benchmarks.timing import burst_us, queue_us, repeat
 from benchmarks.training import Variant, variants
 from s24compile.kernels.gemm.cutlass import launch
 
@@ -79,13 +78,7 @@ def profile_layer(name: str, limits: dict[str, float]) -> dict[str, Any]:
         gradient = torch.randn_like(sparse.run(x))
     for _ in range(10):
         one_step(sparse, x, gradient)
-    torch.cuda.synchronize()
-    torch.cuda._sleep(400_000_000)
-    begin = time.perf_counter()
-    for _ in range(STEPS):
-        one_step(sparse, x, gradient)
-    host_us = (time.perf_counter() - begin) / STEPS * 1e6
-    torch.cuda.synchronize()
+    host_us = queue_us(lambda: repeat(lambda i: one_step(sparse, x, gradient), STEPS), 400_000_000) / STEPS
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], record_shapes=True) as prof:
         for _ in range(STEPS):
             one_step(sparse, x, gradient)

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import statistics
-import time
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import s24compile
+from benchmarks.timing import gpu_ms, in_turns, queue_us
 from tests.masked import masked_call
 
 DENSE: dict[str, dict[str, Any]] = {
@@ -87,55 +87,37 @@ def medians_ms(candidates: list[Variant], x: Tensor, rounds: int = 5) -> dict[st
     """Median GPU milliseconds of a step of each variant; bursts of 40 steps take turns."""
     with torch.autocast("cuda", dtype=torch.bfloat16), torch.no_grad():
         gradient = torch.randn_like(candidates[0].run(x))
-    times: dict[str, list[float]] = {variant.name: [] for variant in candidates}
     for variant in candidates:
         for _ in range(3):
             variant.step(x, gradient, search=True)
             variant.clear(x)
-    for _ in range(rounds):
-        for variant in candidates:
-            times[variant.name].append(_burst_ms(variant, x, gradient))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return in_turns({v.name: functools.partial(_burst_ms, v, x, gradient) for v in candidates}, rounds)
 
 
 HELD_STEPS = 8
 """Steps queued behind one sleep kernel: their launches fit the queue of the driver, so that the CPU never waits."""
-
-
-def _burst_ms(variant: Variant, x: Tensor, gradient: Tensor, steps: int = 40) -> float:
-    """Of `steps` steps, the first with a mask search."""
-    total = 0.0
-    for first in range(0, steps, HELD_STEPS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        torch.cuda._sleep(HOLD_CYCLES)
-        begin.record()
-        for i in range(first, first + HELD_STEPS):
-            variant.step(x, gradient, search=i == 0)
-            variant.clear(x)
-        end.record()
-        end.synchronize()
-        total += float(begin.elapsed_time(end))
-    return total / steps
-
-
 HOLD_CYCLES = 80_000_000
 """About 45 ms: longer than any host here takes to queue HELD_STEPS steps."""
 
 
-def host_us(variant: Variant, x: Tensor, steps: int = HELD_STEPS) -> float:
+def _burst_ms(variant: Variant, x: Tensor, gradient: Tensor, steps: int = 40) -> float:
+    """Of `steps` steps, the first with a mask search."""
+    held = (functools.partial(_steps, variant, x, gradient, first == 0) for first in range(0, steps, HELD_STEPS))
+    return sum(gpu_ms(work, HOLD_CYCLES) for work in held) / steps
+
+
+def _steps(variant: Variant, x: Tensor, gradient: Tensor, search_first: bool = False) -> None:
+    """HELD_STEPS steps."""
+    for i in range(HELD_STEPS):
+        variant.step(x, gradient, search=search_first and i == 0)
+        variant.clear(x)
+
+
+def host_us(variant: Variant, x: Tensor) -> float:
     """CPU microseconds to queue a step, with nothing to wait for."""
     with torch.autocast("cuda", dtype=torch.bfloat16), torch.no_grad():
         gradient = torch.randn_like(variant.run(x))
-    torch.cuda.synchronize()
-    torch.cuda._sleep(HOLD_CYCLES)
-    begin = time.perf_counter()
-    for _ in range(steps):
-        variant.step(x, gradient, search=False)
-        variant.clear(x)
-    spent = time.perf_counter() - begin
-    torch.cuda.synchronize()
-    return spent * 1e6 / steps
+    return queue_us(functools.partial(_steps, variant, x, gradient), HOLD_CYCLES) / HELD_STEPS
 
 
 def peak_bytes(variant: Variant, x: Tensor) -> int:

@@ -17,7 +17,7 @@ from benchmarks import record
 from benchmarks.gemm_parts.operands import random_sparse
 from benchmarks.gemm_parts.ours import activations
 from benchmarks.gemm_parts.shapes import Shape, shapes
-from benchmarks.gemm_parts.timing import compare_us
+from benchmarks.timing import compare_us
 from s24compile.kernels.gemm.cutlass import launch
 from s24compile.kernels.gemm.cutlass.tuned import Choice
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gemm_parts.operands import Sparse
 from benchmarks.gemm_parts.shapes import Shape
-from benchmarks.gemm_parts.timing import Run
+from benchmarks.timing import Run
 from s24compile.kernels.gemm.cutlass import launch, tuned
 
 

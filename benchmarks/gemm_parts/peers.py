@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gemm_parts.shapes import Shape
-from benchmarks.gemm_parts.timing import Run, burst_us
+from benchmarks.timing import Run, burst_us
 
 
 def cublas(weight: Tensor, bs: Sequence[Tensor], shape: Shape) -> dict[str, Run]:

@@ -15,7 +15,7 @@ import torch
 from benchmarks.gemm_parts.operands import random_sparse
 from benchmarks.gemm_parts.ours import activations, sparse_mm
 from benchmarks.gemm_parts.shapes import Shape
-from benchmarks.gemm_parts.timing import Run, burst_us, compare_us
+from benchmarks.timing import Run, burst_us, compare_us
 from s24compile.kernels.gemm.cutlass import gated, launch, objects
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Schedule, Signature
 from s24compile.kernels.gemm.cutlass.tuned import Choice
