@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib.metadata
 import json
 import sys
@@ -12,8 +14,9 @@ import pytest
 from s24compile.cli import main
 from s24compile.cli.load import make_inputs, parse_options
 from s24compile.cli.machine import examine
-from s24compile.cli.train import read_settings
-from s24compile.errors import ModelError, OptionError, UnknownOptionError
+from s24compile.config import Config
+from s24compile.demo.settings import TrainConfig
+from s24compile.errors import ModelError, OptionError
 
 COMMANDS = ("doctor", "demo", "explain", "train", "plot", "bench", "build", "tune-decay")
 
@@ -85,9 +88,13 @@ def test_list_the_commands_without_arguments(capsys: pytest.CaptureFixture[str])
         (["train", "--max_iters=1", f"--out_dir={__file__}/run"], 1, "must be a folder that can be made"),
         (["demo", f"--out={__file__}/run"], 1, "must be a folder that can be made"),
         (["tune-decay", "--device=cpu", f"--out={__file__}/run"], 1, "must be a folder that can be made"),
-        (["train", "--nope=1"], 1, "inner_options, target; and the settings of s24 train: backend"),
-        (["train", "--max_iters=many"], 1, "its type must be int"),
-        (["train", "--n_layr=3"], 1, "did you mean 'n_layer'"),
+        (["train", "--nope=1"], 2, "No such option: --nope"),
+        (["train", "--max_iters=many"], 2, "'--max_iters': "),
+        (["train", "--max_iters"], 2, "requires an argument"),
+        (["train", "--bias=2"], 2, "'--bias': '2' is neither true nor false"),
+        (["train", "--n_layr=3"], 2, "--n_layer"),
+        (["train", "one.py", "two.py"], 1, "config='one.py' is not accepted"),
+        (["train", "--recipe=best"], 1, "recipe='best' is not accepted: it must be one of 'fst'"),
         (["train", "no_such_settings.py"], 1, "existing Python file"),
         (["train", "--resume", "--out_dir=no/such/run"], 1, "s24: no/such/run/checkpoint.pt: no such file"),
         (["train", "--n_layer=-1"], 1, "n_layer=-1 is not accepted: it must be >= 1"),
@@ -218,22 +225,58 @@ def test_make_inputs_of_specs() -> None:
 
 
 def test_read_options_as_python_literals() -> None:
-    given = parse_options(["--decay=2e-4", "mask-interval=7", "include=('a','b')", "recipe=fst", "bias=false"])
+    given = parse_options(["decay=2e-4", "mask-interval=7", "include=('a','b')", "recipe=fst", "bias=false"])
     assert given == {"decay": 2e-4, "mask_interval": 7, "include": ("a", "b"), "recipe": "fst", "bias": False}
 
 
-def test_read_settings_from_a_file_and_flags(tmp_path: Path) -> None:
+def settings(*words: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What `s24 train --settings` lists: names and reprs."""
+    assert main(["train", *words, "--settings"]) == 0
+    return dict(line.split(" = ", 1) for line in capsys.readouterr().out.splitlines())
+
+
+def test_have_a_setting_for_each_field(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for field in (*dataclasses.fields(TrainConfig), *dataclasses.fields(Config)):
+        assert (f"--{field.name} " in shown) == (field.name != "options"), field.name
+    assert "Sequence length in bytes." in shown
+    told = settings(capsys=capsys)
+    assert told == {name: repr(value) for name, value in dataclasses.asdict(TrainConfig()).items()}
+
+
+def test_read_settings_from_a_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "settings.py"
-    file.write_text("import math\nbatch_size = 4 * 8\nlearning_rate = 1e-3\nrecipe = 'sste'\n_private = 1\n")
-    settings = read_settings(file, ["--learning_rate=5e-4", "--decay=1e-5", "--grad_clip=1"])
-    assert (settings.batch_size, settings.learning_rate) == (32, 5e-4)
-    assert dict(settings.options) == {"recipe": "sste", "decay": 1e-5}
-    with pytest.raises(OptionError, match="batch_size"):
-        read_settings(file, ["--batch_size=many"])
-    with pytest.raises(UnknownOptionError, match="batch_size"):
-        read_settings(file, ["--batchsize=3"])
-    with pytest.raises(OptionError, match="recipe"):
-        read_settings(file, ["--recipe=best"])
+    file.write_text(
+        "import math\nbatch_size = 4 * 8\nlearning_rate = 1e-3\nbias = False\nrecipe = 'sste'\ndense_after = None\n"
+        "include = (r'b\\.0',)\n_private = 1\n"
+    )
+    words = [str(file), "--learning_rate=5e-4", "--decay=1e-5", "--grad-clip", "1", "--max-iters=7"]
+    told = settings(*words, capsys=capsys)
+    wanted = {"batch_size": "32", "learning_rate": "0.0005", "grad_clip": "1.0", "bias": "False", "max_iters": "7"}
+    assert {name: told[name] for name in wanted} == wanted
+    options = {"recipe": "sste", "decay": 1e-5, "include": ("b\\.0",), "dense_after": None}
+    assert dict(ast.literal_eval(told["options"])) == options
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("batchsize = 3", 1, "did you mean 'batch_size'"),
+        ("nothing = 3", 1, "inner_options, target; and the settings of s24 train: backend"),
+        ("batch_size = 2.5", 2, "'--batch_size': "),
+        ("batch_size = None", 2, "'--batch_size': "),
+        ("bias = 3", 2, "'3' is neither true nor false"),
+        ("decay = 'much'", 1, "decay='much' is not accepted"),
+    ],
+)
+def test_check_the_settings_of_a_file_as_those_of_flags(
+    line: str, status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.py"
+    file.write_text(line)
+    assert main(["train", str(file), "--settings"]) == status
+    assert said in capsys.readouterr().err
 
 
 def test_train_and_resume_to_the_same_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,13 +15,19 @@ import typer
 from s24compile.cli import bench, build, demo, doctor, explain, plot, train, tune_decay
 from s24compile.errors import S24Error
 
+
+def _as_setting(name: str) -> str:
+    return name.replace("-", "_")
+
+
 app = typer.Typer(
     name="s24",
     help="2:4-sparse training of transformers: torch.compile(model, backend='s24').",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # --max-iters is --max_iters: settings have nanoGPT's names, and people type either.
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _as_setting},
 )
 
 
@@ -35,12 +41,12 @@ def start(context: typer.Context) -> None:
 app.command("doctor")(doctor.command)
 app.command("demo")(demo.command)
 app.command("explain")(explain.command)
-# What these take as settings is known to TrainConfig, Config or a benchmark, not to the parser.
-app.command("train", context_settings={"ignore_unknown_options": True})(train.command)
+app.command("train")(train.command)
 app.command("plot")(plot.command)
+# A benchmark's own options are not known to this parser.
 app.command("bench", context_settings={"ignore_unknown_options": True})(bench.command)
 app.command("build")(build.command)
-app.command("tune-decay", context_settings={"ignore_unknown_options": True})(tune_decay.command)
+app.command("tune-decay")(tune_decay.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -136,7 +136,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     """
     options: dict[str, Any] = {}
     for pair in pairs:
-        name, equals, value = pair.removeprefix("--").partition("=")
+        name, equals, value = pair.partition("=")
         if not equals or not name:
             raise OptionError(name=pair, value="", accepted="write name=value")
         options[name.replace("-", "_")] = literal(value)

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import runpy
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from s24compile.errors import ModelError, OptionError, UnknownOptionError
+from s24compile.cli.settings import takes_settings
+from s24compile.demo.settings import TrainConfig
+from s24compile.errors import ModelError
 
 if TYPE_CHECKING:
-    from s24compile.demo.settings import TrainConfig
     from s24compile.demo.training import Run
 
 
+@takes_settings
 def command(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG.py] [--NAME=VALUE]...", help="A file of settings, and settings that go over it."
-        ),
-    ] = None,
+    config: TrainConfig,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from OUT_DIR/checkpoint.pt, bit for bit.")] = False,
     settings: Annotated[
         bool, typer.Option("--settings", help="List all settings and their values, then stop.")
@@ -32,7 +27,7 @@ def command(
 ) -> None:
     """Train the example GPT on bytes of Python sources, or of the .py files below --dataset=FOLDER.
 
-    Settings come from the file, as in nanoGPT (lines such as `batch_size = 32`), then from flags such as
+    Settings come from the file, as in nanoGPT (lines such as `batch_size = 32`), then from options such as
     `--n_layer=6 --max_iters=1000`. Fields of `s24compile.Config` are settings too: `--recipe=sste --decay=2e-4`.
     `--backend=inductor` trains dense. Checkpoints go to OUT_DIR/checkpoint.pt every `--checkpoint_interval` steps,
     curves to OUT_DIR/metrics.jsonl, which `s24 plot OUT_DIR` draws.
@@ -41,78 +36,11 @@ def command(
 
     Example: `s24 train my_config.py --resume`
     """
-    chosen = settings_of_words(words or [])
     if settings:
-        for field, value in dataclasses.asdict(chosen).items():
+        for field, value in dataclasses.asdict(config).items():
             typer.echo(f"{field} = {value!r}")
         return
-    _train(chosen, resume=resume, json=json)
-
-
-def settings_of_words(words: list[str]) -> TrainConfig:
-    """Makes the TrainConfig of a command line's words: one file of settings at most, and flags.
-
-    Raises:
-        OptionError: two files; and what `read_settings` raises.
-    """
-    files = [word for word in words if not word.startswith("--")]
-    if len(files) > 1:
-        raise OptionError(name="CONFIG.py", value=files, accepted="one file of settings at most")
-    flags = [word for word in words if word.startswith("--")]
-    return read_settings(Path(files[0]) if files else None, flags)
-
-
-def read_settings(path: Path | None, flags: list[str]) -> TrainConfig:
-    """Makes the TrainConfig of a settings file and `--name=value` flags; flags win.
-
-    Raises:
-        UnknownOptionError: a name that is neither a TrainConfig nor a Config field.
-        OptionError: a flag without a value, or a value of another type than the setting's.
-        ModelError: the file does not run.
-    """
-    from s24compile.cli.load import parse_options
-    from s24compile.config import Config, hint_of
-    from s24compile.demo.settings import TrainConfig
-
-    given: dict[str, Any] = {}
-    if path is not None:
-        if not path.is_file():
-            raise OptionError(name="config", value=str(path), accepted="it must be an existing Python file of settings")
-        given = {k: v for k, v in _run_file(path).items() if not k.startswith("_") and _is_setting(v)}
-    given |= parse_options(flags)
-    own = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "options"}
-    sparse = [f.name for f in dataclasses.fields(Config)]
-    for name, value in given.items():
-        if name not in own and name not in sparse:
-            accepted = f"{', '.join(sparse)}; and the settings of s24 train: {', '.join(own)}"
-            raise UnknownOptionError(name=name, hint=hint_of(name, [*own, *sparse]), accepted=accepted)
-        default = own[name].default if name in own else value
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (type(value) is type(default) or (whole and isinstance(default, float))):
-            raise OptionError(name=name, value=value, accepted=f"its type must be {type(default).__name__}")
-    options = {name: value for name, value in given.items() if name in sparse}
-    Config.from_options(options)
-    fields = {name: value for name, value in given.items() if name in own}
-    return TrainConfig(**fields, options=tuple(sorted(options.items())))
-
-
-def _run_file(path: Path) -> dict[str, Any]:
-    try:
-        return runpy.run_path(str(path))
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        words = str(error)
-        if isinstance(error, SyntaxError) and error.filename == str(path):
-            lines, words = [error.lineno], error.msg
-        raise ModelError(
-            what=f"{path}:{lines[-1]}" if lines else str(path),
-            found=f"{type(error).__name__}: {words}",
-            accepted="a file of settings must run as Python",
-        ) from None
-
-
-def _is_setting(value: object) -> bool:
-    return isinstance(value, (int, float, str, tuple, list)) or value is None
+    _train(config, resume=resume, json=json)
 
 
 def _check_sparse(run: Run) -> None:

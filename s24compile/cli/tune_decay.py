@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from s24compile.cli.settings import takes_settings
+from s24compile.demo.settings import TrainConfig
 from s24compile.errors import OptionError
 
 if TYPE_CHECKING:
@@ -15,11 +17,9 @@ if TYPE_CHECKING:
     from s24compile.training.decay_search import DecaySearch
 
 
+@takes_settings
 def command(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[CONFIG.py] [--NAME=VALUE]...", help="Settings, as for `s24 train`."),
-    ] = None,
+    config: TrainConfig,
     candidates: Annotated[
         str, typer.Option(help="Values of decay to try, separated by commas; default: 1e-6 to 2e-3 in seven steps.")
     ] = "",
@@ -45,12 +45,10 @@ def command(
     from s24compile.cli.curves import draw_search
     from s24compile.cli.load import folder_for_results
     from s24compile.cli.progress import training_progress
-    from s24compile.cli.train import settings_of_words
     from s24compile.demo.text import read_sources
     from s24compile.demo.training import Run
     from s24compile.training.tune_decay import CANDIDATES
 
-    config = settings_of_words(words or [])
     if config.backend != "s24":
         raise OptionError(name="backend", value=config.backend, accepted="it must be 's24', which has the decay")
     config = config.forced()
