@@ -16,6 +16,7 @@ NEEDS = {
     "demo": ("torch", "typer", "rich", "matplotlib"),
     "bench": ("torch", "typer", "rich"),
     "test": ("torch", "typer", "rich", "matplotlib", "pytest", "xdist", "expecttest", "hypothesis"),
+    "test-gpu": ("torch", "triton", "typer", "rich", "matplotlib", "pytest", "xdist", "expecttest", "hypothesis"),
     "lint": ("ruff", "mypy"),
     "format": ("ruff",),
     "docs": ("torch", "pytest", "material", "mkdocstrings"),

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from benchmarks.gpus import visible_device
 from tests.torchvision_ops import define_missing_operators
 
+
+def keep_to_one_gpu() -> None:
+    """Worker N of `pytest -n` uses GPU N modulo their number, so that several GPUs share the workers evenly."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    # NVML is asked, not CUDA, which reads the variable once, when it starts.
+    if worker.isdigit() and (count := torch.cuda.device_count()) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(int(worker) % count)
+
+
+keep_to_one_gpu()
 define_missing_operators()  # before any test imports transformers, timm or lightning
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpus import visible_device
 from benchmarks.quality import corpus as corpora
 from benchmarks.quality.plan import Plan
 from benchmarks.quality.sizes import SIZES
@@ -124,12 +125,6 @@ def _start(plan: Plan, gpu: int, seconds: float, flags: argparse.Namespace) -> s
     ]  # fmt: skip
     words += ["--device", flags.device] if flags.device else []
     return subprocess.Popen(words, env={**os.environ, "CUDA_VISIBLE_DEVICES": visible_device(gpu)})
-
-
-def visible_device(gpu: int) -> str:
-    """The name of the `gpu`-th device that this process may use, for one that may use it alone."""
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named[gpu] if named else str(gpu)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,26 +2,32 @@
 
     python -m tests.kernels.prebuild            before `pytest`, which would build them one after the other
     python -m tests.kernels.prebuild --list
+    python -m tests.kernels.prebuild --budget-s 540     again, until it exits with 0
 
 What the samples of the ops ask for is found by asking: they run on a CPU against a recorder.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import math
 import sys
+import time
 
 import torch
 
 from benchmarks.ffn import LAYERS, TOKENS
 from benchmarks.gemm_parts.check import SIZES
 from s24compile.kernels import providers
-from s24compile.kernels.gemm.cutlass import build, tuned
+from s24compile.kernels.gemm.cutlass import build, objects, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature, training_set
 from s24compile.kernels.samples import samples
 from tests.kernels.recorder import recording
 from tests.kernels.test_cutlass_gpu import KERNELS
 
+SECONDS_PER_BUILD = 120
+"""One nvcc run takes 85 to 110 s."""
 OPS = ("mm", "mm_act", "mm_dact", "mm_dact_sum", "mm_add", "mm_glu", "mm_dglu")
 
 
@@ -91,14 +97,38 @@ def wanted() -> list[Kernel]:
     return list(dict.fromkeys(sets + asked))
 
 
-def main() -> None:
-    """Builds or lists."""
+def build_within(kernels: list[Kernel], seconds: float) -> int:
+    """Builds what is not built yet, as many at a time as cores and memory allow; returns how many are left.
+
+    Args:
+        seconds: no build is started that would not be done by then.
+    """
+    waiting = [kernel for kernel in kernels if objects.object_path(kernel) is None]
+    at_a_time, done, deadline = build.parallel_builds(), len(kernels) - len(waiting), time.monotonic() + seconds
+    print(f"{done} of {len(kernels)} kernels are built, {at_a_time} builds at a time", flush=True)
+    while waiting and time.monotonic() + SECONDS_PER_BUILD <= deadline:
+        now, waiting = waiting[:at_a_time], waiting[at_a_time:]
+        build.build_all(now)
+        done += len(now)
+        print(f"{done}/{len(kernels)}", flush=True)
+    return len(waiting)
+
+
+def main() -> int:
+    """Builds or lists; 3 if the time ended before all were built."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="list the kernels, then stop")
+    parser.add_argument("--budget-s", type=float, default=math.inf, help="start no build that ends after these seconds")
+    flags = parser.parse_args()
     kernels = wanted()
-    if "--list" in sys.argv[1:]:
+    if flags.list:
         print("\n".join(kernel.name for kernel in kernels))
-        return
-    build.build_all(kernels, lambda done, total, name: print(f"{done}/{total} {name}", flush=True))
+        return 0
+    left = build_within(kernels, flags.budget_s)
+    if left:
+        print(f"the time is over, {left} kernels are left: run this again")
+    return 3 if left else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
