@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,8 @@ def test_agree_on_versions_and_names() -> None:
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     for tool in project["optional-dependencies"]["lint"]:
         name, version = tool.split("==")
+        assert pinned[name] == version, f"{name} is pinned twice and differently"
+    for name, version in re.findall(r"(\w+)==([\d.]+)", (ROOT / ".pre-commit-config.yaml").read_text()):
         assert pinned[name] == version, f"{name} is pinned twice and differently"
 
 
