@@ -1,11 +1,12 @@
 """The parts of pages that are made, not written: graphs, refusals and measurements. A hook of mkdocs.
 
-A line `<!-- made: NAME -->` in a page becomes what the function of that name in `BLOCKS` returns, each time the site is
-built: `make docs`. Nothing that is made is committed, so nothing of it can be out of date.
+A comment `<!-- made: NAME WORDS -->` in a page becomes what the function of that name in `BLOCKS` makes of the words,
+each time the site is built: `make docs`. Nothing that is made is committed, so nothing of it can be out of date.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -15,22 +16,25 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 QUALITY = RESULTS / "quality.json"
-MARK = re.compile(r"<!-- made: ([\w-]+) -->")
+MARK = re.compile(r"<!-- made: ([\w-]+)\s*(.*?)\s*-->", re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """mkdocs: fills the marks of one page."""
-    return MARK.sub(lambda mark: BLOCKS[mark[1]](), markdown)
+    return MARK.sub(lambda mark: BLOCKS[mark[1]](mark[2]), markdown)
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """mkdocs: pictures that lie outside of docs/ are part of the site."""
+    """mkdocs: pictures that lie outside of docs/, and one that is drawn now, are part of the site."""
     from mkdocs.structure.files import File
+
+    from benchmarks.tables.charts import speed_chart
 
     for picture in (*RESULTS.rglob("*.png"), ROOT / "assets" / "demo.png"):
         if picture.exists():
             uri = f"pictures/{picture.name}"
             files.append(File.generated(config, uri, abs_src_path=str(picture)))
+    files.append(File.generated(config, "pictures/speeds.png", content=speed_chart()))
     return files
 
 
@@ -82,7 +86,7 @@ def graph(stage: str) -> str:
 _STAGES: dict[str, str] = {}
 
 
-def refusals() -> str:
+def refusals(_: str) -> str:
     """A table of what is refused, each with the sentence that `explain` gives: the models are those of the tests."""
     import torch
     from torch import nn
@@ -103,94 +107,98 @@ def refusals() -> str:
     return "\n".join(lines)
 
 
-def performance() -> str:
-    """A section for each result that exists: where and when it was measured, its rows, its chart."""
-    files = sorted(set(RESULTS.glob("*.json")) - {QUALITY})
-    sections = [_section(path) for path in files]
-    return "\n\n".join(sections) or "No results are committed yet."
+def table_of(kind: str, words: str) -> str:
+    """A table of speeds with where and when it was measured: the name of a function of benchmarks.tables.speeds, then
+    the files of benchmarks/results that it is made of."""
+    from benchmarks.tables import speeds
+
+    return f"{getattr(speeds, kind)()}\n\n{speeds.measured_on(*words.split())}"
 
 
-def _section(path: Path) -> str:
-    told: dict[str, Any] = json.loads(path.read_text())
-    told |= told.get("machine") or {}
-    dated = any("date" in row for row in told.get("rows") or [] if isinstance(row, dict))  # each row by itself
-    where = ", ".join(
-        f"{name} {told[key]}" if name else str(told[key])
-        for key, name in (("device", ""), ("gpu", ""), ("torch", "torch"), ("cuda", "CUDA"), ("date", ""))
-        if told.get(key) and not (dated and key == "date")
+def figure(words: str) -> str:
+    """One number: a file of benchmarks/results, the way to the number in it, a format."""
+    name, way, form = words.split()
+    found: Any = json.loads((RESULTS / f"{name}.json").read_text())
+    for key in way.split("/"):
+        found = found[key]
+    return format(found, form)
+
+
+def gaps(text: str) -> str:
+    """A table of losses: experiments on the first line, then `what a reader calls it = variant`."""
+    from benchmarks.tables import losses
+
+    columns, *rows = text.strip().splitlines()
+    named = dict(row.rsplit(" = ", 1) for row in rows)
+    return losses.gaps(named, [losses.experiment(word) for word in columns.split()])
+
+
+def choices(_: str) -> str:
+    """README's table of recipes: time and loss of each."""
+    from benchmarks.tables.readme import loss_table
+
+    return loss_table()
+
+
+def loss_pictures(words: str) -> str:
+    """Pictures of experiments ("30m/6000"), of those that have one; "longest" takes the longest of the 26M model."""
+    from benchmarks.tables import losses
+
+    told = {(one["size"], one["steps"]): one for one in losses.tables() if one["picture"]}
+    longest = max((experiment for experiment in told if experiment[0] == "30m"), key=lambda found: found[1])
+    wanted = [longest if word == "longest" else losses.experiment(word) for word in words.split()]
+    return "\n\n".join(
+        f"![Loss over that of the dense run: {losses.title(one)}](pictures/{told[one]['picture']})" for one in wanted
     )
-    title = path.stem.replace("_", " ")
-    lines = [f"### {title[0].upper()}{title[1:]}", "", f"*{where or 'circumstances not recorded'}*", ""]
-    rows = told.get("rows") or told.get("shapes") or told.get("layers")
-    if isinstance(rows, list) and rows and isinstance(rows[0], dict):
-        lines += _table([_flat(row) for row in rows])
-    else:
-        rest = {k: v for k, v in _flat(told).items() if k not in ("benchmark", "date", "device", "python", "torch")}
-        lines += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rest.items())]
-    if path.with_suffix(".png").exists():
-        lines += ["", f"![{title}](pictures/{path.stem}.png)"]
-    return "\n".join(lines)
 
 
-def _table(rows: list[dict[str, str]]) -> list[str]:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    body = (f"| {' | '.join(row.get(name, '') for name in names)} |" for row in rows)
-    return [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}", *body]
+def all_runs(_: str) -> str:
+    """A table for each model size and length that was trained."""
+    from benchmarks.tables import losses
 
-
-def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested numbers as columns "ms inductor"; lists (single rounds) are left out."""
-    found: dict[str, str] = {}
-    for name, value in row.items():
-        if name == "all_us":  # of every competitor: too wide a table
-            continue
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name} ")
-        elif not isinstance(value, list) and value is not None:
-            found[f"{prefix}{name}"] = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return found
-
-
-def quality() -> str:
-    """A table of losses and a picture for each model size and length that was trained, then the decay searches."""
-    measured = json.loads(QUALITY.read_text())
     sections = []
-    for told in measured["tables"]:
-        title = f"### {told['size'].upper()}, {told['steps']} steps"
-        devices, text = ", ".join(told["devices"]), f"{told['corpus']['bytes'] / 1e6:.0f} MB of text"
-        where = f"*{devices}, torch {told['torch']}, {told['date']}; {text}*"
-        rows = [
-            {
-                "variant": row["variant"],
-                "F": str(row["hidden"]),
-                "loss": f"{row['loss']:.4f}",
-                "gap": "" if row["gap"] is None else f"{row['gap']:+.4f}",
-                "ends 2:4": "yes" if row["ends_sparse"] else "",
-            }
-            for row in told["rows"]
-        ]
-        picture = f"![losses](pictures/{told['picture']})"
-        sections.append("\n".join([title, "", where, "", *_table(rows), "", picture]))
-    for found in measured["decay_searches"]:
-        title = f"### The decay that `tune_decay` chose: {found['size'].upper()}, {found['steps']} steps"
-        mu = [{"decay": decay, "mu": f"{value:.2f}"} for decay, value in found["mu"].items()]
-        sections.append("\n".join([title, "", *_table(mu), "", f"*{found['advice']}*"]))
+    for told in losses.tables():
+        text = f"{told['corpus']['bytes'] / 1e6:.0f} MB of text"
+        where = f"*{' and '.join(told['devices'])}, torch {told['torch']}, {told['date']}; {text}*"
+        title = losses.title((told["size"], told["steps"]))
+        sections.append("\n".join([f"## {title}", "", where, "", losses.every_run(told)]))
     return "\n\n".join(sections)
 
 
-def demo() -> str:
+def decay_searches(_: str) -> str:
+    """What `tune_decay` found on the benchmark's models."""
+    from benchmarks.tables.losses import SIZES
+    from benchmarks.tables.markdown import table
+
+    sections = []
+    for found in json.loads(QUALITY.read_text())["decay_searches"]:
+        title = f"{SIZES[found['size']]}, {found['steps']} steps: {found['advice']}."
+        mu = [[f"{float(decay):g}", f"{value:.2f}"] for decay, value in found["mu"].items()]
+        sections.append("\n".join([title, "", table(["decay", "mu"], mu)]))
+    return "\n\n".join(sections)
+
+
+def demo(_: str) -> str:
     """The picture of `make demo`, where one is committed."""
     there = (ROOT / "assets" / "demo.png").exists()
     return "![Loss of a small GPT trained dense and 2:4](pictures/demo.png)" if there else ""
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    "graph-captured": lambda: graph("captured"),
-    "graph-rewritten": lambda: graph("rewritten"),
-    "graph-forward": lambda: graph("forward"),
-    "graph-backward": lambda: graph("backward"),
+BLOCKS: dict[str, Callable[[str], str]] = {
+    "graph": graph,
     "demo": demo,
     "refusals": refusals,
-    "performance": performance,
-    "quality": quality,
+    "layers": functools.partial(table_of, "layers"),
+    "gradients": functools.partial(table_of, "gradients"),
+    "recipe-speeds": functools.partial(table_of, "recipes"),
+    "steps": functools.partial(table_of, "steps"),
+    "products": functools.partial(table_of, "products"),
+    "memory-bound": functools.partial(table_of, "memory_bound"),
+    "host": functools.partial(table_of, "host"),
+    "figure": figure,
+    "gaps": gaps,
+    "choices": choices,
+    "loss-pictures": loss_pictures,
+    "all-runs": all_runs,
+    "decay-searches": decay_searches,
 }

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tables import readme, speeds
 from s24compile.cli import main
+from s24compile.lowering.cost import HOST_BOUND_US
 from tests.on_cpu import ON_CPU
 
 ROOT = Path(__file__).parents[1]
@@ -58,10 +60,17 @@ def test_make_what_ci_or_a_test_runs(command: str) -> None:
     plan = subprocess.run(
         ["make", "-n", *words, f"PYTHON={sys.executable}"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-    runs = {"demo": "-m s24compile demo", "test": "-m pytest", "lint": "-m ruff check", "bench": "-m s24compile bench"}
+    runs = {
+        "demo": "-m s24compile demo",
+        "test": "-m pytest",
+        "lint": "-m ruff check",
+        "bench": "-m s24compile bench",
+        "test-gpu": "-m tests.gpu_suite",
+    }
     assert runs[words[0]] in plan
-    # `make demo` is run by test_demo.py; benchmarks are measurements, and their checks are tests of their own.
-    assert words[0] in ("demo", "bench") or command in (ROOT / ".ci/run").read_text()
+    # `make demo` is run by test_demo.py, and what `make test-gpu` starts by test_gpu_suite.py; benchmarks are
+    # measurements, and their checks are tests of their own.
+    assert words[0] in ("demo", "bench", "test-gpu") or command in (ROOT / ".ci/run").read_text()
 
 
 def test_show_files_that_exist() -> None:
@@ -69,64 +78,50 @@ def test_show_files_that_exist() -> None:
         assert link.startswith("https://") or (ROOT / link).exists(), f"{link} is not there"
 
 
-def test_print_the_numbers_that_were_measured() -> None:
-    outcomes = json.loads((ROOT / "assets/demo.json").read_text())["outcomes"]
-    compile_time = json.loads((ROOT / "benchmarks/results/compile_time.json").read_text())
-    assert f"{outcomes['inductor']['validation_loss']:.3f} dense" in README
-    assert f"{outcomes['s24']['validation_loss']:.3f} with 2:4" in README
-    assert f"{compile_time['ratio']:.2f} times for a GPT of {compile_time['layers']} layers" in README
+def read(path: str) -> Any:
+    return json.loads((ROOT / path).read_text())
 
 
-PLACES = {"gpt2-124m gelu": "at 124M", "gpt2-350m gelu": "at 350M", "gpt2-774m gelu": "at 774M",
-          "gpt2-1558m gelu": "at 1558M", "geglu 1024-2816": "for the GEGLU",
-          "llama-7b swiglu": "for Llama-7B"}  # fmt: skip
+def phrases() -> list[str]:
+    """What the README says in its prose about measurements, as the results have it."""
+    demo, compiling = read("assets/demo.json"), read("benchmarks/results/compile_time.json")
+    (long,) = read("benchmarks/results/quality_reported.json")["tables"]
+    losses_of = {row["variant"]: row["loss"] for row in long["rows"]}
+    least = min(loss for name, loss in losses_of.items() if name.startswith("fst")) - losses_of["dense"]
+    small, middle, large = (f"{100 * speeds.share_of_step(size):.0f}%" for size in ("124m", "350m", "774m"))
+    dense, sparse = (f"{demo['outcomes'][name]['validation_loss']:.3f}" for name in ("inductor", "s24"))
+    return [
+        f"Validation loss after {demo['config']['max_iters']} steps: {dense} dense, {sparse} with 2:4",
+        f"{small} of the dense step of nanoGPT 124M, {middle} of that of 350M and {large} of that of 774M",
+        f"In the long run ({long['tokens'] / long['parameters']:.0f} tokens a parameter)",
+        f"each ends higher by {least:.4f} or more",
+        f"Until about step {long['not_above_dense_until_step']} of these {long['steps']}",
+        f"take less than {HOST_BOUND_US} us",
+        f"{compiling['ratio']:.2f} times for a GPT of {compiling['layers']} layers",
+    ]
 
 
-def exact_and_auto(rows: list[dict[str, Any]]) -> dict[str, set[str]]:
-    """What was measured with other weight gradients, in the README's words."""
-    return {
-        way: {
-            f"{row['ratios'][f's24 {way} dW']:.2f} {PLACES[row['layer']]}"
-            for row in rows
-            if f"s24 {way} dW" in row["ratios"]
-        }
-        for way in ("dense", "auto")
-    }
+NO_MEASUREMENTS = (
+    "2:4", "ICML 2024", "H100", "bf16", "fp32", "16384 tokens", "4-layer", "width 128", "s24compile", "Python 3.11",
+    "2.11 or newer", "two rows of 64 tokens", "vocabulary of 256", "Apache-2.0", "run of 4000 steps", "less than 0.01",
+)  # fmt: skip
+"""What else has digits in it: names, settings, versions, bounds."""
 
 
-def stated_exact_and_auto() -> dict[str, set[str]]:
-    text = " ".join(README.partition('`gradient="dense"`')[2].partition("\n\n")[0].split())
-    parts = dict(zip(("dense", "auto"), text.split('`gradient="auto"`'), strict=True))
-    places = "|".join(PLACES.values())
-    return {way: set(re.findall(rf"\d\.\d\d (?:{places})", part)) for way, part in parts.items()}
+def test_say_in_prose_what_was_measured_and_no_other_figure() -> None:
+    text = re.sub(
+        r"```.*?```|<!-- made.*?<!-- end -->|`[^`]*`|\(http[^)]*\)|arXiv [\d.]+", " ", README, flags=re.DOTALL
+    )
+    text = " ".join(text.split())
+    for phrase in phrases():
+        assert phrase in text
+        text = text.replace(phrase, " ")
+    for name in NO_MEASUREMENTS:
+        text = text.replace(name, " ")
+    left = re.findall(r".{0,40}\d.{0,40}", text)
+    assert not left, f"figures that no result stands behind: {left}"
 
 
-def test_print_the_speeds_that_were_measured() -> None:
-    def read(name: str) -> Any:
-        return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
-
-    rows = [line for line in README.splitlines() if line.startswith("|")]
-
-    def stated(part: str) -> str:
-        (line,) = [row for row in rows if part in row]
-        return line
-
-    gemm = read("gemm")
-    assert f"**{gemm['geomean']:.2f}** ({gemm['least']:.2f} to" in stated("geometric mean")
-    assert f"| {len(gemm['shapes'])} FFN matrix products" in stated("geometric mean")
-    names = {"gpt2-124m gelu": "124M GELU", "gpt2-350m gelu": "350M GELU", "gpt2-774m gelu": "774M GELU",
-             "gpt2-1558m gelu": "1558M GELU", "geglu 1024-2816": "GEGLU 1024", "llama-7b swiglu": "Llama-7B",
-             "llama-8b swiglu": "Llama-8B"}  # fmt: skip
-    for row in read("ffn")["rows"]:
-        line = stated(names[row["layer"]])
-        assert f"**{row['ratio']:.2f}**" in line
-    assert exact_and_auto(read("ffn")["rows"]) == stated_exact_and_auto()
-    (block,) = read("block")["rows"]
-    assert f"**{block['ratios']['s24']:.2f}**" in stated("whole block")
-    own = [row for row in read("nanogpt")["rows"] if row["model"] == "nanoGPT" and row["targets"] == "ffn"]
-    assert {row["size"] for row in own} == {"124m", "350m", "774m"}
-    for row in own:  # a size with two gradients: the README states the faster
-        if row["ratio"] < max(other["ratio"] for other in own if other["size"] == row["size"]):
-            continue
-        speed = f"{row['ms']['inductor']:.1f} ms | {row['ms']['s24']:.1f} ms | **{row['ratio']:.2f}**"
-        assert speed in stated(f"nanoGPT {row['size'].upper()}")
+def test_have_the_tables_that_the_results_give() -> None:
+    assert readme.made(README) == README, "run python -m benchmarks.tables"
+    assert "| ---: |" in README

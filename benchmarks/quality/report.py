@@ -68,7 +68,7 @@ def main() -> None:
         print(f"\n{group[0]}, {group[1]} steps, text {group[2]}, clock of {clock}\n\n{markdown(members)}")
         same = sum((told["size"], str(told["steps"])) == group[:2] for told in document)  # other texts, or a CPU
         picture = flags.results / f"quality_{group[0]}_{group[1]}{f'_{same + 1}' if same else ''}.png"
-        draw(group, members, picture)
+        drawn = draw(group, members, picture)
         document.append(
             {
                 "size": group[0],
@@ -78,7 +78,7 @@ def main() -> None:
                 "torch": members[0].header["torch"],
                 "date": max(result.header["date"] for result in members),
                 "corpus": members[0].header["corpus"],
-                "picture": picture.name,
+                "picture": picture.name if drawn else None,
                 "rows": [result.row(dense_of(result, members)) for result in members],
                 "options": {result.name: result.header["options"] for result in members},
             }
