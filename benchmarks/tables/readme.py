@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -37,7 +38,8 @@ def speed_table() -> str:
         'Layers and the block train by the default recipe, `fst`; each training step by `fst` or by `gradient="auto"`, '
         "whichever was faster."
     )
-    return f"{speeds.everything()}\n\n{options} {products}\n{speeds.measured_on('ffn', 'block', 'nanogpt', 'gemm')}"
+    text = textwrap.fill(f"{options} {products}", 120, break_on_hyphens=False)
+    return f"{speeds.everything()}\n\n{text}\n\n{speeds.measured_on('ffn', 'block', 'nanogpt', 'gemm')}"
 
 
 BLOCKS: Mapping[str, Callable[[], str]] = MappingProxyType({"speeds": speed_table, "losses": loss_table})
