@@ -167,12 +167,12 @@ def all_runs(_: str) -> str:
 
 def decay_searches(_: str) -> str:
     """What `tune_decay` found on the benchmark's models."""
-    from benchmarks.tables.losses import SIZES
+    from benchmarks.tables import losses
     from benchmarks.tables.markdown import table
 
     sections = []
     for found in json.loads(QUALITY.read_text())["decay_searches"]:
-        title = f"{SIZES[found['size']]}, {found['steps']} steps: {found['advice']}."
+        title = f"{losses.title((found['size'], found['steps']))}: {found['advice']}."
         mu = [[f"{float(decay):g}", f"{value:.2f}"] for decay, value in found["mu"].items()]
         sections.append("\n".join([title, "", table(["decay", "mu"], mu)]))
     return "\n\n".join(sections)

@@ -142,6 +142,11 @@ def test_build_the_site_without_a_warning(tmp_path: Path) -> None:
     assert "cutlass" in how, "the graphs are lowered for a GPU"
     assert "none of gelu" in (tmp_path / "refused" / "index.html").read_text()
     assert "made:" not in how
+    performance, quality = ((tmp_path / page / "index.html").read_text() for page in ("performance", "quality"))
+    assert "forward_error" not in performance
+    assert "pictures/speeds.png" in performance
+    assert (tmp_path / "pictures" / "speeds.png").read_bytes().startswith(b"\x89PNG")
+    assert quality.index("The answer") < quality.index("fst-down") < quality.index("<h2")
     api = (tmp_path / "api" / "index.html").read_text()
     assert "mask_interval" in api
     assert "transposable_mask" in api

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-SIZES = {"30m": "26M", "124m": "124M", "tiny": "0.8M"}
-"""Model -> its name in tables: "30m" has 26 million parameters."""
+SIZES = {"124m": "124M", "30m": "26M", "tiny": "0.8M"}
+"""Model -> its name in tables, in their order: "30m" has 26 million parameters."""
 
 LABELS = {
     "fst-l1-no-mvue-down-head1/6": "fst-down",

@@ -56,20 +56,20 @@ def outcomes(folder: Path = RESULTS) -> dict[Experiment, dict[str, list[Outcome]
 
 
 def tables(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """The tables of quality.json, large models first."""
-    order = list(SIZES)
+    """The tables of quality.json, in the order of `names.SIZES`."""
+    order = {size: place for place, size in enumerate(SIZES)}
     found: list[dict[str, Any]] = _read(folder / "quality.json")["tables"]
-    return sorted(found, key=lambda told: (-order.index(told["size"]) if told["size"] == "124m" else 0, told["steps"]))
+    return sorted(found, key=lambda told: (order.get(told["size"], len(order)), told["size"], told["steps"]))
 
 
-def gaps(rows: Mapping[str, str], columns: Sequence[Experiment]) -> str:
+def gaps(rows: Mapping[str, str], columns: Sequence[Experiment], folder: Path = RESULTS) -> str:
     """A table of all gaps.
 
     Args:
         rows: what a reader calls a variant -> the variant.
         columns: the experiments; what was not run is left empty.
     """
-    known = outcomes()
+    known = outcomes(folder)
     body = [
         [name, *(", ".join(map(str, known[column].get(variant, []))) for column in columns)]
         for name, variant in rows.items()
@@ -77,7 +77,7 @@ def gaps(rows: Mapping[str, str], columns: Sequence[Experiment]) -> str:
     return _with_footnote(table(["", *map(title, columns)], body))
 
 
-def choices(rows: Mapping[str, str], clock: Experiment, columns: Sequence[Experiment]) -> str:
+def choices(rows: Mapping[str, str], clock: Experiment, columns: Sequence[Experiment], folder: Path = RESULTS) -> str:
     """Time and gap of what a user may choose: of several seeds the mean gap, and how many there were.
 
     Args:
@@ -85,12 +85,12 @@ def choices(rows: Mapping[str, str], clock: Experiment, columns: Sequence[Experi
         clock: the experiment whose run times, in times of the dense run, make the first column.
         columns: as for `gaps`.
     """
-    known, body = outcomes(), []
+    known, body = outcomes(folder), []
     for name, variants in rows.items():
         runs = {column: [run for v in variants.split() for run in known[column].get(v, [])] for column in columns}
         timed = [run.time for v in variants.split() for run in known[clock].get(v, []) if run.time is not None]
         body.append([name, f"{timed[0]:.2f}" if timed else "", *map(_summary, runs.values())])
-    return _with_footnote(table(["", f"time, {SIZES[clock[0]]}", *map(title, columns)], body))
+    return _with_footnote(table(["", f"time, {SIZES.get(clock[0], clock[0])}", *map(title, columns)], body))
 
 
 def _summary(runs: Sequence[Outcome]) -> str:
@@ -125,7 +125,7 @@ def every_run(told: Mapping[str, Any]) -> str:
 
 def title(experiment: Experiment) -> str:
     """ "26M, 6000 steps"."""
-    return f"{SIZES[experiment[0]]}, {experiment[1]} steps"
+    return f"{SIZES.get(experiment[0], experiment[0])}, {experiment[1]} steps"
 
 
 def experiment(text: str) -> Experiment:
