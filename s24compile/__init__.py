@@ -5,7 +5,7 @@ A map of the package, in the order in which data flows:
 * `compiler`: from Dynamo's graph to a callable: the torch.compile backend, `@sparse_ffn`, `explain`.
 * `passes`: FX graph -> FX graph with s24 ops (find feed-forward layers, decide, rewrite, verify).
 * `lowering`: forward and backward graphs of AOTAutograd -> graphs of concrete kernels.
-* `training`: what hangs on optimizers: masked decay, step counts, flip rates, STEP, the search of a decay.
+* `training`: what follows an optimizer's steps: masked decay, step counts, flip rates, STEP, the search of a decay.
 * `weights`: the masks, schedules and packed weights behind each parameter, and when they are packed again.
 * `kernels`: what each op means (contract, reference) and faster ways to say it (Triton, CUTLASS).
 * `tensor`: `Sparse24`, the packed matrix that is a tensor. `export`: other libraries' formats, after training.

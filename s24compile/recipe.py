@@ -72,7 +72,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "fst-exact", "transposable", "sparse", "gradient",
                 uses_interval=True, starts_dense=True, ends_dense=True, gradient="dense", mask_interval=1,
             ),
-            # That in the down projections alone; ended where dense runs do (docs/quality.md).
+            # That in the down projections alone: ends where dense does in short runs, above it in long ones
+            # (docs/quality.md).
             Recipe(
                 "fst-down", "transposable", "sparse", "gradient",
                 uses_interval=True, starts_dense=True, ends_dense=True, targets="down", gradient="dense",

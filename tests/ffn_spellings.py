@@ -1,4 +1,4 @@
-"""How libraries and people write a linear, an activation and a gate (CATALOGUE 2.1 to 2.3), as plain functions."""
+"""How libraries and people write a linear, an activation and a gate (docs/graphs.md), as plain functions."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The oracle of end-to-end tests: the same model with dense arithmetic on masked weights, in plain PyTorch.
 
-Forward and input gradients see M.W, weight gradients are straight-through (all weights, unmasked): MATH.md 4 with
-gradient="dense". It knows nothing of packing, graphs or kernels.
+Forward and input gradients see M.W, weight gradients are straight-through (all weights, unmasked): docs/math.md,
+fully sparse training, with gradient="dense". It knows nothing of packing, graphs or kernels.
 """
 
 from __future__ import annotations

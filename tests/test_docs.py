@@ -152,6 +152,21 @@ def test_build_the_site_without_a_warning(tmp_path: Path) -> None:
     assert "transposable_mask" in api
 
 
+CITED = re.compile(r"\b(docs/[\w-]+\.md|[A-Z]+\.md)\b|\b(?:MATH|HOPPER|CATALOGUE|DESIGN) (?:section )?\d")
+
+
+def test_cite_pages_that_are_in_the_repository() -> None:
+    folders = ("s24compile", "benchmarks", "tests", "examples")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    missing = {
+        f"{path.relative_to(ROOT)}: {found[0]}"
+        for path in sources
+        for found in CITED.finditer(path.read_text())
+        if not found[1] or not any((folder / found[1]).is_file() for folder in (ROOT, path.parent))
+    }
+    assert not missing
+
+
 def test_put_every_page_into_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text()
     assert not [path.name for path in (ROOT / "docs").glob("*.md") if f": {path.name}\n" not in nav]

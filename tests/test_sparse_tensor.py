@@ -54,7 +54,7 @@ def test_estimate_without_bias_by_mvue(device):
     draws = 400
     mean = sum(to_sparse_semi_structured(w, mvue=True).to_dense() for _ in range(draws)) / draws
     error = (mean - w).square().sum() / w.square().sum()
-    # Expected: the estimator's variance, 0.474 |w|^2 for a Gaussian (MATH 3), over the number of draws.
+    # Expected: the estimator's variance, 0.474 |w|^2 for a Gaussian (docs/math.md), over the number of draws.
     assert error < 2 * 0.474 / draws
 
 

@@ -1,7 +1,7 @@
 """Training the example GPT on bytes: what `s24 demo` runs twice and `s24 train` once.
 
-The only line that concerns sparsity is `torch.compile(model, backend="s24")`; masked decay, mask searches and packing
-hang on the optimizer by themselves.
+The only line that concerns sparsity is `torch.compile(model, backend="s24")`. Masked decay is done by a hook that the
+optimizer calls; mask searches and packing happen before a forward.
 """
 
 from __future__ import annotations

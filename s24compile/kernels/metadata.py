@@ -9,7 +9,7 @@ Legend: m rows, k columns of the dense matrix (k is the contraction dim); a *gro
 
 Codes are stored little-endian in *cells*: the group of lowest k in the lowest four bits. `patterns.py` lists the six.
 
-**Metadata, "sm90"** (wgmma.sp; CUTLASS `sm90_sparse_config.inl`; HOPPER.md). Atoms of 64 rows by one K_atom, stored
+**Metadata, "sm90"** (wgmma.sp; CUTLASS `sm90_sparse_config.inl`). Atoms of 64 rows by one K_atom, stored
 along M first, then K; [k_atoms, m_atoms, cells of an atom], so rows [64a, 64b) are the view ``[:, a:b]``::
 
                  k ->   K_atom   K_atom            16-bit values: K_atom = 64,  a cell is an int16 = 4 codes = 16 k

@@ -35,7 +35,7 @@ RESULT = -1
 
 # (provider, op, index of the operand or RESULT). H100 80GB HBM3, torch 2.11, Triton 3.6, 2026-11-21, 16384 x 11008:
 # times by columns over times by rows (that day's results/memory_kernels.json), the difference laid on the operands that
-# were turned. CUTLASS's GEMMs read and write both layouts within 3% (HOPPER.md). What is not here has no preference.
+# were turned. CUTLASS's GEMMs read and write both layouts within 3% (docs/hopper.md). What is not here has none.
 MEASURED: dict[tuple[str, str, int], Pace] = {
     ("triton", "mvue_pack", 0): Pace(col=109),
     ("triton", "glu", 0): Pace(col=106),

@@ -1,6 +1,6 @@
 """How training reaches the weights without a line in the user's loop: the hooks that every torch optimizer calls.
 
-The pre-hook applies masked decay, the post-hook counts the step. Facts that shape both (CATALOGUE 3b, b4): a subclass
+The pre-hook applies masked decay, the post-hook counts the step. Facts that shape both (docs/graphs.md): a subclass
 that calls `super().step()` fires them twice; with a closure the gradients do not exist yet when the pre-hook runs;
 under GradScaler a fused optimizer still has scaled gradients then, and fires on a skipped step too (it is counted:
 finding out would stop the host until the device has answered).

@@ -1,6 +1,6 @@
 """When a weight trains sparse and when dense, and what the steps of optimizers mean for it: phase, age of its mask.
 
-Source: mask schedule and dense tail [FST 4.4 and 5.3, arXiv 2404.01847]; MATH section 4.
+Source: mask schedule and dense tail [FST 4.4 and 5.3, arXiv 2404.01847]; docs/math.md.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class SparseWeight(WeightSchedule):
         return version_of(parameter), parameter.data_ptr(), self.storage_number, tick
 
     def search_due(self, parameter: Tensor, content: Content) -> bool:
-        """Whether the forward that is about to come must search the mask anew (MATH section 4: every l steps).
+        """Whether the forward that is about to come must search the mask anew: every `mask_interval` steps.
 
         A mask whose weight is not known (restored, inherited, refreshed) is compared with what a search finds, at the
         price of one host sync: only so does an unchanged weight keep its age and flip rate, and a changed one not keep

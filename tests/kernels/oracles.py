@@ -45,7 +45,7 @@ def two_largest(w):
 
 
 def sm90_wide_index(row, k, m):
-    """HOPPER.md: (index of the int16 in memory, shift of the code in it) of the group that holds (row, k)."""
+    """By the drawing in kernels/metadata.py: (index of the int16, shift of the code in it) of the group at (row, k)."""
     m_atoms = math.ceil(m / 64)
     r, c = row % 64, k % 64 // 16
     m0, m1, m2 = r % 8, r // 8 % 2, r // 16
@@ -61,7 +61,7 @@ def sm90_narrow_index(row, k, m):
 
 
 def mvue_probabilities(x):
-    """p of MATH.md 3 for groups [n, 4], in fp64, straight from its text."""
+    """p of docs/math.md (MVUE) for groups [n, 4], in fp64, straight from its text."""
     a = x.double().abs()
     total, largest = a.sum(1, keepdim=True), a.argmax(1, keepdim=True)
     is_largest = torch.zeros_like(a, dtype=torch.bool).scatter_(1, largest, True)

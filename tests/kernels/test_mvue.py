@@ -72,7 +72,7 @@ def test_the_paper_probabilities_sum_to_two_and_certain_places_are_always_kept(d
     ("name", "share", "tolerance"), [("normal", 0.474, 2e-3), ("lognormal", 0.202, 6e-3), ("t3", 0.244, 2e-2)]
 )
 def test_the_variance_is_the_least_one(name, share, tolerance, device):
-    """MATH.md 3's shares of |x|^2. Tolerances: the spread seen over seeds, wide for t3, which has no fourth moment."""
+    """The shares of |x|^2 in docs/math.md. Tolerances: the spread over seeds; t3 has no fourth moment."""
     draw = {
         "normal": lambda: torch.randn(2**18, 4),
         "lognormal": lambda: torch.randn(2**18, 4).exp(),

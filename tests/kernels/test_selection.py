@@ -97,7 +97,7 @@ def test_gaussian_weights_keep_the_papers_share_of_their_norm(device):
     def share(mask):
         return (w.abs() * mask).sum().item() / w.abs().sum().item()
 
-    # MATH.md 1. A block's share has deviation about 0.04; the mean of 65536 blocks 2e-4.
+    # docs/math.md. A block's share has deviation about 0.04; the mean of 65536 blocks 2e-4.
     assert share(ops.transposable_mask(w)) == pytest.approx(0.7024, abs=1e-3)
     assert share(ops.magnitude_mask(w)) == pytest.approx(0.7445, abs=1e-3)
 
@@ -183,7 +183,7 @@ def test_soft_threshold_scale_is_the_papers(device):
     scale = ops.soft_threshold_scale(normal)
     assert scale.shape == ()
     assert scale.dtype == torch.float32
-    # MATH.md 5: 1.484 and 7/4; a mean over 262144 groups is good to about 1e-3.
+    # docs/math.md, S-STE: 1.484 and 7/4; a mean over 262144 groups is good to about 1e-3.
     assert scale.item() == pytest.approx(1.484, abs=4e-3)
     assert ops.soft_threshold_scale(uniform).item() == pytest.approx(1.75, abs=4e-3)
     assert ops.soft_threshold_scale(torch.ones(4, 4, device=device)).item() == 1.0, "S is 0: no scale"
