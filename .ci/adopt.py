@@ -19,7 +19,7 @@ NEEDS = {
     "test-gpu": ("torch", "triton", "typer", "rich", "matplotlib", "pytest", "xdist", "expecttest", "hypothesis"),
     "lint": ("ruff", "mypy"),
     "format": ("ruff",),
-    "docs": ("torch", "pytest", "material", "mkdocstrings"),
+    "docs": ("torch", "pytest", "matplotlib", "material", "mkdocstrings"),
 }
 INSTALLED_AS = {"xdist": "pytest-xdist", "material": "mkdocs-material"}
 

@@ -167,6 +167,15 @@ def test_cite_pages_that_are_in_the_repository() -> None:
     assert not missing
 
 
+def test_name_files_that_are_in_the_repository() -> None:
+    pages = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {(page.name, name) for page in pages for name in re.findall(r"`([\w/]+/[\w.]+\.py)`", page.read_text())}
+    assert named
+    folders = (ROOT, ROOT / "s24compile")
+    missing = [pair for pair in named if not any((folder / pair[1]).is_file() for folder in folders)]
+    assert not missing
+
+
 def test_put_every_page_into_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text()
     assert not [path.name for path in (ROOT / "docs").glob("*.md") if f": {path.name}\n" not in nav]
