@@ -144,16 +144,6 @@ def glu_backward(t: int, f: int, turned: bool, act: str = "gelu") -> Case:
     return Case(f"glu_backward {act}, {_major(turned)}", f"{t}x{f}", t * f * 10, make)
 
 
-def glu_backward_pack(t: int, f: int, act: str = "gelu") -> Case:
-    """glu backward fused with mvue_pack of its result."""
-
-    def make() -> Callable[[], object]:
-        z, dh, s = normal(t, 2 * f), normal(t, f), seed()
-        return lambda: ops.glu_backward_pack(dh, z, act, "first", s, BF16, "sm90", False, False)
-
-    return Case(f"glu_backward_pack {act}", f"{t}x{f}", t * f * 12 + t * f // 4, make)
-
-
 def masked_decay(n: int, k: int, dtype: torch.dtype) -> Case:
     """Masked decay of one weight's gradient, through the multi-tensor op."""
 

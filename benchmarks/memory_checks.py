@@ -32,12 +32,6 @@ def check() -> None:
         torch.testing.assert_close(ops.glu(z, "gelu", "first"), _reference("glu", z, "gelu", "first"))
         dz = ops.glu_backward(dh, z, "gelu", "first")
         torch.testing.assert_close(dz, _reference("glu_backward", dh, z, "gelu", "first"))
-        fused = ops.glu_backward_pack(dh, z, "gelu", "first", s, BF16, "sm90", True, True)
-        assert torch.equal(fused[0], dz), "the fused gradient must be the plain one"
-        assert all(map(torch.equal, fused[1:3], ops.mvue_pack(dz, s, BF16, "sm90"))), (
-            "and its estimate that of the plain"
-        )
-        torch.testing.assert_close(fused[3], dz.float().sum(0), rtol=1e-4, atol=1e-3)
     print("checked against the references")
 
 

@@ -58,8 +58,6 @@ def all_cases() -> Iterator[cases.Case]:
                 yield cases.glu(t, f, turned)
                 yield cases.glu_backward(t, f, turned)
             yield cases.mvue_pack(t, f, False, sums=True)
-            yield cases.glu_backward_pack(t, f)
-            yield cases.glu_backward_pack(t, f, "silu")
 
 
 def format_cases() -> Iterator[cases.Case]:
@@ -159,7 +157,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.tiles:
         for slot, tile in json.loads(options.tiles.read_text()).items():
-            setattr(tiles, slot, None if tile is None else tiles.Tile(*tile))
+            setattr(tiles, slot, tiles.Tile(*tile))
     todo = list(all_cases())
     if options.warm:
         for case in [case for case in todo if case.bytes < 3e9][options.warm[0] :: options.warm[1]]:

@@ -21,7 +21,7 @@ from benchmarks.timing import graph_us
 from s24compile.kernels.pack import triton_tiles as tiles
 from s24compile.kernels.pack.triton_tiles import Tile
 
-SWEEP: dict[str, tuple[cases.Case, list[Tile | None]]] = {
+SWEEP: dict[str, tuple[cases.Case, list[Tile]]] = {
     "BLOCKS_SEARCH": (
         cases.pack(8192, 8192, torch.bfloat16, "transposable", True),
         [
@@ -80,24 +80,17 @@ SWEEP: dict[str, tuple[cases.Case, list[Tile | None]]] = {
         cases.glu_backward(16384, 11008, True),
         [Tile(64, 32, 4), Tile(64, 64, 8), Tile(64, 64, 16), Tile(128, 32, 8), Tile(128, 64, 16)],
     ),
-    "GLU_PACK": (
-        cases.glu_backward_pack(16384, 11008),
-        [
-            *(None, Tile(64, 64, 4), Tile(64, 64, 4, 128), Tile(64, 128, 8), Tile(64, 128, 8, 128)),
-            *(Tile(64, 64, 2, 168), Tile(64, 64, 8)),
-        ],
-    ),
 }
 
 
-def variants() -> Iterator[tuple[str, Tile | None]]:
+def variants() -> Iterator[tuple[str, Tile]]:
     """Every (slot, tile) to try."""
     for slot, (_, choices) in SWEEP.items():
         for tile in choices:
             yield slot, tile
 
 
-def with_tile(slot: str, tile: Tile | None, call: Callable[[], object]) -> Callable[[], object]:
+def with_tile(slot: str, tile: Tile, call: Callable[[], object]) -> Callable[[], object]:
     """The call, made under another tile."""
 
     def configured() -> object:
@@ -115,8 +108,8 @@ def compile_only(index: int, count: int) -> None:
         torch.cuda.empty_cache()
 
 
-def _numbers(tile: Tile | None) -> list[int | None] | None:
-    return None if tile is None else list(dataclasses.astuple(tile))
+def _numbers(tile: Tile) -> list[int | None]:
+    return list(dataclasses.astuple(tile))
 
 
 def main() -> None:
@@ -124,7 +117,7 @@ def main() -> None:
     if len(sys.argv) == 4:
         compile_only(int(sys.argv[2]), int(sys.argv[3]))
         return
-    best: dict[str, list[int | None] | None] = {}
+    best: dict[str, list[int | None]] = {}
     for slot, (case, choices) in SWEEP.items():
         call = case.make()
         times = graph_us({str(i): [with_tile(slot, tile, call)] * 2 for i, tile in enumerate(choices)}, 7)

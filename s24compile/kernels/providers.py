@@ -53,7 +53,6 @@ FAMILY_OF: dict[str, str] = {
     "masked_decay_": "decay",
     "masked_decay_patterns_": "decay",
     "mvue_pack_sum": "fused",
-    "glu_backward_pack": "fused",
     "pack_weights_": "fused",
     "masked_decay_many_": "fused",
 }

@@ -6,9 +6,7 @@
 The second also where the linear in front of the activation is dense, and its bias gradient autograd's own.
 
 Saves reading dz [T, F] once. Where dz is both made by a GEMM and packed, the GEMM sums: at 16384 x 3072 that costs
-8 us, in the packing pass 22 (H100, results/epilogues.json and memory_kernels.json). `s24.glu_backward_pack`, which also
-saves writing and reading dz for gated layers, is not used: the gradient of a GLU is in the epilogue of dH's GEMM;
-benchmarks/NOTES-memory.md.
+8 us, in the packing pass 22 (H100, results/epilogues.json and memory_kernels.json).
 """
 
 from __future__ import annotations

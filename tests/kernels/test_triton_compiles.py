@@ -12,7 +12,6 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from s24compile.kernels.decay.triton_kernels import decay_one  # noqa: E402
 from s24compile.kernels.glu.triton_kernels import glu_forward, glu_gradient  # noqa: E402
-from s24compile.kernels.glu.triton_pack import glu_gradient_pack  # noqa: E402
 from s24compile.kernels.masks.triton_kernels import count_differences, scale_sums  # noqa: E402
 from s24compile.kernels.pack import triton_tiles as tiles  # noqa: E402
 from s24compile.kernels.pack.triton_blocks import pack_blocks, pack_many  # noqa: E402
@@ -27,7 +26,7 @@ POINTERS = {
     "sums": "*fp32", "alpha_at": "*fp32", "entries": "*i64", "owners": "*i32",
     "before": "*u8", "after": "*u8", "counts": "*i32", "totals": "*fp64",
 }  # fmt: skip
-SIZES = ("R", "C", "K", "M", "T", "F", "gated_row", "other_row", "split", "N", "groups", "half")
+SIZES = ("R", "C", "K", "M", "T", "F", "split", "N", "groups", "half")
 
 SEARCH = {"FLIPPED": False, "ALONG": True, "ACROSS": True, "EVEN": True, "w_column": 1, "p_column": 1, "FORMAT": "sm90"}
 ROWS = {"SCALED": False, "SUMS": False, "EVEN": True, "FORMAT": "sm90"}
@@ -38,7 +37,6 @@ MANY = {
     "MASK": "search", "WEIGHT": triton.language.float32, "DTYPE": triton.language.bfloat16,
 }  # fmt: skip
 GLU = {"ACT": "gelu", "z_f": 1}
-ONE_PASS = tiles.Tile(64, 64, 4)
 CASES = {
     "search": (pack_blocks, tiles.BLOCKS_SEARCH, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "MASK": "search"}),
     "given": (pack_blocks, tiles.BLOCKS_GIVEN, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "MASK": "numbers"}),
@@ -67,10 +65,6 @@ CASES = {
     "unpack, gated": (unpack_rows, tiles.UNPACK, ("BLOCK_R", "BLOCK_G"), {"FORMAT": "sm90_gated"}),
     "glu": (glu_forward, tiles.GLU, ("BLOCK_T", "BLOCK_F"), {**GLU, "h_f": 1}),
     "glu gradient": (glu_gradient, tiles.GLU_GRADIENT, ("BLOCK_T", "BLOCK_F"), {**GLU, "dh_f": 1, "dz_f": 1}),
-    "glu gradient and pack": (
-        glu_gradient_pack, ONE_PASS, ("BLOCK_T", "BLOCK_F"),
-        {"ACT": "gelu", "SUMS": True, "RECOMPUTE": False, "EVEN": True, "FORMAT": "sm90"},
-    ),
     "scale": (scale_sums, tiles.SCALE, ("BLOCK_R", "BLOCK_C"), {"TURNED": False, "w_column": 1}),
     "scale, column-major": (scale_sums, tiles.SCALE_TURNED, ("BLOCK_R", "BLOCK_C"), {"TURNED": True, "w_row": 1}),
     "flips": (count_differences, tiles.FLIPS, ("", "BLOCK"), {}),

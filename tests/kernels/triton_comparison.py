@@ -32,14 +32,6 @@ def agree(found, expected, exact):
             )
 
 
-def of_own_gradient(found, expected, args):
-    """What the reference packs and sums of the kernel's own dz, which may be a rounding off the reference's."""
-    _, _, _, _, seed, dtype, format, sums, _ = args
-    with providers.only("reference"):
-        *packed, total = ops.mvue_pack_sum(found[0].flatten(0, -2), seed, dtype, format)
-    return [expected[0], *packed, total if sums else expected[3], expected[4]]
-
-
 def weight_arguments(rows, k, select, search, layout, dtype, device, format="sm90"):
     """Arguments of pack_weight_, its buffers filled with what nothing of a packed operand is."""
     torch.manual_seed(4)

@@ -12,7 +12,7 @@ from s24compile.kernels.samples import samples
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPS = (
     "pack", "unpack", "pack_both", "pack_weight_", "pack_weights_", "mvue_pack", "mvue_pack_sum", "glu", "glu_backward",
-    "glu_backward_pack", "transposable_patterns", "soft_threshold_scale",
+    "transposable_patterns", "soft_threshold_scale",
     "masked_decay_patterns_", "masked_decay_many_",
 )  # fmt: skip
 SAMPLES = 2

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.decay.reference import masked_decay_patterns_
-from s24compile.kernels.glu.reference import glu, glu_backward
 from s24compile.kernels.mvue.reference import mvue_pack
 from s24compile.kernels.pack.reference import each_operand, pack_weight_
 from s24compile.kernels.patterns import PatternKind
@@ -25,34 +24,6 @@ def column_sums(g: Tensor) -> Tensor:
 def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor]:
     """(values, metadata, sums): `mvue_pack` of g [T, F], and `column_sums` of the same g."""
     return *mvue_pack(g, seed, dtype, format), column_sums(g)
-
-
-def glu_backward_pack(
-    dh: Tensor,
-    z: Tensor,
-    act: str,
-    gate: str,
-    seed: Tensor,
-    dtype: torch.dtype,
-    format: str,
-    sums: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`glu_backward`, then `mvue_pack` of the dz it returns.
-
-    Args:
-        dh: [..., F]; z: [..., 2F], the saved input.
-        sums: also the column sums of dz (a bias gradient).
-        recompute: also h = glu(z) again, so that it need not be saved.
-
-    Returns:
-        dz [..., 2F]; values, metadata of the sparse operand [2F, T]; sums fp32 [2F]; h [..., F]. What was not asked
-        for is an empty tensor.
-    """
-    dz = glu_backward(dh, z, act, gate)
-    flat = dz.reshape(-1, dz.shape[-1])
-    total = column_sums(flat) if sums else dz.new_empty((0,), dtype=torch.promote_types(dz.dtype, torch.float32))
-    return dz, *mvue_pack(flat, seed, dtype, format), total, glu(z, act, gate) if recompute else z.new_empty((0,))
 
 
 def pack_weights_(

@@ -9,7 +9,7 @@
 `epilogues`               mm_act, mm_dact, mm_dact_sum, mm_add, mm_glu, mm_dglu
 `activation`              act, act_backward
 `elementwise`             glu, glu_backward, masked_decay_, masked_decay_patterns_
-`fused`                   mvue_pack_sum, glu_backward_pack, pack_weights_, masked_decay_many_
+`fused`                   mvue_pack_sum, pack_weights_, masked_decay_many_
 ========================  =====================================================================================
 
 An op is what its reference computes (`kernels/<family>/reference.py`); `providers.run` picks a faster way to say it.
@@ -24,7 +24,7 @@ from s24compile.kernels.ops.direct import define_direct_ops
 from s24compile.kernels.ops.elementwise import glu, glu_backward, masked_decay_, masked_decay_patterns_
 from s24compile.kernels.ops.epilogues import mm_act, mm_add, mm_dact, mm_dact_sum, mm_dglu, mm_glu
 from s24compile.kernels.ops.estimation import mvue, mvue_pack
-from s24compile.kernels.ops.fused import glu_backward_pack, masked_decay_many_, mvue_pack_sum, pack_weights_
+from s24compile.kernels.ops.fused import masked_decay_many_, mvue_pack_sum, pack_weights_
 from s24compile.kernels.ops.gemm import linear, mm
 from s24compile.kernels.ops.packing import pack, pack_both, pack_weight_, unpack
 from s24compile.kernels.ops.selection import (
@@ -68,7 +68,6 @@ OPS = (
     masked_decay_,
     masked_decay_patterns_,
     mvue_pack_sum,
-    glu_backward_pack,
     pack_weights_,
     masked_decay_many_,
 )

@@ -20,7 +20,7 @@ from s24compile.kernels.ops.shortcut import shorten
 
 DIRECT: dict[str, tuple[str, ...]] = {
     "cutlass": ("mm", "mm_act", "mm_dact", "mm_dact_sum", "mm_add", "mm_glu", "mm_dglu"),
-    "triton": ("mvue_pack", "mvue_pack_sum", "glu", "glu_backward", "glu_backward_pack"),
+    "triton": ("mvue_pack", "mvue_pack_sum", "glu", "glu_backward"),
 }
 """Provider -> its ops that stand in lowered graphs."""
 

@@ -1,4 +1,4 @@
-"""Contracts of the ops that do several others' work in one pass. Legend: T tokens, F hidden width."""
+"""Contracts of the ops that do several others' work in one pass. Legend: T tokens, F features."""
 
 from __future__ import annotations
 
@@ -23,41 +23,6 @@ def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> t
 def _(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(g.dtype, torch.float32)
     return *FORMATS[format].empty(g.shape[1], g.shape[0], dtype, g.device), g.new_empty((g.shape[1],), dtype=wide)
-
-
-@custom_op("s24::glu_backward_pack", mutates_args=())
-def glu_backward_pack(
-    dh: Tensor,
-    z: Tensor,
-    act: str,
-    gate: str,
-    seed: Tensor,
-    dtype: torch.dtype,
-    format: str,
-    sums: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dz, values, metadata, sums, h): `glu_backward`, then `mvue_pack` of dz as [T, 2F]; the last two on request."""
-    return providers.run("glu_backward_pack", dh, z, act, gate, seed, dtype, format, sums, recompute)
-
-
-@glu_backward_pack.register_fake
-def _(
-    dh: Tensor,
-    z: Tensor,
-    act: str,
-    gate: str,
-    seed: Tensor,
-    dtype: torch.dtype,
-    format: str,
-    sums: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    wide = z.shape[-1]
-    tokens = z.shape[:-1].numel()
-    packed = FORMATS[format].empty(wide, tokens, dtype, z.device)
-    total = z.new_empty((wide if sums else 0,), dtype=torch.promote_types(z.dtype, torch.float32))
-    return z.new_empty(z.shape), *packed, total, z.new_empty((*z.shape[:-1], wide // 2) if recompute else (0,))
 
 
 @custom_op("s24::pack_weights_", mutates_args=("patterns", "values", "metadata", "values_t", "metadata_t"))

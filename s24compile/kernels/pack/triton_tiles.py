@@ -34,9 +34,6 @@ GLU = Tile(2, 1024, 4)
 GLU_GRADIENT = Tile(2, 1024, 4)
 GLU_TURNED = Tile(128, 64, 16)
 GLU_GRADIENT_TURNED = Tile(128, 64, 16)
-GLU_PACK: Tile | None = None
-"""None: glu_backward, then mvue_pack. Measured 1.03 ms for 16384 x 11008, against 1.45 ms in one pass; that was before
-its loads were moved ahead of its stores; it has not been measured since ((64, 64, 4) is the tile to begin with)."""
 UNPACK = Tile(8, 128, 4)  # columns: of groups; not swept
 DECAY = Tile(2, 1024, 4)
 SCALE = Tile(8, 512, 4)  # this and the next two: not measured yet

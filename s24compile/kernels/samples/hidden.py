@@ -50,15 +50,6 @@ def _glu_backward(make: Maker) -> Iterator[Sample]:
         yield Sample(sample.note, (make.normal(*z.shape[:-1], z.shape[-1] // 2), z.detach(), act, gate))
 
 
-def _glu_backward_pack(make: Maker) -> Iterator[Sample]:
-    for format in FORMATS:
-        cases = ("first", 64, True, False), ("second", 128, False, True), ("first", 20, True, True)
-        for gate, hidden, sums, recompute in cases:
-            dh, z = make.normal(2, 35, hidden), make.normal(2, 35, 2 * hidden)
-            options = (make.seed(), make.dtype, format, sums, recompute)
-            yield Sample(f"{format}, {gate}, F = {hidden}", (dh, z, "gelu", gate, *options))
-
-
 SAMPLES: Samples = {
     "mvue": _mvue,
     "mvue_pack": _mvue_pack,
@@ -67,5 +58,4 @@ SAMPLES: Samples = {
     "glu": _glu,
     "glu_backward": _glu_backward,
     "mvue_pack_sum": _mvue_pack,
-    "glu_backward_pack": _glu_backward_pack,
 }
