@@ -25,9 +25,10 @@ from benchmarks.gemm_parts.sm80 import OBJECT, Oracle, standing_in
 from benchmarks.timing import burst_us
 from s24compile.kernels import ops as raw
 from s24compile.kernels import providers
+from s24compile.kernels.cusparselt import product as cusparselt
 from s24compile.kernels.format import FORMATS
-from s24compile.kernels.gemm import cusparselt
 from s24compile.kernels.gemm import torch as ampere
+from s24compile.kernels.packed import Packed24
 from s24compile.kernels.target import Target
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -55,7 +56,7 @@ def check_products(format: str, multiply: Multiply) -> str:
             for b in (torch.randn(n, k, device="cuda", dtype=dtype).t(), torch.randn(k, n, device="cuda", dtype=dtype)):
                 for layout in ("row", "col"):
                     for added, out in ((None, dtype), (bias, dtype), (None, FP32)):
-                        found = multiply(*packed, m, k, format, b, added, layout, out)
+                        found = multiply(Packed24.of(*packed, m, k, format), b, added, layout, out)
                         assert found.stride() == ((n, 1) if layout == "row" else (1, m)), (found.stride(), layout)
                         extra = 0 if added is None else added[:, None]
                         exact = a.double() @ b.double() + extra
@@ -107,16 +108,16 @@ def check_packing() -> str:
 def check_algorithms() -> str:
     """What the library's search for an algorithm is worth for one large product."""
     a, mask = sparse(4096, 4096, BF16)
-    values, metadata = raw.pack(a, mask, BF16, "cusparselt")
+    packed = Packed24.of(*raw.pack(a, mask, BF16, "cusparselt"), 4096, 4096, "cusparselt")
     x = torch.randn(8192, 4096, device="cuda", dtype=BF16)
 
     def run(i: int) -> Tensor:
-        return cusparselt.mm(values, metadata, 4096, 4096, "cusparselt", x.t(), None, "col", BF16)
+        return cusparselt.multiply(packed, x.t(), None, "col", BF16)
 
     error = relative_error(run(0), a.float() @ x.t().float())
     assert error < 0.01, f"off by {error:.2e}"
     fastest = next(reversed(cusparselt._fastest.values()))
-    default = burst_us(lambda i: torch._cslt_sparse_mm(values, x.t(), transpose_result=True), 5)
+    default = burst_us(lambda i: torch._cslt_sparse_mm(packed.values, x.t(), transpose_result=True), 5)
     took, cublas = burst_us(run, 5), burst_us(lambda i: torch.mm(x, a.t()), 5)
     return f"number {fastest} takes {took:.0f} us, the default {default:.0f}, cuBLAS {cublas:.0f}"
 
@@ -201,7 +202,7 @@ def main() -> None:
             passed += [
                 ask("cuSPARSELt: buffers", check_buffer_sizes),
                 ask("cuSPARSELt: packing", check_packing),
-                ask("cuSPARSELt: products", lambda: check_products("cusparselt", cusparselt.mm)),
+                ask("cuSPARSELt: products", lambda: check_products("cusparselt", cusparselt.multiply)),
                 ask("cuSPARSELt: algorithms", check_algorithms),
                 ask("cuSPARSELt: CUDA graph", check_graph_capture),
                 ask("cuSPARSELt: training", check_training),

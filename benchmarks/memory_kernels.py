@@ -27,7 +27,7 @@ from benchmarks.memory_checks import check
 from benchmarks.timing import copy_gbs, eager_us, graph_us
 from s24compile.kernels import ops
 from s24compile.kernels.glu.triton import glu_into
-from s24compile.kernels.pack import triton_tiles as tiles
+from s24compile.kernels.triton import tiles
 
 BF16, FP32 = torch.bfloat16, torch.float32
 WEIGHTS = ((3072, 768), (6400, 1600), (4096, 4096), (11008, 4096), (8192, 8192), (28672, 8192))

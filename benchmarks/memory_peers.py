@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s24compile.kernels import ops
 from s24compile.kernels.glu.triton import glu_backward_into, glu_into
-from s24compile.kernels.pack import triton_tiles as tiles
+from s24compile.kernels.triton import tiles
 
 
 def search_by_convolution(w: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sweeps the tiles that kernels/pack/triton_tiles.py fixes: `python benchmarks/memory_sweep.py FILE [i n]`.
+"""Sweeps the tiles that kernels/triton/tiles.py fixes: `python benchmarks/memory_sweep.py FILE [i n]`.
 
 Writes the best of each to FILE (JSON), which memory_kernels.py takes as --tiles. With `i n` it only compiles every
 n-th variant from the i-th on, into Triton's cache: run n of these side by side first.
@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import memory_cases as cases
 from benchmarks.timing import graph_us
-from s24compile.kernels.pack import triton_tiles as tiles
-from s24compile.kernels.pack.triton_tiles import Tile
+from s24compile.kernels.triton import tiles
+from s24compile.kernels.triton.tiles import Tile
 
 SWEEP: dict[str, tuple[cases.Case, list[Tile]]] = {
     "BLOCKS_SEARCH": (

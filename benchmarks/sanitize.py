@@ -32,13 +32,10 @@ def main() -> int:
         for size in SIZES:
             failed += sum(not result.passes for result in check_kernel(kernel, size))
     calls = 0
-    for op in providers.FAMILY_OF:
-        provider = providers.find(op, "triton")
-        if provider is None:
-            continue
+    for op in providers.FOLDER_OF:
         for sample in samples(op, "cuda", torch.bfloat16):
-            if provider.supports(*sample.args) is None:
-                provider.run(*sample.args)
+            if providers.refusal(op, "triton", *sample.args) is None:
+                providers.kernel(op, "triton")(*sample.args)
                 calls += 1
     torch.cuda.synchronize()
     print(f"{len(kernels)} GEMM kernels, {calls} Triton calls, {failed} wrong")

@@ -40,7 +40,7 @@ def ceilings() -> dict[str, float]:
     copy_us = min(burst_us(lambda i: target.copy_(source), 5) for _ in range(3))
     s = random_sparse(8192, 8192, torch.bfloat16, "cuda")
     b = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16).t()
-    gemm_us = burst_us(lambda i: launch.mm(s.values, s.metadata, 8192, 8192, b, None, "col", torch.bfloat16), 10)
+    gemm_us = burst_us(lambda i: launch.mm(s.packed(), b, None, "col", torch.bfloat16), 10)
     return {"bytes_per_us": 2 * source.nbytes / copy_us, "flops_per_us": 2 * 8192**3 / gemm_us}
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import s24compile
+from s24compile.kernels.providers import FOLDER_OF
 from tests.on_cpu import ON_CPU
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "kernels.metadata": ("kernels.patterns",),
     "kernels.patterns": (),
     "kernels.philox": (),
-    "kernels.masks.reference": ("kernels.format", "kernels.patterns"),
+    "kernels.rounding": (),
     "passes": ("passes", "kernels.ops", "kernels.format", *PACKAGES["passes"], *LEAVES),
     "tensor.saved": ("tensor",),
     "demo.model": (),
@@ -134,15 +135,42 @@ def test_write_references_with_torch_alone() -> None:
             assert foreign <= sys.stdlib_module_names, f"{name} imports {foreign}"
 
 
+def is_of_triton(name: str) -> bool:
+    return within(name, "kernels.triton") or name.rpartition(".")[2].startswith("triton")
+
+
 def test_keep_triton_and_cuda_in_files_that_are_named_so() -> None:
     for name, tree in modules():
-        last = name.rpartition(".")[2]
         at_import = ast.Module([n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))], [])
         for imported in imports(at_import):
             if imported.split(".")[0] in ("triton", "cutlass_library"):
-                assert last.startswith("triton"), f"{name} imports {imported} when it is imported itself"
+                assert is_of_triton(name), f"{name} imports {imported} when it is imported itself"
             if ".triton" in imported:
-                assert last.startswith("triton"), f"{name} imports {imported} whether it is chosen or not"
+                assert is_of_triton(name), f"{name} imports {imported} whether it is chosen or not"
+
+
+def op_folder(name: str) -> str | None:
+    """The folder of kernels/ that a module belongs to, if ops live there."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 2 and parts[0] == "kernels" and parts[1] in set(FOLDER_OF.values()) else None
+
+
+def test_share_between_ops_only_what_has_a_home_of_its_own() -> None:
+    for name, tree in modules():
+        for imported in own_imports(tree) if op_folder(name) and not name.endswith(".reference") else ():
+            folder = op_folder(imported)
+            assert folder in (None, op_folder(name)), (
+                f"{name} imports {imported}, which is another op's: what both use belongs in kernels/triton/, "
+                "kernels/cusparselt/ or in a leaf of kernels/"
+            )
+
+
+def test_import_no_reference_into_a_kernel() -> None:
+    for name, tree in modules():
+        for imported in own_imports(tree) if op_folder(name) or within(name, "kernels.triton") else ():
+            if imported.endswith(".reference"):
+                # A reference may be spelled in others; a kernel that needs their arithmetic finds it in a leaf.
+                assert name.endswith(".reference"), f"{name} imports {imported}"
 
 
 def test_keep_terminal_and_plot_libraries_in_the_command_line() -> None:

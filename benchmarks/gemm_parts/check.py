@@ -69,7 +69,7 @@ def check_kernel(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda
         return Check(f"{kernel.name} {what}", size, relative_error(got, exact), relative_error(eager, exact))
 
     eager_z = (dense @ b).to(out) if bias is None else ((dense @ b).float() + bias.float()[:, None]).to(out)
-    packed = (s.values, s.metadata, m, k, b)
+    packed = (s.packed(), b)
     if signature.epilogue in ("plain", "bias"):
         yield report("D", launch.mm(*packed, bias, signature.d, out, choice), shifted, eager_z)
     elif signature.epilogue == "act":
@@ -115,12 +115,12 @@ def check_gated(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda"
         if signature.epilogue == "glu":
             # Stored rows alternate by eight between the halves.
             exact_z, eager_z = (x.unflatten(0, (-1, 2, 8)).transpose(0, 1).flatten(0, 2) for x in (exact, eager))
-            z, h = gated.mm_glu(s.values, s.metadata, m, k, b, act, gate, choice)
+            z, h = gated.mm_glu(s.packed("sm90_gated"), b, act, gate, choice)
             yield report(f"Z, gate {gate}", z, exact_z, eager_z)
             yield report(f"H, gate {gate}", h, _glu(exact_z, act, gate), _glu(eager_z.float(), act, gate).to(dtype))
         else:
             z = torch.randn(n, 2 * m, device=device, dtype=dtype).t()
-            dz = gated.mm_dglu(s.values, s.metadata, m, k, b, z, act, gate, choice)
+            dz = gated.mm_dglu(s.packed(), b, z, act, gate, choice)
             wide = _glu_gradient(eager.float(), z.float(), act, gate)
             yield report(f"dZ, gate {gate}", dz, _glu_gradient(exact, z.double(), act, gate), wide.to(dtype))
 
@@ -155,11 +155,11 @@ def check_views(device: str = "cuda") -> Iterable[Check]:
     for name, b in views.items():
         for layout in ("row", "col"):
             exact = s.dense().double() @ b.double()
-            got = launch.mm(s.values, s.metadata, m, k, b, None, layout, dtype)
+            got = launch.mm(s.packed(), b, None, layout, dtype)
             yield Check(
                 f"view: {name}, {layout}", (m, n, k), relative_error(got, exact), relative_error(s.dense() @ b, exact)
             )
     part = Sparse(s.values[64:192], s.metadata[:, 1:3], 128, k, s.codes[64:192])
     exact = part.dense().double() @ views["column range"].double()
-    got = launch.mm(part.values, part.metadata, 128, k, views["column range"], None, "row", dtype)
+    got = launch.mm(part.packed(), views["column range"], None, "row", dtype)
     yield Check("view: rows 64-192", (128, n, k), relative_error(got, exact), relative_error(exact.to(dtype), exact))

@@ -32,15 +32,15 @@ def time_epilogues(shape: Shape, act: str = "gelu", choices: tuple[Choice | None
     bs = activations(shape, dtype, 3)
     bias = torch.randn(m, device="cuda", dtype=dtype)
     zs = [torch.randn(n, m, device="cuda", dtype=dtype).t() for _ in range(3)]
-    packed = (s.values, s.metadata, m, k)
+    packed = s.packed()
     runs: dict[str, Any] = {}
     for choice in choices:
         tag = f" {choice.name}" if choice else ""
         runs |= {
-            f"plain{tag}": lambda i, c=choice: launch.mm(*packed, bs[i % 3], None, "col", dtype, c),
-            f"act{tag}": lambda i, c=choice: launch.mm_act(*packed, bs[i % 3], bias, act, "col", c),
-            f"dact{tag}": lambda i, c=choice: launch.mm_dact(*packed, bs[i % 3], zs[i % 3], act, "col", c),
-            f"dact_sum{tag}": lambda i, c=choice: launch.mm_dact_sum(*packed, bs[i % 3], zs[i % 3], act, "col", c),
+            f"plain{tag}": lambda i, c=choice: launch.mm(packed, bs[i % 3], None, "col", dtype, c),
+            f"act{tag}": lambda i, c=choice: launch.mm_act(packed, bs[i % 3], bias, act, "col", c),
+            f"dact{tag}": lambda i, c=choice: launch.mm_dact(packed, bs[i % 3], zs[i % 3], act, "col", c),
+            f"dact_sum{tag}": lambda i, c=choice: launch.mm_dact_sum(packed, bs[i % 3], zs[i % 3], act, "col", c),
         }
     times = compare_us(runs)
     return {"shape": [m, n, k], "act": act, "us": times, "extra_bytes_us": 2 * m * n / COPY_BYTES_PER_US}

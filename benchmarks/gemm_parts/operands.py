@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.format import FORMATS
+from s24compile.kernels.packed import Packed24
 from s24compile.kernels.patterns import PAIR_CODES
 
 
@@ -21,6 +22,10 @@ class Sparse:
     k: int
     codes: Tensor
     """uint8 [m, k4/4]"""
+
+    def packed(self, format: str = "sm90") -> Packed24:
+        """S as the kernels take it."""
+        return Packed24.of(self.values, self.metadata, self.m, self.k, format)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """S as an ordinary matrix [m, k]."""

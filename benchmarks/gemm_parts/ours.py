@@ -22,8 +22,8 @@ def sparse_mm(
     s: Sparse, bs: Sequence[Tensor], shape: Shape, out: torch.dtype, choice: tuned.Choice | None = None
 ) -> Run:
     """S B over rotating B; `choice` None: the tuned table's."""
-    sets, how = len(bs), layout(shape)
-    return lambda i: launch.mm(s.values, s.metadata, s.m, s.k, bs[i % sets], None, how, out, choice)
+    a, sets, how = s.packed(), len(bs), layout(shape)
+    return lambda i: launch.mm(a, bs[i % sets], None, how, out, choice)
 
 
 def activations(shape: Shape, dtype: torch.dtype, sets: int) -> list[Tensor]:

@@ -69,17 +69,17 @@ def runner(shape: Shape, epilogue: Epilogue) -> Callable[[Choice], Run]:
     bs = activations(shape, dtype, 2)
     if epilogue == "plain":
         return lambda choice: sparse_mm(s, bs, shape, dtype, choice)
-    packed = (s.values, s.metadata, m, k)
+    packed = s.packed("sm90_gated" if epilogue == "glu" else "sm90")
     if epilogue == "act":
         bias = torch.randn(m, device="cuda", dtype=dtype)
-        return lambda choice: lambda i: launch.mm_act(*packed, bs[i % 2], bias, "gelu", "col", choice)
+        return lambda choice: lambda i: launch.mm_act(packed, bs[i % 2], bias, "gelu", "col", choice)
     if epilogue == "glu":
-        return lambda choice: lambda i: gated.mm_glu(*packed, bs[i % 2], "silu", "first", choice)
+        return lambda choice: lambda i: gated.mm_glu(packed, bs[i % 2], "silu", "first", choice)
     if epilogue == "dglu":
         z = torch.randn(n, 2 * m, device="cuda", dtype=dtype).t()
-        return lambda choice: lambda i: gated.mm_dglu(*packed, bs[i % 2], z, "silu", "first", choice)
+        return lambda choice: lambda i: gated.mm_dglu(packed, bs[i % 2], z, "silu", "first", choice)
     z = torch.randn(n, m, device="cuda", dtype=dtype).t()
-    return lambda choice: lambda i: launch.mm_dact(*packed, bs[i % 2], z, "gelu", "col", choice)
+    return lambda choice: lambda i: launch.mm_dact(packed, bs[i % 2], z, "gelu", "col", choice)
 
 
 def tune(shape: Shape, schedules: Sequence[Schedule] = SCHEDULES, epilogue: Epilogue = "plain") -> Tuned:

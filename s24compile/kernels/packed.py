@@ -1,8 +1,8 @@
-"""`Packed24`: a 2:4 matrix as its kept values and their positions, with what is needed to read them."""
+"""`Packed24`: a 2:4 matrix as its kept values and their positions, with what is needed to read them. A leaf."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,3 +23,13 @@ class Packed24(NamedTuple):
     dtype: torch.dtype
     format: str
     """Name of the 2:4 format, a key of `format.FORMATS`."""
+
+    @classmethod
+    def of(cls, values: Tensor, metadata: Tensor, rows: int, cols: int, format: str) -> Packed24:
+        """From the arguments that stand for it in the schema of an op (`signature.py`)."""
+        # Not cls(...), which takes half as long again: this is on the way to every launch of a GEMM.
+        return tuple.__new__(cls, (values, metadata, (rows, cols), values.dtype, format))
+
+    def flat(self) -> tuple[Any, ...]:
+        """The arguments that stand for it in the schema of an op: the inverse of `of`."""
+        return self.values, self.metadata, *self.shape, self.format

@@ -1,8 +1,11 @@
 """Which kernel runs an op: one choice function, used by eager calls and by lowering (also on fake tensors).
 
-An op belongs to a *family* (a folder of this package); a family's kernels come from *providers*, one module each,
-beside the reference. Such a module holds ``PROVIDERS: dict[str, Provider]``, op name to provider, and is imported
-only when a device whose priority list names it asks for the op: torch's CPU users never import Triton.
+The kernels of an op are in a folder of this package and come from *providers*, one module each, beside the reference.
+Such a module holds ``PROVIDERS: dict[str, Provider]``, op name to provider, and is imported only when a device whose
+priority list names it asks for the op: torch's CPU users never import Triton.
+
+All functions here take an op's arguments as its schema has them; a provider's functions take them grouped
+(`signature.py`), with the names and in the order of the reference's.
 """
 
 from __future__ import annotations
@@ -21,10 +24,11 @@ import torch
 from torch import Tensor
 
 from s24compile.errors import TargetError
+from s24compile.kernels.signature import Arguments, gatherer
 from s24compile.kernels.target import FAMILIES as PROVIDER_NAMES
 from s24compile.kernels.target import Target
 
-FAMILY_OF: dict[str, str] = {
+FOLDER_OF: dict[str, str] = {
     "transposable_patterns": "masks",
     "expand_patterns": "masks",
     "transposable_mask": "masks",
@@ -37,8 +41,10 @@ FAMILY_OF: dict[str, str] = {
     "unpack": "pack",
     "pack_both": "pack",
     "pack_weight_": "pack",
+    "pack_weights_": "pack",
     "mvue": "mvue",
     "mvue_pack": "mvue",
+    "mvue_pack_sum": "mvue",
     "mm": "gemm",
     "mm_act": "gemm",
     "mm_dact": "gemm",
@@ -52,9 +58,7 @@ FAMILY_OF: dict[str, str] = {
     "glu_backward": "glu",
     "masked_decay_": "decay",
     "masked_decay_patterns_": "decay",
-    "mvue_pack_sum": "fused",
-    "pack_weights_": "fused",
-    "masked_decay_many_": "fused",
+    "masked_decay_many_": "decay",
 }
 """The folder that holds the kernels of each op."""
 
@@ -66,15 +70,15 @@ class Provider:
     name: str
     """A name of the priority list `target.FAMILIES`, and of the module that it comes from."""
     run: Callable[..., Any]
-    """Called with the op's own positional arguments, in the order of its schema."""
+    """The kernel. Its parameters are those of the reference."""
     supported: Callable[[Target], str | None] = lambda target: None
     """Whether this machine can run it at all; asked once per process and target."""
     supports: Callable[..., str | None] = lambda *args: None
-    """Whether it takes these arguments (real or fake); looks at shapes, strides and dtypes only."""
+    """Whether it takes these arguments (real or fake), those of `run`; looks at shapes, strides and dtypes only."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Chosen:
     """What was chosen for a call, and why nothing better was."""
 
     op: str
@@ -108,7 +112,7 @@ def recorded() -> dict[tuple[str, str], int]:
 @functools.cache
 def find(op: str, name: str) -> Provider | None:
     """The provider `name` of an op, or None if there is none. Imports its module."""
-    module = f"{__package__}.{FAMILY_OF[op]}.{name}"
+    module = f"{__package__}.{FOLDER_OF[op]}.{name}"
     if importlib.util.find_spec(module) is None:
         return None
     loaded = importlib.import_module(module)
@@ -118,35 +122,62 @@ def find(op: str, name: str) -> Provider | None:
     return table.get(op)
 
 
-def families(target: Target, ops: Iterable[str] = tuple(FAMILY_OF)) -> dict[str, str]:
+def families(target: Target, ops: Iterable[str] = tuple(FOLDER_OF)) -> dict[str, str]:
     """Op to the provider that `target` would use, for arguments that every provider takes."""
     return {op: _on_target(op, target)[0][0].name for op in ops}
 
 
-def choose(op: str, *args: Any, target: Target | None = None) -> Choice:
+def choose(op: str, *args: Any, target: Target | None = None) -> Chosen:
     """Picks the provider of one call: the first of the target's list that this machine and these arguments allow.
 
     Args:
         op: name without namespace.
-        args: the op's positional arguments; fake tensors will do.
+        args: the op's arguments, in the order of its schema; fake tensors will do.
         target: what to choose for; None for the machine of the first tensor.
 
     Raises:
         TargetError: within `only(name)`, if `name` refuses.
     """
     refused: dict[str, str] = {}
-    provider = _first(op, args, target, refused)
-    return Choice(op, provider, refused)
+    provider = _first(op, gatherer_of(op)(args), target, refused)
+    return Chosen(op, provider, refused)
 
 
 def run(op: str, *args: Any) -> Any:
     """Chooses and calls. What the eager implementation of each registered op is."""
-    provider = _first(op, args, None, None)
+    grouped = gatherer_of(op)(args)
+    provider = _first(op, grouped, None, None)
     _calls[op, provider.name] += 1
-    return provider.run(*args)
+    return provider.run(*grouped)
 
 
-def _first(op: str, args: tuple[Any, ...], target: Target | None, refused: dict[str, str] | None) -> Provider:
+def refusal(op: str, name: str, *args: Any) -> str | None:
+    """Why the provider `name` would not take a call, on a machine that has its kernels; None if it would."""
+    return _refusal(find(op, name), op, gatherer_of(op)(args))
+
+
+def kernel(op: str, name: str) -> Callable[..., Any]:
+    """What runs an op on the provider `name` and asks nothing; takes the op's arguments.
+
+    Raises:
+        TargetError: `name` has no kernel for it.
+    """
+    provider = find(op, name)
+    if provider is None:
+        raise _no_kernel(op, name, "any target", f"has no kernel for {op}")
+    gather, run_grouped = gatherer_of(op), provider.run
+    return lambda *args: run_grouped(*gather(args))
+
+
+@functools.cache
+def gatherer_of(op: str) -> Callable[[Arguments], Arguments]:
+    """What groups an op's arguments as its kernels take them: as its reference does."""
+    reference = find(op, "reference")
+    assert reference is not None, f"s24::{op} has no reference"
+    return gatherer(reference.run)
+
+
+def _first(op: str, args: Arguments, target: Target | None, refused: dict[str, str] | None) -> Provider:
     """The first provider that takes the call; `refused`, if given, gets the reasons of those before it."""
     forced = _only.get()
     if forced is not None:
@@ -165,17 +196,21 @@ def _first(op: str, args: tuple[Any, ...], target: Target | None, refused: dict[
     )
 
 
-def _forced(op: str, args: tuple[Any, ...], target: Target | None, name: str) -> Provider:
+def _forced(op: str, args: Arguments, target: Target | None, name: str) -> Provider:
     provider = find(op, name)
-    reason = f"has no kernel for {op}" if provider is None else provider.supports(*args)
+    reason = _refusal(provider, op, args)
     if provider is not None and reason is None:
         return provider
-    raise TargetError(
-        what=f"the {name} kernel of s24::{op}",
-        target=str(target or Target.detect(_device(args))),
-        found=str(reason),
-        accepted=f"providers are {', '.join(PROVIDER_NAMES)}",
-    )
+    raise _no_kernel(op, name, str(target or Target.detect(_device(args))), str(reason))
+
+
+def _refusal(provider: Provider | None, op: str, args: Arguments) -> str | None:
+    return f"has no kernel for {op}" if provider is None else provider.supports(*args)
+
+
+def _no_kernel(op: str, name: str, target: str, found: str) -> TargetError:
+    accepted = f"providers are {', '.join(PROVIDER_NAMES)}"
+    return TargetError(what=f"the {name} kernel of s24::{op}", target=target, found=found, accepted=accepted)
 
 
 @functools.cache
@@ -197,6 +232,9 @@ def _on_device(op: str, device: torch.device) -> tuple[tuple[Provider, ...], dic
     return _on_target(op, Target.detect(device))
 
 
-def _device(args: tuple[Any, ...]) -> torch.device:
+def _device(args: Arguments) -> torch.device:
+    """That of the first tensor, which stands in front in every group and list."""
     first = args[0]
-    return first.device if isinstance(first, Tensor) else first[0].device
+    while not isinstance(first, Tensor):
+        first = first[0]
+    return first.device

@@ -47,7 +47,7 @@ def select(graph: fx.Graph, target: Target) -> int:
     nodes = s24_calls(graph)
     for node in nodes:
         name = op_name(node)
-        if name not in providers.FAMILY_OF:
+        if name not in providers.FOLDER_OF:
             raise LoweringError(
                 node=node.name, found=f"s24::{name} was not lowered to a kernel",
                 accepted="report this graph: every op in front of `select` has a pass that lowers it",

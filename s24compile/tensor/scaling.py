@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s24compile.kernels.pack.reference import cast
+from s24compile.kernels.rounding import cast
 
 
 def limit_of(dtype: torch.dtype) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.pack import reference
+from s24compile.kernels.packed import Packed24
 
 ALGORITHMS = 4
 
@@ -45,7 +46,7 @@ def sparse_mm(
     kept, codes = m * k // 2, -(-m // 32) * 32 * (-(-k // 32) * 32) // 16
     whole = compressed_a.as_strided((kept + codes,), (1,))
     metadata = whole[kept:].view(torch.int16).view(-(-m // 32) * 32, -1)
-    dense = reference.unpack(whole[:kept].view(m, k // 2), metadata, m, k, "sm80")
+    dense = reference.unpack(Packed24.of(whole[:kept].view(m, k // 2), metadata, m, k, "sm80"))
     c = dense.float() @ dense_b.float()
     if bias is not None:
         assert bias.shape == (m,)

@@ -14,7 +14,8 @@ from s24compile.kernels import ops as raw
 from s24compile.kernels import providers
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.gemm import torch as ampere
-from s24compile.kernels.gemm.padding import dense_operand
+from s24compile.kernels.packed import Packed24
+from s24compile.kernels.padding import dense_operand
 from s24compile.kernels.target import Target
 from tests.closeness import assert_as_close_as_torch
 from tests.kernels.oracles import two_largest
@@ -74,7 +75,7 @@ def test_multiply_at_every_size(mm, dtype, shape, out_layout, device):
     dense, packed = operands(m, k, dtype, device)
     b, bias = torch.randn(n, k).to(device, dtype).t(), torch.randn(m).to(device)
     for added, out in itertools.product((None, bias.to(dtype), bias), (dtype, torch.float32)):
-        found = mm(*packed, m, k, "sm80", b, added, out_layout, out)
+        found = mm(Packed24.of(*packed, m, k, "sm80"), b, added, out_layout, out)
         rounded = 0 if added is None else added.to(dtype)[:, None]
         exact = dense.double() @ b.double() + (0 if added is None else added.double()[:, None])
         assert_as_close_as_torch(found, (dense @ b + rounded).to(out), exact)
@@ -89,7 +90,7 @@ def test_multiply_at_every_size(mm, dtype, shape, out_layout, device):
 def test_take_any_strides(mm, layout, out_layout, device):
     dense, packed = operands(64, 128, torch.bfloat16, device)
     b = LAYOUTS[layout](128, 24).to(torch.bfloat16).to(device)
-    found = mm(*packed, 64, 128, "sm80", b, None, out_layout, torch.bfloat16)
+    found = mm(Packed24.of(*packed, 64, 128, "sm80"), b, None, out_layout, torch.bfloat16)
     assert_as_close_as_torch(found, dense @ b, dense.double() @ b.double())
 
 
@@ -115,6 +116,11 @@ def test_pad_with_codes_that_are_codes(shape):
     assert not whole[:, shape[1] :].any()
 
 
+def packed(dtype, format):
+    """Buffers of an operand [64, 128]."""
+    return Packed24.of(*FORMATS[format].empty(64, 128, dtype, torch.device("cpu")), 64, 128, format)
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89"])
 def test_choose_torch_on_ampere_and_ada(arch):
     target = Target.parse(arch)
@@ -128,18 +134,17 @@ def test_choose_torch_on_ampere_and_ada(arch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "sm90"}, "sm80 format"),
-        ({"values": torch.zeros(64, 64)}, "bf16 and fp16"),
+        ({"a": packed(torch.bfloat16, "sm90")}, "sm80 format"),
+        ({"a": packed(torch.float32, "sm80")}, "bf16 and fp16"),
         ({"b": torch.zeros(128, 7)}, "two dtypes"),
         ({"out_dtype": torch.float64}, "not float64"),
         ({"bias": torch.zeros(64, dtype=torch.float16)}, "bias"),
     ],
 )
 def test_refuse_with_a_sentence(changes, words):
-    values, b = torch.zeros(64, 64, dtype=torch.bfloat16), torch.zeros(128, 7, dtype=torch.bfloat16)
     given = {
-        "values": values, "metadata": None, "rows": 64, "cols": 128, "format": "sm80",
-        "b": b, "bias": None, "out_layout": "col", "out_dtype": torch.bfloat16,
+        "a": packed(torch.bfloat16, "sm80"), "b": torch.zeros(128, 7, dtype=torch.bfloat16), "bias": None,
+        "out_layout": "col", "out_dtype": torch.bfloat16,
     }  # fmt: skip
     assert ampere.supports(**given) is None
     assert words in ampere.supports(**(given | changes))

@@ -1,7 +1,9 @@
 """Every op: schema, fake, autograd and tracing agree with the real thing (`torch.library.opcheck`), and none lacks a
 sample, a reference or a docstring."""
 
+import importlib.util
 import inspect
+import typing
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from s24compile.errors import TargetError
 from s24compile.kernels import ops, providers
 from s24compile.kernels.ops import gemm
 from s24compile.kernels.samples import SAMPLES, samples
+from s24compile.kernels.signature import flat_signature
+from s24compile.kernels.target import FAMILIES
 
 NAMES = sorted(ops.NAMES)
 
@@ -33,9 +37,42 @@ def test_each_op_has_samples_reference_and_docstrings(name):
         assert inspect.getdoc(reference.run)
 
 
-def test_no_sample_or_family_is_left_of_a_removed_op():
+def test_no_sample_or_folder_is_left_of_a_removed_op():
     assert set(SAMPLES) == set(NAMES)
-    assert set(providers.FAMILY_OF) == set(NAMES) - {"linear"}
+    assert set(providers.FOLDER_OF) == set(NAMES) - {"linear"}
+
+
+KERNELS = [
+    (op, name)
+    for op, folder in providers.FOLDER_OF.items()
+    for name in FAMILIES
+    if importlib.util.find_spec(f"s24compile.kernels.{folder}.{name}") is not None
+]
+
+
+def parameters(function):
+    """(name, type) of all that a call must give: what is there for other callers has a default."""
+    hints, given = typing.get_type_hints(function), inspect.signature(function).parameters.values()
+    return [(p.name, hints[p.name]) for p in given if p.default is inspect.Parameter.empty]
+
+
+@pytest.mark.parametrize(("op", "name"), KERNELS)
+def test_give_each_kernel_what_the_schema_of_its_op_says(op, name):
+    if name == "triton":
+        pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
+    provider, schema = providers.find(op, name), getattr(torch.ops.s24, op).default._schema
+    if provider is None:
+        return  # this module has kernels of other ops
+    written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+
+    def prototype():
+        pass
+
+    prototype.__signature__ = flat_signature(provider.run)
+    assert str(schema) == f"s24::{op}" + torch.library.infer_schema(prototype, mutates_args=written)
+    assert parameters(provider.run) == parameters(providers.find(op, "reference").run), "grouped in the same way"
+    if name != "reference":
+        assert parameters(provider.supports) == parameters(provider.run)
 
 
 @pytest.mark.parametrize("name", [n for n in functional.__all__ if n != "Packed24"])

@@ -14,8 +14,9 @@ from s24compile.compiler import backend
 from s24compile.errors import BuildError, DtypeError, TargetError
 from s24compile.kernels import ops as raw
 from s24compile.kernels import providers
+from s24compile.kernels.cusparselt import product as cusparselt
 from s24compile.kernels.format import FORMATS
-from s24compile.kernels.gemm import availability, cusparselt
+from s24compile.kernels.gemm import availability
 from s24compile.kernels.gemm.availability import ALLOW
 from s24compile.kernels.gemm.cutlass import objects, tools
 from s24compile.kernels.gemm.cutlass.instantiations import training_set

@@ -22,6 +22,7 @@ from s24compile.kernels.gemm.cutlass.instantiations import (
     Signature,
     training_set,
 )
+from s24compile.kernels.packed import Packed24
 from s24compile.kernels.target import Target
 
 FORWARD = Kernel(Signature("bf16", "k", "k", "col", "bf16"), DEFAULT)
@@ -330,24 +331,32 @@ def test_agree_with_the_template_on_the_problem_struct():
 
 
 def arguments(**changes):
-    values, metadata = FORMATS["sm90"].empty(64, 64, torch.bfloat16, torch.device("cpu"))
+    a = Packed24.of(*FORMATS["sm90"].empty(64, 64, torch.bfloat16, torch.device("cpu")), 64, 64, "sm90")
     given = {
-        "values": values, "metadata": metadata, "rows": 64, "cols": 64, "format": "sm90",
-        "b": torch.zeros(64, 7, dtype=torch.bfloat16), "bias": None, "out_layout": "col", "out_dtype": torch.bfloat16,
+        "a": a, "b": torch.zeros(64, 7, dtype=torch.bfloat16), "bias": None, "out_layout": "col",
+        "out_dtype": torch.bfloat16,
     }  # fmt: skip
+    if "format" in changes:
+        given["a"] = a._replace(format=changes.pop("format"))
     return tuple((given | changes).values())
 
 
+def flat(a, *rest):
+    """As the op's schema has them."""
+    return *a.flat(), *rest
+
+
 def test_choose_cutlass_on_hopper():
-    assert providers.choose("mm", *arguments(), target=Target.parse("sm_90")).provider.name == "cutlass"
-    chosen = providers.choose("mm", *arguments(), target=Target.parse("sm_80"))
+    assert providers.choose("mm", *flat(*arguments()), target=Target.parse("sm_90")).provider.name == "cutlass"
+    chosen = providers.choose("mm", *flat(*arguments()), target=Target.parse("sm_80"))
     assert "sm_90" in chosen.refused["cutlass"]
 
 
 @pytest.mark.parametrize(("op", "extra"), [("mm_act", None), ("mm_dact", torch.zeros(64, 7, dtype=torch.bfloat16))])
 def test_fuse_only_the_activations_that_the_epilogue_knows(op, extra):
-    given = arguments()[:6]
-    assert providers.choose(op, *given, extra, "gelu", "col", target=Target.parse("sm_90")).provider.name == "cutlass"
+    given = arguments()[:2]
+    chosen = providers.choose(op, *flat(*given), extra, "gelu", "col", target=Target.parse("sm_90"))
+    assert chosen.provider.name == "cutlass"
     provider = providers.find(op, "cutlass")
     assert provider is not None
     assert "it fuses gelu" in provider.supports(*given, extra, "sine", "col")

@@ -49,7 +49,7 @@ def test_take_empty_dimensions(m, n, k, biased):
     s = random_sparse(m, k, torch.bfloat16, "cuda")
     bias = torch.randn(m, device="cuda", dtype=torch.bfloat16) if biased else None
     b = torch.randn(k, n, device="cuda", dtype=torch.bfloat16)
-    d = launch.mm(s.values, s.metadata, m, k, b, bias, "col", torch.bfloat16)
+    d = launch.mm(s.packed(), b, bias, "col", torch.bfloat16)
     assert torch.equal(d, torch.zeros(m, n, device="cuda").to(d) + (0 if bias is None else bias[:, None]))
 
 
@@ -59,7 +59,7 @@ def call(request):
     x = torch.randn(4096, 1024, device="cuda", dtype=torch.bfloat16)
 
     def mm():
-        return launch.mm(s.values, s.metadata, 768, 1024, x.t(), None, "col", torch.bfloat16, request.param)
+        return launch.mm(s.packed(), x.t(), None, "col", torch.bfloat16, request.param)
 
     mm.x = x
     mm()

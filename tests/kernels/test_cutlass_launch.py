@@ -11,6 +11,7 @@ import torch
 from s24compile.kernels.gemm.cutlass import gated, launch, layouts, plan
 from s24compile.kernels.gemm.cutlass.instantiations import Schedule, training_set
 from s24compile.kernels.gemm.cutlass.tuned import Choice, schedules
+from s24compile.kernels.packed import Packed24
 from tests.kernels import prebuild
 from tests.kernels.recorder import MULTIPROCESSORS, WORKSPACE_BYTES, recording
 from tests.kernels.test_cutlass_gpu import KERNELS
@@ -25,8 +26,9 @@ def calls():
         yield made
 
 
-def operands(m: int = M, k: int = K) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(m, k // 2, dtype=torch.bfloat16), torch.zeros(2, 2, 256, dtype=torch.int16)
+def operand(m: int = M, k: int = K, format: str = "sm90") -> Packed24:
+    values, metadata = torch.zeros(m, k // 2, dtype=torch.bfloat16), torch.zeros(2, 2, 256, dtype=torch.int16)
+    return Packed24.of(values, metadata, m, k, format)
 
 
 def column_major(rows, columns, dtype=torch.bfloat16):
@@ -34,11 +36,11 @@ def column_major(rows, columns, dtype=torch.bfloat16):
 
 
 def test_hand_over_the_tensors_as_they_lie(calls):
-    (values, metadata), b, bias = operands(), column_major(K, N), torch.zeros(M)
-    d = launch.mm(values, metadata, M, K, b, bias, "col", torch.bfloat16)
+    a, b, bias = operand(), column_major(K, N), torch.zeros(M)
+    d = launch.mm(a, b, bias, "col", torch.bfloat16)
     (call,) = calls
     assert call.kernel.signature.name == "bf16_ak_bk_dcol_bf16_bias_fp32"
-    wanted = {"values": values, "metadata": metadata, "b": b, "d": d, "bias": bias}
+    wanted = {"values": a.values, "metadata": a.metadata, "b": b, "d": d, "bias": bias}
     assert {name: call.problem[name] for name in wanted} == {name: t.data_ptr() for name, t in wanted.items()}
     assert [call.problem[name] for name in ("source", "aux", "workspace")] == [0, 0, 0]
     strides = [call.problem[f"{name}_stride"] for name in ("values", "metadata", "b", "d")]
@@ -54,7 +56,7 @@ def test_hand_over_the_tensors_as_they_lie(calls):
 
 
 def test_write_rows_that_are_no_multiple_of_16_bytes_through_a_wider_buffer(calls):
-    d = launch.mm(*operands(), M, K, torch.zeros(K, 9, dtype=torch.bfloat16), None, "row", torch.bfloat16)
+    d = launch.mm(operand(), torch.zeros(K, 9, dtype=torch.bfloat16), None, "row", torch.bfloat16)
     (call,) = calls
     assert call.kernel.signature.b == "n"
     assert call.problem["d_stride"] % 8 == 0
@@ -66,7 +68,7 @@ def test_write_rows_that_are_no_multiple_of_16_bytes_through_a_wider_buffer(call
 @pytest.mark.parametrize("misplaced", [False, True])
 def test_read_z_in_the_layout_of_the_result(calls, misplaced):
     z = torch.zeros(M, N, dtype=torch.bfloat16) if misplaced else column_major(M, N)
-    launch.mm_dact(*operands(), M, K, column_major(K, N), z, "gelu", "col")
+    launch.mm_dact(operand(), column_major(K, N), z, "gelu", "col")
     (call,) = calls
     assert call.kernel.signature.epilogue == "dact"
     assert (call.problem["aux"] == z.data_ptr()) != misplaced, "copied where it lies otherwise"
@@ -85,8 +87,7 @@ def test_copy_z_as_it_is(layout):
 def test_sum_the_partial_sums_of_the_tiles(calls):
     choice = Choice(Schedule((128, 256)))
     m, n = 200, 600
-    values, metadata = operands(m)
-    dz, sums = launch.mm_dact_sum(values, metadata, m, K, column_major(K, n), column_major(m, n), "gelu", "col", choice)
+    dz, sums = launch.mm_dact_sum(operand(m), column_major(K, n), column_major(m, n), "gelu", "col", choice)
     (call,) = calls
     assert call.kernel.signature.epilogue == "dact_sum"
     assert call.problem["bias"] not in (0, call.problem["d"]), "the buffer of the partial sums goes in the bias's place"
@@ -96,8 +97,8 @@ def test_sum_the_partial_sums_of_the_tiles(calls):
 
 
 def test_give_both_halves_of_a_gated_layer_their_places(calls):
-    z, h = gated.mm_glu(*operands(80), 80, K, column_major(K, N), "silu", "second")
-    dz = gated.mm_dglu(*operands(40), 40, K, column_major(K, N), z, "silu", "second")
+    z, h = gated.mm_glu(operand(80, format="sm90_gated"), column_major(K, N), "silu", "second")
+    dz = gated.mm_dglu(operand(40), column_major(K, N), z, "silu", "second")
     forward, backward = [call.problem for call in calls]
     assert (forward["aux"], forward["d"]) == (z.data_ptr(), h.data_ptr())
     assert forward["other"] == -40, "from the gate, which is the second half, back to the other"
@@ -107,7 +108,7 @@ def test_give_both_halves_of_a_gated_layer_their_places(calls):
 
 def test_bring_a_workspace_where_stream_k_splits(calls):
     choice = Choice(Schedule(stream_k=True, deep=True), splits=-1)
-    launch.mm(*operands(), M, K, column_major(K, N), None, "col", torch.bfloat16, choice)
+    launch.mm(operand(), column_major(K, N), None, "col", torch.bfloat16, choice)
     (call,) = calls
     assert (call.problem["workspace"] != 0, call.problem["workspace_bytes"], call.problem["splits"]) == (
         True,
@@ -118,14 +119,14 @@ def test_bring_a_workspace_where_stream_k_splits(calls):
 
 def test_add_to_c_with_its_factor(calls):
     c = column_major(M, N)
-    launch.mm_add(*operands(), M, K, column_major(K, N), c, 0.5, "col")
+    launch.mm_add(operand(), column_major(K, N), c, 0.5, "col")
     (call,) = calls
     assert (call.problem["source"], call.problem["aux"], call.problem["beta"]) == (c.data_ptr(), 0, 0.5)
 
 
 def test_choose_once_a_shape(calls):
     for _ in range(3):
-        launch.mm(*operands(), M, K, column_major(K, N), None, "col", torch.bfloat16)
+        launch.mm(operand(), column_major(K, N), None, "col", torch.bfloat16)
     assert (plan.make_plan.cache_info().misses, len(calls)) == (1, 3)
 
 
@@ -133,7 +134,7 @@ def test_choose_once_a_shape(calls):
 def test_launch_nothing_where_there_is_nothing(calls, rows):
     columns = 0 if rows else N
     b = torch.zeros(K, columns, dtype=torch.bfloat16)
-    dz, sums = launch.mm_dact_sum(*operands(rows), rows, K, b, torch.zeros(rows, columns), "relu", "col")
+    dz, sums = launch.mm_dact_sum(operand(rows), b, torch.zeros(rows, columns), "relu", "col")
     assert (dz.shape, sums.tolist(), calls) == ((rows, columns), [0.0] * rows, [])
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from s24compile.errors import TargetError
+from s24compile.kernels import ops as raw
 from s24compile.kernels import providers
 from s24compile.kernels.ops.direct import DIRECT, _kernel, direct
 from s24compile.kernels.samples import samples
@@ -25,15 +27,25 @@ def test_have_the_schema_and_fake_kernel_of_their_contract(provider, op):
 def test_look_their_kernel_up_once_and_pass_arguments_on(monkeypatch):
     asked = []
 
-    def find(op, provider):
+    def look_up(op, provider):
         asked.append((op, provider))
-        return providers.Provider(provider, lambda *args: args)
+        return lambda *args: args
 
-    monkeypatch.setattr(providers, "find", find)
+    monkeypatch.setattr(providers, "kernel", look_up)
     kernel = _kernel("cutlass", "mm")
     assert kernel(1, 2) == (1, 2)
     assert kernel(3) == (3,)
     assert asked == [("mm", "cutlass")]
+
+
+def test_group_the_arguments_of_a_kernel():
+    values, metadata = raw.pack(torch.eye(16), None, torch.float32, "sm90")
+    assert torch.equal(providers.kernel("unpack", "reference")(values, metadata, 16, 16, "sm90"), torch.eye(16))
+    a, b = torch.eye(16), torch.randn(16, 4)
+    product = providers.kernel("mm", "reference")(values, metadata, 16, 16, "sm90", b, None, "row", torch.float32)
+    assert torch.equal(product, a @ b)
+    with pytest.raises(TargetError, match="the torch kernel of s24::glu"):
+        providers.kernel("glu", "torch")
 
 
 def test_leave_the_reference_its_name():

@@ -36,12 +36,13 @@ def test_choices_are_recorded():
 
 
 def test_the_first_provider_that_takes_the_call_is_chosen_and_the_others_reasons_kept(monkeypatch):
+    own = providers.find("glu", "reference")
     known = {
-        "cutlass": Provider("cutlass", torch.relu, supported=lambda target: "needs compute capability 9.0"),
-        "triton": Provider("triton", torch.relu, supports=lambda z, act, gate: "z is too small"),
+        "cutlass": Provider("cutlass", own.run, supported=lambda target: "needs compute capability 9.0"),
+        "triton": Provider("triton", own.run, supports=lambda z, act, gate: "z is too small"),
         "torch": None,
         "cusparselt": None,
-        "reference": Provider("reference", torch.relu),
+        "reference": own,
     }
     monkeypatch.setattr(providers, "find", lambda op, name: known[name])
     monkeypatch.setattr(providers, "_on_target", providers._on_target.__wrapped__)  # what is found is cached
@@ -55,8 +56,7 @@ def test_the_first_provider_that_takes_the_call_is_chosen_and_the_others_reasons
     }
 
 
-def test_a_provider_asked_for_by_name_refuses_with_a_sentence(monkeypatch):
-    monkeypatch.setattr(providers, "find", lambda op, name: None)
+def test_a_provider_asked_for_by_name_refuses_with_a_sentence():
     with providers.only("cusparselt"), pytest.raises(TargetError, match="has no kernel for glu"):
         providers.choose("glu", torch.ones(2, 4), "gelu", "first")
 
@@ -79,9 +79,9 @@ CASES = [
         id=f"{name}-{op}-{sample.note}",
         marks=[] if INTERPRETED and name == "triton" else pytest.mark.gpu,
     )
-    for op, family in sorted(providers.FAMILY_OF.items())
+    for op, folder in sorted(providers.FOLDER_OF.items())
     for name in FAMILIES
-    if name != "reference" and importlib.util.find_spec(f"s24compile.kernels.{family}.{name}") is not None
+    if name != "reference" and importlib.util.find_spec(f"s24compile.kernels.{folder}.{name}") is not None
     for index, sample in enumerate(samples(op, "cpu", torch.bfloat16))
 ]
 
@@ -112,12 +112,13 @@ def test_every_provider_agrees_with_the_reference(op, index, name, dtype):
     provider, args = providers.find(op, name), samples(op, DEVICE, dtype)[index].args
     if provider is None:
         pytest.skip(f"{name} has no kernel for {op}: another one serves it")
-    reason = provider.supported(TARGET or Target.detect(torch.device(DEVICE))) or provider.supports(*args)
+    grouped = providers.gatherer_of(op)(args)
+    reason = provider.supported(TARGET or Target.detect(torch.device(DEVICE))) or provider.supports(*grouped)
     if reason is not None:
         assert len(reason) > 10, "a refusal is a sentence"
         pytest.skip(f"{name} refuses: {reason}")
-    reference = providers.find(op, "reference").run
-    ours = leaves_after(provider.run, args)
+    reference = providers.kernel(op, "reference")
+    ours = leaves_after(providers.kernel(op, name), args)
     theirs = leaves_after(reference, samples(op, DEVICE, dtype)[index].args)
     for a, b in zip(ours, theirs, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
@@ -170,7 +171,7 @@ SLOPE_ERROR = 1e-4
 def compare_unrounded_sums(sums, args):
     """Sums of dH act'(Z) before dZ is rounded: what the slope of the epilogue and fp32 sums may be off by."""
     values, metadata, rows, cols, format, b, z, act, _ = args
-    gemm = {op: providers.find(op, "reference").run for op in ("mm", "mm_dact_sum")}
+    gemm = {op: providers.kernel(op, "reference") for op in ("mm", "mm_dact_sum")}
     operands = values.double(), metadata, rows, cols, format, b.double()
     exact = gemm["mm_dact_sum"](*operands, z.double(), act, "row")[1]
     dh = gemm["mm"](*operands, None, "row", torch.float64).abs().sum(1)

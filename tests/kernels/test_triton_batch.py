@@ -7,8 +7,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from s24compile.kernels.pack import triton_batch, triton_many
-from s24compile.kernels.pack.triton_batch import table
+from s24compile.kernels.pack import triton_many
+from s24compile.kernels.stacks import Packing, Stacks
+from s24compile.kernels.triton import batch
+from s24compile.kernels.triton.batch import table
 
 CPU = torch.device("cpu")
 ENTRIES, TILES = ((10, 11), (20, 21), (30, 31)), (2, 0, 3)
@@ -16,14 +18,14 @@ ENTRIES, TILES = ((10, 11), (20, 21), (30, 31)), (2, 0, 3)
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_batch, "_TABLES", {})
-    monkeypatch.setattr(triton_many, "_PLANS", {})
-    monkeypatch.setattr(triton_batch, "OF_GRAPHS", [])
+    monkeypatch.setattr(batch, "_TABLES", {})
+    monkeypatch.setattr(triton_many, "_KNOWN", {})
+    monkeypatch.setattr(batch, "OF_GRAPHS", [])
 
 
 def capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on as if the calls of a test on a CPU went into a CUDA graph."""
-    monkeypatch.setattr(triton_batch, "capturing", lambda device: True)
+    monkeypatch.setattr(batch, "capturing", lambda device: True)
 
 
 def test_say_which_program_works_for_which_tensor() -> None:
@@ -36,25 +38,25 @@ def test_say_which_program_works_for_which_tensor() -> None:
 
 def test_throw_the_oldest_table_out_but_none_that_a_graph_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = table(CPU, ENTRIES, TILES)
-    monkeypatch.setattr(triton_batch, "_KEPT", 1)
+    monkeypatch.setattr(batch, "_KEPT", 1)
     with monkeypatch.context() as inside:
         capture(inside)
         assert table(CPU, ENTRIES, TILES) is kept
     table(CPU, ENTRIES[:1], TILES[:1])
     assert table(CPU, ENTRIES, TILES) is not kept
-    assert [kept] == triton_batch.OF_GRAPHS
+    assert [kept] == batch.OF_GRAPHS
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_keep_plans_but_not_those_of_a_graph(monkeypatch: pytest.MonkeyPatch, captured: bool) -> None:
-    plan = triton_many._Plan((), ())
-    monkeypatch.setattr(triton_many, "_plan", lambda *args: plan)
+def test_keep_launches_but_not_those_of_a_graph(monkeypatch: pytest.MonkeyPatch, captured: bool) -> None:
+    found = triton_many._Launches((), ())
+    monkeypatch.setattr(triton_many, "_work_out", lambda *args: found)
     if captured:
         capture(monkeypatch)
-    call = [torch.zeros(4, 4)], (1,), [], [torch.zeros(4, 2)], [], [], [], "transposable", True, "sm90", "out_in"
-    triton_many.pack_weights_(*call)
-    assert list(triton_many._PLANS.values()) == ([] if captured else [plan])
-    assert ([plan] if captured else []) == triton_batch.OF_GRAPHS
+    stacks = Stacks([torch.zeros(4, 4)], (1,), [], [torch.zeros(4, 2)], [], [], [])
+    triton_many.pack_weights_(stacks, Packing("transposable", True, "sm90", "out_in"))
+    assert list(triton_many._KNOWN.values()) == ([] if captured else [found])
+    assert ([found] if captured else []) == batch.OF_GRAPHS
 
 
 @pytest.mark.gpu
@@ -65,6 +67,6 @@ def test_read_a_kept_table_in_a_graph() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out.copy_(table(device, ENTRIES, TILES)[0])
-    assert triton_batch.OF_GRAPHS[0] is kept
+    assert batch.OF_GRAPHS[0] is kept
     graph.replay()
     assert out.tolist() == [[10, 11, 0], [20, 21, 2], [30, 31, 2]]

@@ -13,10 +13,10 @@ from triton.compiler import ASTSource  # noqa: E402
 from s24compile.kernels.decay.triton_kernels import decay_one  # noqa: E402
 from s24compile.kernels.glu.triton_kernels import glu_forward, glu_gradient  # noqa: E402
 from s24compile.kernels.masks.triton_kernels import count_differences, scale_sums  # noqa: E402
-from s24compile.kernels.pack import triton_tiles as tiles  # noqa: E402
-from s24compile.kernels.pack.triton_blocks import pack_blocks, pack_many  # noqa: E402
-from s24compile.kernels.pack.triton_rows import pack_rows  # noqa: E402
 from s24compile.kernels.pack.triton_unpack import unpack_rows  # noqa: E402
+from s24compile.kernels.triton import tiles  # noqa: E402
+from s24compile.kernels.triton.blocks import pack_blocks, pack_many  # noqa: E402
+from s24compile.kernels.triton.rows import pack_rows  # noqa: E402
 
 POINTERS = {
     "w": "*bf16", "g": "*bf16", "z": "*bf16", "dz": "*bf16", "h": "*bf16", "dh": "*bf16", "grad": "*fp32",

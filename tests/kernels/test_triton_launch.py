@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from s24compile.kernels.pack import triton_tiles
-from s24compile.kernels.pack.triton_tiles import Tile
+from s24compile.kernels.triton import launch
+from s24compile.kernels.triton.tiles import Tile
 
 DEVICE = torch.device("cuda", 0)
 
@@ -41,12 +41,12 @@ class Compiled:
 @pytest.fixture
 def kernel(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 77, raising=False)
-    monkeypatch.setattr(triton_tiles, "_READY", {})
+    monkeypatch.setattr(launch, "_READY", {})
     return Kernel()
 
 
 def call(kernel, x, size, block=64, tile=None):
-    triton_tiles._launch(kernel, 3, tile or Tile(1, 1, 4), DEVICE, (x, size), {"BLOCK": block})
+    launch._launch(kernel, 3, tile or Tile(1, 1, 4), DEVICE, (x, size), {"BLOCK": block})
 
 
 def test_compile_once_and_then_launch_with_addresses(kernel):
@@ -78,5 +78,5 @@ def test_compile_anew_for_what_triton_tells_apart(kernel, first, second):
 
 
 def test_launch_nothing_for_no_programs(kernel):
-    triton_tiles.launch(kernel, 0, Tile(1, 1, 4), torch.device("cpu"), torch.zeros(1), 1, BLOCK=1)
+    launch.launch(kernel, 0, Tile(1, 1, 4), torch.device("cpu"), torch.zeros(1), 1, BLOCK=1)
     assert not kernel.compiled

@@ -174,7 +174,6 @@ def test_unpack_what_lies_at_any_storage_offset(offset, device):
     packed = ops.pack(w, masks.magnitude_mask(w), BF16, "sm90")
     moved = torch.empty(packed[0].numel() + offset, device=device, dtype=BF16)[offset:].view(packed[0].shape)
     moved.copy_(packed[0])
-    provider = providers.find("unpack", "triton")
-    refusal = provider.supports(moved, packed[1], 64, 128, "sm90")
+    refusal = providers.refusal("unpack", "triton", moved, packed[1], 64, 128, "sm90")
     assert (refusal is None) == (offset % 2 == 0)
     assert torch.equal(ops.unpack(moved, packed[1], 64, 128, "sm90"), ops.unpack(*packed, 64, 128, "sm90"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from s24compile.kernels import ops, providers
-from s24compile.kernels.pack import triton_tiles as tiles
+from s24compile.kernels.triton import tiles
 from tests.kernels.triton_comparison import agree, both
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

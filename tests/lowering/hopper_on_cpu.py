@@ -6,6 +6,7 @@ the kernels behind the direct ops are looked up once a process. Exits with 1 whe
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from torch import Tensor, nn
 
-from s24compile.kernels.gemm import reference
-from s24compile.kernels.gemm.cutlass import gated, launch
+from s24compile.kernels import providers
+from s24compile.kernels.gemm.cutlass import PROVIDERS
 from tests.lowering.test_graphs import FusedGated, Gated, GeluMLP
 from tests.masked import gradients, live_masks, masked_call
 
@@ -46,41 +47,21 @@ CALLS: list[str] = []
 
 
 def install_references() -> None:
-    """CUTLASS's launchers, as their references compute them; each call is noted."""
+    """CUTLASS's kernels, as their references compute them; each call is noted."""
+    for op, provider in PROVIDERS.items():
+        own = providers.find(op, "reference")
+        assert own is not None
+        PROVIDERS[op] = dataclasses.replace(provider, run=noted(op, own.run))
 
-    def mm(values: Tensor, metadata: Tensor, rows: int, cols: int, b: Tensor, *rest: Any) -> Tensor:
-        CALLS.append("mm")
-        return reference.mm(values, metadata, rows, cols, "sm90", b, *rest)
 
-    def mm_act(values: Tensor, metadata: Tensor, rows: int, cols: int, b: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        CALLS.append("mm_act")
-        return reference.mm_act(values, metadata, rows, cols, "sm90", b, *rest)
+def noted(op: str, run: Any) -> Any:
+    """The same function, whose calls are in CALLS."""
 
-    def mm_dact(values: Tensor, metadata: Tensor, rows: int, cols: int, b: Tensor, *rest: Any) -> Tensor:
-        CALLS.append("mm_dact")
-        return reference.mm_dact(values, metadata, rows, cols, "sm90", b, *rest)
+    def call(*args: Any) -> Any:
+        CALLS.append(op)
+        return run(*args)
 
-    def mm_dact_sum(
-        values: Tensor, metadata: Tensor, rows: int, cols: int, b: Tensor, *rest: Any
-    ) -> tuple[Tensor, Tensor]:
-        CALLS.append("mm_dact_sum")
-        return reference.mm_dact_sum(values, metadata, rows, cols, "sm90", b, *rest)
-
-    def mm_glu(values: Tensor, metadata: Tensor, rows: int, cols: int, b: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        CALLS.append("mm_glu")
-        return reference.mm_glu(values, metadata, rows, cols, "sm90_gated", b, *rest)
-
-    def mm_dglu(values: Tensor, metadata: Tensor, rows: int, cols: int, b: Tensor, *rest: Any) -> Tensor:
-        CALLS.append("mm_dglu")
-        return reference.mm_dglu(values, metadata, rows, cols, "sm90", b, *rest)
-
-    def mm_add(values: Tensor, metadata: Tensor, rows: int, cols: int, b: Tensor, c: Tensor, *rest: Any) -> Tensor:
-        CALLS.append("mm_add")
-        return reference.mm_add(values, metadata, rows, cols, "sm90", b, c)
-
-    launch.mm, launch.mm_act, launch.mm_dact = mm, mm_act, mm_dact  # type: ignore[assignment]
-    launch.mm_add, launch.mm_dact_sum = mm_add, mm_dact_sum  # type: ignore[assignment]
-    gated.mm_glu, gated.mm_dglu = mm_glu, mm_dglu  # type: ignore[assignment]
+    return call
 
 
 def check(name: str, inner: str, gradient: str) -> None:

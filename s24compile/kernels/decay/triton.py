@@ -10,14 +10,12 @@ from torch import Tensor
 
 from s24compile.kernels.decay.triton_kernels import decay_many, decay_one
 from s24compile.kernels.format import code_table
-from s24compile.kernels.pack import triton_tiles as tiles
-from s24compile.kernels.pack.triton_batch import table
-from s24compile.kernels.pack.triton_supports import supported
-from s24compile.kernels.pack.triton_tiles import TRITON_DTYPES, launch
 from s24compile.kernels.patterns import PAIRS, TRANSPOSABLE
 from s24compile.kernels.providers import Provider
-
-_TAKEN = (torch.float32, torch.bfloat16, torch.float16)
+from s24compile.kernels.triton import tiles
+from s24compile.kernels.triton.batch import table
+from s24compile.kernels.triton.launch import TRITON_DTYPES, launch
+from s24compile.kernels.triton.supports import supported, supports_reading
 
 
 @functools.cache
@@ -27,20 +25,15 @@ def _mask_bits(device: torch.device) -> Tensor:
     return code_table(device, words + words[:1] * (256 - len(words)), torch.int32)
 
 
-def supports_dtypes(*tensors: Tensor) -> str | None:
-    """Whether the kernels read and write tensors of these dtypes."""
-    return next((f"takes fp32, bf16 and fp16, not {x.dtype}" for x in tensors if x.dtype not in _TAKEN), None)
-
-
 def _supports(grad: Tensor, w: Tensor, patterns: Tensor, kind: str, alpha: Tensor) -> str | None:
-    return supports_dtypes(grad, w)
+    return supports_reading(grad, w)
 
 
-def supports_many(
+def _supports_many(
     grads: Sequence[Tensor], weights: Sequence[Tensor], patterns: Sequence[Tensor], kind: str, alpha: Tensor
 ) -> str | None:
     """As `masked_decay_patterns_`, for each weight."""
-    return supports_dtypes(*grads, *weights)
+    return supports_reading(*grads, *weights)
 
 
 def _view(w: Tensor) -> bool:
@@ -82,7 +75,7 @@ def _entry(grad: Tensor, w: Tensor, patterns: Tensor) -> tuple[tuple[object, ...
 def masked_decay_many_(
     grads: Sequence[Tensor], weights: Sequence[Tensor], patterns: Sequence[Tensor], kind: str, alpha: Tensor
 ) -> None:
-    """See fused/reference.py. One launch for each kind of (dtypes, layout) among the weights."""
+    """See decay/reference.py. One launch for each kind of (dtypes, layout) among the weights."""
     launches: dict[tuple[object, ...], list[tuple[int, ...]]] = {}
     for grad, w, pattern in zip(grads, weights, patterns, strict=True):
         found = _entry(grad, w.detach(), pattern)
@@ -104,4 +97,7 @@ def masked_decay_many_(
         )  # fmt: skip
 
 
-PROVIDERS = {"masked_decay_patterns_": Provider("triton", masked_decay_patterns_, supported, _supports)}
+PROVIDERS = {
+    "masked_decay_patterns_": Provider("triton", masked_decay_patterns_, supported, _supports),
+    "masked_decay_many_": Provider("triton", masked_decay_many_, supported, _supports_many),
+}

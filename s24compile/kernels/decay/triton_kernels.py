@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s24compile.kernels.pack.triton_format import lookup, narrow, widen
+from s24compile.kernels.triton.values import lookup, narrow, widen
 
 
 @triton.jit

@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from s24compile.kernels.packed import Packed24
 
-def refuse_dtypes(values: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> str | None:
+
+def refuse_dtypes(a: Packed24, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> str | None:
     """A sentence unless the operands share a 16-bit dtype, and output and bias are of it or of fp32."""
-    if values.dtype not in (torch.bfloat16, torch.float16):
-        return f"it takes bf16 and fp16 operands, not {short(values.dtype)}"
-    if b.dtype != values.dtype:
-        return f"the operands have two dtypes, {short(values.dtype)} and {short(b.dtype)}"
-    if out_dtype not in (values.dtype, torch.float32):
-        return f"it writes {short(values.dtype)} or fp32, not {short(out_dtype)}"
-    if bias is not None and bias.dtype not in (values.dtype, torch.float32):
-        return f"it takes a bias in {short(values.dtype)} or fp32, not {short(bias.dtype)}"
+    if a.dtype not in (torch.bfloat16, torch.float16):
+        return f"it takes bf16 and fp16 operands, not {short(a.dtype)}"
+    if b.dtype != a.dtype:
+        return f"the operands have two dtypes, {short(a.dtype)} and {short(b.dtype)}"
+    if out_dtype not in (a.dtype, torch.float32):
+        return f"it writes {short(a.dtype)} or fp32, not {short(out_dtype)}"
+    if bias is not None and bias.dtype not in (a.dtype, torch.float32):
+        return f"it takes a bias in {short(a.dtype)} or fp32, not {short(bias.dtype)}"
     return None
 
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.gemm.dtypes import refuse_dtypes
-from s24compile.kernels.gemm.padding import bias_vector, dense_operand, empty_result, result, round_up
 from s24compile.kernels.metadata import PADDING_CODE
+from s24compile.kernels.packed import Packed24
+from s24compile.kernels.padding import bias_vector, dense_operand, empty_result, result, round_up
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.target import Target
 
@@ -38,41 +39,21 @@ def supported(target: Target) -> str | None:
     return None
 
 
-def supports(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    bias: Tensor | None,
-    out_layout: str,
-    out_dtype: torch.dtype,
-) -> str | None:
+def supports(a: Packed24, b: Tensor, bias: Tensor | None, out_layout: str, out_dtype: torch.dtype) -> str | None:
     """16-bit operands in the "sm80" format. Any shape and strides."""
-    if format != "sm80":
-        return f"it reads the sm80 format, not {format}"
-    return refuse_dtypes(values, b, bias, out_dtype)
+    if a.format != "sm80":
+        return f"it reads the sm80 format, not {a.format}"
+    return refuse_dtypes(a, b, bias, out_dtype)
 
 
-def mm(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    bias: Tensor | None,
-    out_layout: str,
-    out_dtype: torch.dtype,
-) -> Tensor:
+def mm(a: Packed24, b: Tensor, bias: Tensor | None, out_layout: str, out_dtype: torch.dtype) -> Tensor:
     """`s24::mm` on torch's kernel."""
-    n = b.shape[1]
+    (rows, cols), n = a.shape, b.shape[1]
     if min(rows, cols, n) == 0:
         return empty_result(b, bias, rows, out_layout, out_dtype)
     m, k = round_up(rows, ROWS), round_up(cols, DEPTH)
-    a = sparse_operand(values, metadata, m, k)
-    c = multiply(*a, dense_operand(b, k, round_up(n, COLUMNS)), bias_vector(bias, m, b.dtype))
+    operand = sparse_operand(a.values, a.metadata, m, k)
+    c = multiply(*operand, dense_operand(b, k, round_up(n, COLUMNS)), bias_vector(bias, m, b.dtype))
     return result(c, rows, n, out_layout, out_dtype)
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from s24compile.kernels.rounding import widen
+
 _TANH_SCALE, _TANH_CUBE = math.sqrt(2.0 / math.pi), 0.044715
 
 
@@ -35,13 +37,9 @@ def _derivative(a: Tensor, act: str) -> Tensor:
     return (a > 0).to(a.dtype)
 
 
-def _wide(z: Tensor) -> Tensor:
-    return z if z.dtype == torch.float64 else z.to(torch.float32)
-
-
 def _halves(z: Tensor, gate: str) -> tuple[Tensor, Tensor]:
     """(the half that the activation sees, the other), widened."""
-    first, second = _wide(z).chunk(2, dim=-1)
+    first, second = widen(z).chunk(2, dim=-1)
     return (first, second) if gate == "first" else (second, first)
 
 
@@ -67,10 +65,10 @@ def glu_backward(dh: Tensor, z: Tensor, act: str, gate: str) -> Tensor:
 
 def act(z: Tensor, act: str) -> Tensor:
     """h = act(z), in z's dtype and layout."""
-    return _activation(_wide(z), act).to(z.dtype)
+    return _activation(widen(z), act).to(z.dtype)
 
 
 def act_backward(dh: Tensor, z: Tensor, act: str) -> Tensor:
     """dz = dh * act'(z), in z's dtype and layout."""
-    wide = _wide(z)
+    wide = widen(z)
     return (_derivative(wide, act) * dh.to(wide.dtype)).to(z.dtype)

@@ -8,23 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from s24compile.kernels.glu.triton_kernels import glu_forward, glu_gradient
-from s24compile.kernels.pack import triton_tiles as tiles
-from s24compile.kernels.pack.triton_supports import supported
-from s24compile.kernels.pack.triton_tiles import Tile, launch
 from s24compile.kernels.providers import Provider
+from s24compile.kernels.triton import tiles
+from s24compile.kernels.triton.launch import launch
+from s24compile.kernels.triton.supports import supported, supports_reading
+from s24compile.kernels.triton.tiles import Tile
 
-_TAKEN = (torch.float32, torch.bfloat16, torch.float16)
+
+def _supports(z: Tensor, act: str, gate: str) -> str | None:
+    return supports_reading(z)
 
 
-def _supports(*args: Tensor | str) -> str | None:
-    for x in args:
-        if isinstance(x, Tensor) and x.dtype not in _TAKEN:
-            return f"takes fp32, bf16 and fp16, not {x.dtype}"
-    return None
+def _supports_backward(dh: Tensor, z: Tensor, act: str, gate: str) -> str | None:
+    return supports_reading(dh, z)
 
 
 def plane(x: Tensor) -> tuple[Tensor, int, int]:
@@ -96,5 +95,5 @@ def glu_backward(dh: Tensor, z: Tensor, act: str, gate: str) -> Tensor:
 
 PROVIDERS = {
     "glu": Provider("triton", glu, supported, _supports),
-    "glu_backward": Provider("triton", glu_backward, supported, _supports),
+    "glu_backward": Provider("triton", glu_backward, supported, _supports_backward),
 }

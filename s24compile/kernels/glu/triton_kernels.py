@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from s24compile.kernels.glu.triton_math import activate, activate_with_slope
-from s24compile.kernels.pack.triton_format import narrow, widen
+from s24compile.kernels.triton.values import narrow, widen
 
 
 @triton.jit

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.format import code_table
-from s24compile.kernels.patterns import PAIRS, TRANSPOSABLE, PatternKind
+from s24compile.kernels.patterns import PAIRS, TRANSPOSABLE
+from s24compile.kernels.rounding import widen
 
 _CHUNK_BLOCKS = 16384
 """Blocks searched at once: 6 MB of sums, so that the search of a large weight stays in the cache."""
@@ -111,7 +112,7 @@ class _Numbers:
 _numbers = functools.cache(_Numbers)
 
 
-def expand_patterns(patterns: Tensor, kind: PatternKind) -> Tensor:
+def expand_patterns(patterns: Tensor, kind: str) -> Tensor:
     """Pattern numbers -> the bool mask they stand for: uint8 [m/4, n/4] -> [m, n], or "rows": [m, n/4] -> [m, n]."""
     if kind == "rows":
         table = code_table(patterns.device, tuple(int(c in pair) for pair in PAIRS for c in range(4)), torch.bool)
@@ -164,7 +165,7 @@ def soft_threshold(w: Tensor) -> Tensor:
     t is the second-smallest magnitude (the larger of the two that go), so S is continuous in w. Rounded once, to
     w's dtype. Returns a contiguous tensor of w's shape.
     """
-    wide = w if w.dtype == torch.float64 else w.to(torch.float32)
+    wide = widen(w)
     groups, kept = wide.unflatten(-1, (-1, 4)), torch.stack(_kept(w), dim=-1)
     threshold = groups.abs().masked_fill(kept, 0.0).amax(-1, keepdim=True)
     shrunk = torch.copysign(groups.abs() - threshold, groups)

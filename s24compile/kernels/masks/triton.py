@@ -7,19 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-from s24compile.kernels.masks.reference import expand_patterns
+from s24compile.kernels import providers
 from s24compile.kernels.masks.triton_kernels import count_differences, scale_sums
-from s24compile.kernels.pack import triton_tiles as tiles
-from s24compile.kernels.pack.triton import pack_transposable
-from s24compile.kernels.pack.triton_supports import supported
-from s24compile.kernels.pack.triton_tiles import launch
 from s24compile.kernels.providers import Provider
+from s24compile.kernels.triton import tiles
+from s24compile.kernels.triton.launch import launch
+from s24compile.kernels.triton.packing import pack_transposable
+from s24compile.kernels.triton.supports import supported, supports_reading
 
 
 def _supports(w: Tensor) -> str | None:
-    if w.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"reads fp32, bf16 and fp16 only, not {w.dtype}"
-    return None
+    return supports_reading(w)
 
 
 def transposable_patterns(w: Tensor) -> Tensor:
@@ -31,7 +29,8 @@ def transposable_patterns(w: Tensor) -> Tensor:
 
 def transposable_mask(w: Tensor) -> Tensor:
     """See masks/reference.py."""
-    return expand_patterns(transposable_patterns(w), "transposable")
+    mask: Tensor = providers.run("expand_patterns", transposable_patterns(w), "transposable")
+    return mask
 
 
 def soft_threshold_scale(w: Tensor) -> Tensor:

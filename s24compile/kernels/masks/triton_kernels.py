@@ -8,8 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s24compile.kernels.pack.triton_format import quarters, widen
-from s24compile.kernels.pack.triton_rows import largest_pair, two_of
+from s24compile.kernels.triton.rows import largest_pair, two_of
+from s24compile.kernels.triton.values import quarters, widen
 
 
 @triton.jit

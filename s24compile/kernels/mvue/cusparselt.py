@@ -1,12 +1,12 @@
-"""MVUE into cuSPARSELt's own format: the draws of the other kernels, compressed (see pack/cusparselt.py)."""
+"""MVUE into cuSPARSELt's own format: the draws of the other kernels, compressed (see cusparselt/compress.py)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from s24compile.kernels.gemm import cusparselt as gemm
-from s24compile.kernels.pack.cusparselt import NAME, as_dense, compress, refuse
+from s24compile.kernels.cusparselt.compress import as_dense, compress, refuse
+from s24compile.kernels.cusparselt.product import NAME, supported
 from s24compile.kernels.providers import Provider
 
 
@@ -19,5 +19,5 @@ def mvue_pack(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple
     return compress(as_dense("mvue_pack", g.shape[1], g.shape[0], g, seed, dtype))
 
 
-PROVIDERS = {"mvue_pack": Provider(NAME, mvue_pack, gemm.supported, _supports)}
+PROVIDERS = {"mvue_pack": Provider(NAME, mvue_pack, supported, _supports)}
 """Op name to provider: what `kernels.providers.find` reads."""

@@ -33,15 +33,11 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.format import FORMATS
-from s24compile.kernels.pack.reference import cast
 from s24compile.kernels.philox import uniforms
+from s24compile.kernels.rounding import cast, widen
 
 _CHUNK_GROUPS = 65536
 """Groups handled at once: some 15 live fp32 planes of them fit in a CPU's cache, and torch still splits each in two."""
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
 def _sample(g: Tensor, u: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +86,7 @@ def mvue(g: Tensor, seed: Tensor, dim: int) -> Tensor:
     flat, filled = moved.reshape(-1, groups, 4), out.view(-1, groups, 4)
     step = max(_CHUNK_GROUPS // groups, 1)
     for start in range(0, flat.shape[0], step):
-        chunk = _wide(flat[start : start + step])
+        chunk = widen(flat[start : start + step])
         rows = torch.arange(start, start + chunk.shape[0], device=g.device)
         values, places = _kept(chunk, uniforms(seed, rows, 0, groups, rows_last=False), 2)
         filled[start : start + step].scatter_(2, places, values.to(g.dtype))
@@ -118,7 +114,7 @@ def mvue_pack(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple
         chunk = g[4 * start : 4 * (start + step)]
         if chunk.shape[0] % 4:
             chunk = torch.nn.functional.pad(chunk, (0, 0, 0, -chunk.shape[0] % 4))
-        chunk = _wide(chunk).unflatten(0, (-1, 4))
+        chunk = widen(chunk).unflatten(0, (-1, 4))
         u = uniforms(seed, rows, start, chunk.shape[0], rows_last=True)
         values, places = _kept(chunk, u, 1)
         kept[start : start + step] = cast(values, dtype)
@@ -127,3 +123,13 @@ def mvue_pack(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple
     values.copy_(FORMATS[format].store_rows(kept.flatten(0, 1).t()))
     metadata.copy_(FORMATS[format].encode(codes.t().contiguous(), dtype))
     return values, metadata
+
+
+def column_sums(g: Tensor) -> Tensor:
+    """fp32 (fp64 for fp64) sums of g [T, F] over T: a bias gradient."""
+    return g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32))
+
+
+def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(values, metadata, sums): `mvue_pack` of g [T, F], and `column_sums` of the same g."""
+    return *mvue_pack(g, seed, dtype, format), column_sums(g)

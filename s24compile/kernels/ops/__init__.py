@@ -3,30 +3,29 @@
 ========================  =====================================================================================
 `selection`               transposable_patterns, expand_patterns, transposable_mask, magnitude_patterns,
                           magnitude_mask, soft_threshold, soft_threshold_scale, flip_rate
-`packing`                 pack, unpack, pack_both, pack_weight_
-`estimation`              mvue, mvue_pack
+`packing`                 pack, unpack, pack_both, pack_weight_, pack_weights_
+`estimation`              mvue, mvue_pack, mvue_pack_sum
 `gemm`                    mm, linear
 `epilogues`               mm_act, mm_dact, mm_dact_sum, mm_add, mm_glu, mm_dglu
-`activation`              act, act_backward
-`elementwise`             glu, glu_backward, masked_decay_, masked_decay_patterns_
-`fused`                   mvue_pack_sum, pack_weights_, masked_decay_many_
+`activation`              act, act_backward, glu, glu_backward
+`decay`                   masked_decay_, masked_decay_patterns_, masked_decay_many_
 ========================  =====================================================================================
 
-An op is what its reference computes (`kernels/<family>/reference.py`); `providers.run` picks a faster way to say it.
-Ops do not validate: `s24compile.ops` does, for people; graphs are checked when they are rewritten.
+An op is what its reference computes (`kernels/<folder>/reference.py`); `providers.run` picks a faster way to say it.
+Ops check words alone of their arguments (`contract.py`): `s24compile.ops` checks all, for people, and graphs are
+checked when they are rewritten.
 """
 
 from __future__ import annotations
 
-from s24compile.kernels.ops.activation import act, act_backward
+from s24compile.kernels.ops.activation import act, act_backward, glu, glu_backward
+from s24compile.kernels.ops.decay import masked_decay_, masked_decay_many_, masked_decay_patterns_
 from s24compile.kernels.ops.devices import refuse_mixed_meta
 from s24compile.kernels.ops.direct import define_direct_ops
-from s24compile.kernels.ops.elementwise import glu, glu_backward, masked_decay_, masked_decay_patterns_
 from s24compile.kernels.ops.epilogues import mm_act, mm_add, mm_dact, mm_dact_sum, mm_dglu, mm_glu
-from s24compile.kernels.ops.estimation import mvue, mvue_pack
-from s24compile.kernels.ops.fused import masked_decay_many_, mvue_pack_sum, pack_weights_
+from s24compile.kernels.ops.estimation import mvue, mvue_pack, mvue_pack_sum
 from s24compile.kernels.ops.gemm import linear, mm
-from s24compile.kernels.ops.packing import pack, pack_both, pack_weight_, unpack
+from s24compile.kernels.ops.packing import pack, pack_both, pack_weight_, pack_weights_, unpack
 from s24compile.kernels.ops.selection import (
     expand_patterns,
     flip_rate,
@@ -51,8 +50,10 @@ OPS = (
     unpack,
     pack_both,
     pack_weight_,
+    pack_weights_,
     mvue,
     mvue_pack,
+    mvue_pack_sum,
     mm,
     linear,
     mm_act,
@@ -67,8 +68,6 @@ OPS = (
     glu_backward,
     masked_decay_,
     masked_decay_patterns_,
-    mvue_pack_sum,
-    pack_weights_,
     masked_decay_many_,
 )
 """Every op, as torch's CustomOpDef."""

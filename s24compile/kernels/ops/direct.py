@@ -56,9 +56,7 @@ def _kernel(provider: str, op: str) -> Callable[..., Any]:
     def kernel(*args: Any) -> Any:
         nonlocal run
         if run is None:
-            found = providers.find(op, provider)
-            assert found is not None, f"{provider} has no kernel for s24::{op}"
-            run = found.run
+            run = providers.kernel(op, provider)
         return run(*args)
 
     return kernel

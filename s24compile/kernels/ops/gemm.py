@@ -10,44 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from s24compile.errors import LoweringError
 from s24compile.kernels import providers
 from s24compile.kernels.format import FORMATS
+from s24compile.kernels.ops.contract import contract
 from s24compile.kernels.ops.estimation import mvue_pack
 from s24compile.kernels.ops.packing import unpack
+from s24compile.kernels.packed import Packed24
 
 
-@custom_op("s24::mm", mutates_args=())
-def mm(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    bias: Tensor | None,
-    out_layout: str,
-    out_dtype: torch.dtype,
-) -> Tensor:
+@contract()
+def mm(a: Packed24, b: Tensor, bias: Tensor | None, out_layout: str, out_dtype: torch.dtype) -> Tensor:
     """[rows, n] = packed [rows, cols] @ b [cols, n] + bias [rows]; strides (n, 1) or, for "col", (1, rows)."""
-    return providers.run("mm", values, metadata, rows, cols, format, b, bias, out_layout, out_dtype)
-
-
-@mm.register_fake
-def _(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    bias: Tensor | None,
-    out_layout: str,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    n = b.shape[1]
+    rows, n = a.shape[0], b.shape[1]
     if out_layout == "row":
         return b.new_empty((rows, n), dtype=out_dtype)
     return b.new_empty((n, rows), dtype=out_dtype).t()
@@ -74,7 +50,17 @@ def _mm_backward(ctx: Any, dc: Tensor) -> tuple[Any, ...]:
 mm.register_autograd(_mm_backward, setup_context=_mm_setup)
 
 
-@custom_op("s24::linear", mutates_args=())
+def _linear(x: Tensor, weights: Sequence[Tensor], values: Tensor, metadata: Tensor, *rest: Any) -> Tensor:
+    _, _, bias, format, *_ = rest
+    n, k = values.shape[0], x.shape[-1]
+    columns = x.reshape(-1, k).to(values.dtype).t()
+    y = providers.run("mm", values, metadata, n, k, format, columns, bias, "col", values.dtype)
+    rows = y.t().view(*x.shape[:-1], n)
+    # No view: autograd lets nobody write to one that an op of ours returns.
+    return rows.new_empty(0).set_(rows.untyped_storage(), rows.storage_offset(), rows.shape, rows.stride())
+
+
+@contract(run=_linear)
 def linear(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -100,28 +86,6 @@ def linear(
             by its MVUE along N (S-STE's option).
         dw: dW = MVUE(dZ^T) X ("mvue") or dZ^T X ("dense"). Straight-through: it reaches pruned weights too.
     """
-    n, k = values.shape[0], x.shape[-1]
-    columns = x.reshape(-1, k).to(values.dtype).t()
-    y = providers.run("mm", values, metadata, n, k, format, columns, bias, "col", values.dtype)
-    rows = y.t().view(*x.shape[:-1], n)
-    # No view: autograd lets nobody write to one that an op of ours returns.
-    return rows.new_empty(0).set_(rows.untyped_storage(), rows.storage_offset(), rows.shape, rows.stride())
-
-
-@linear.register_fake
-def _(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    values: Tensor,
-    metadata: Tensor,
-    values_t: Tensor | None,
-    metadata_t: Tensor | None,
-    bias: Tensor | None,
-    format: str,
-    weight_layout: str,
-    dx: str,
-    dw: str,
-) -> Tensor:
     return x.new_empty((*x.shape[:-1], values.shape[0]), dtype=values.dtype)
 
 

@@ -5,41 +5,16 @@ Legend: w [m, k] with groups of four along k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import torch
 from torch import Tensor
 
 from s24compile.errors import MaskError, ShapeError
 from s24compile.kernels.format import FORMATS, code_table
 from s24compile.kernels.masks import reference as masks
-from s24compile.kernels.patterns import PAIR_CODES, PAIRS, TRANSPOSABLE, TRANSPOSABLE_COLUMNS
-
-
-def _code_of_bits(bits: int) -> int:
-    """Metadata code of the kept places of a group (bit c = place c), for any number of them.
-
-    Two: their code. Fewer: the lowest free places fill up (their values are 0). More: the first and the last.
-    """
-    kept = [c for c in range(4) if bits >> c & 1]
-    if len(kept) < 2:
-        kept = sorted((kept + [c for c in range(4) if c not in kept])[:2])
-    return PAIR_CODES[PAIRS.index((kept[0], kept[-1]))]
-
-
-CODE_OF_BITS = tuple(_code_of_bits(bits) for bits in range(16))
-
-
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounds to `dtype`; fp8 and int8 saturate (int8 rounds to nearest even). No scale is applied."""
-    if x.dtype == dtype:
-        return x
-    if dtype == torch.int8:
-        return x.to(torch.float32).round().clamp(-128, 127).to(torch.int8)
-    if dtype.itemsize == 1:
-        limit = torch.finfo(dtype).max
-        return x.to(torch.float32).clamp(-limit, limit).to(dtype)
-    return x.to(dtype)
+from s24compile.kernels.packed import Packed24
+from s24compile.kernels.patterns import CODE_OF_BITS, PAIR_CODES, TRANSPOSABLE, TRANSPOSABLE_COLUMNS
+from s24compile.kernels.rounding import cast
+from s24compile.kernels.stacks import Packing, Stack, Stacks
 
 
 def places_of(codes: Tensor) -> Tensor:
@@ -116,14 +91,15 @@ def pack(
     return write(gather_kept(w, codes), codes, k, dtype, format)
 
 
-def unpack(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str) -> Tensor:
-    """(values, metadata) -> dense [rows, cols], contiguous, in the dtype of the values."""
-    codes = FORMATS[format].decode(metadata, rows, cols, values.dtype)
+def unpack(a: Packed24) -> Tensor:
+    """The dense matrix, contiguous, in the dtype of the values."""
+    form, (rows, cols) = FORMATS[a.format], a.shape
+    codes = form.decode(a.metadata, rows, cols, a.dtype)
     # fp8 has no scatter: its bytes carry the same bits, and all bits 0 is 0.
-    kept = FORMATS[format].load_rows(values.view(torch.uint8) if values.dtype.itemsize == 1 else values)
+    kept = form.load_rows(a.values.view(torch.uint8) if a.dtype.itemsize == 1 else a.values)
     dense = torch.zeros((*codes.shape, 4), dtype=kept.dtype, device=kept.device)
     dense.scatter_(2, places_of(codes), kept.unflatten(1, (-1, 2)))
-    return dense.flatten(1)[:, :cols].contiguous().view(values.dtype)
+    return dense.flatten(1)[:, :cols].contiguous().view(a.dtype)
 
 
 def pack_both(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -144,69 +120,39 @@ def _codes_of_patterns(patterns: Tensor, select: str, *, transposed: bool) -> Te
     return codes.permute(1, 2, 0).flatten(0, 1) if transposed else codes.transpose(1, 2).flatten(0, 1)
 
 
-def pack_weight_(
-    weights: list[Tensor],
-    patterns: list[Tensor],
-    values: Tensor,
-    metadata: Tensor,
-    values_t: Tensor | None,
-    metadata_t: Tensor | None,
-    scale: Tensor | None,
-    select: str,
-    search: bool,
-    format: str,
-    weight_layout: str,
-) -> None:
+def pack_weight_(stack: Stack, scale: Tensor | None, packing: Packing) -> None:
     """Fills the static buffers of one operand from the weights stacked in it.
 
+    Patterns are written where the search runs, read where it does not.
+
     Args:
-        weights: parameters, each [n_i, k] ("out_in") or [k, n_i] ("in_out"); N = sum of n_i.
-        patterns: one uint8 tensor per weight, logical orientation: [n_i/4, k/4] for "transposable", else
-            [n_i, k/4]. Written where the search runs, read where it does not.
-        values, metadata: of [N, k]; cast to the dtype of `values`.
-        values_t, metadata_t: of [k, N] in the format `Format.transposed`, or None; only "transposable" weights are
-            2:4 both ways.
         scale: 0-d, or one per weight; "soft_threshold" packs scale * S(w).
-        select: "transposable", "magnitude" or "soft_threshold" (which always searches).
-        search: choose the patterns again, from the weights as they are.
     """
-    logical = [w.detach() if weight_layout == "out_in" else w.detach().t() for w in weights]
-    if select == "soft_threshold" or search:
+    select, form, logical = packing.select, FORMATS[packing.format], packing.logical(stack.weights)
+    values, values_t = stack.values, stack.values_t
+    if select == "soft_threshold" or packing.search:
         find = masks.transposable_patterns if select == "transposable" else masks.magnitude_patterns
-        for pattern, w in zip(patterns, logical, strict=True):
+        for pattern, w in zip(stack.patterns, logical, strict=True):
             pattern.copy_(find(w))
     if select == "soft_threshold":
         logical = [masks.soft_threshold(w) for w in logical]
         if scale is not None:
             logical = [beta.float() * w.float() for beta, w in zip(scale.expand(len(logical)), logical, strict=True)]
-    layout = FORMATS[format]
-    codes = [_codes_of_patterns(p, select, transposed=False) for p in patterns]
+    codes = [_codes_of_patterns(p, select, transposed=False) for p in stack.patterns]
     kept = [gather_kept(w, c) for w, c in zip(logical, codes, strict=True)]
-    values.copy_(layout.store_rows(cast(torch.cat(kept), values.dtype)))
-    metadata.copy_(layout.encode(torch.cat(codes), values.dtype))
-    if values_t is None or metadata_t is None:
+    values.copy_(form.store_rows(cast(torch.cat(kept), values.dtype)))
+    stack.metadata.copy_(form.encode(torch.cat(codes), values.dtype))
+    if values_t is None or stack.metadata_t is None:
         return
     if select != "transposable":
         raise ShapeError(what="values_t", shape=tuple(values_t.shape), accepted="only a transposable mask has a W^T")
-    codes = [_codes_of_patterns(p, select, transposed=True) for p in patterns]
+    codes = [_codes_of_patterns(p, select, transposed=True) for p in stack.patterns]
     kept = [gather_kept(w.t(), c) for w, c in zip(logical, codes, strict=True)]
     values_t.copy_(cast(torch.cat(kept, dim=1), values_t.dtype))
-    metadata_t.copy_(FORMATS[layout.transposed].encode(torch.cat(codes, dim=1), values_t.dtype))
+    stack.metadata_t.copy_(FORMATS[form.transposed].encode(torch.cat(codes, dim=1), values_t.dtype))
 
 
-def each_operand(
-    weights: Sequence[Tensor],
-    counts: Sequence[int],
-    patterns: Sequence[Tensor],
-    values: Sequence[Tensor],
-    metadata: Sequence[Tensor],
-    values_t: Sequence[Tensor],
-    metadata_t: Sequence[Tensor],
-) -> Iterator[tuple[list[Tensor], list[Tensor], Tensor, Tensor, Tensor | None, Tensor | None]]:
-    """The first six arguments of `pack_weight_` for each operand of a `pack_weights_`, see fused/reference.py."""
-    start = 0
-    for i, count in enumerate(counts):
-        stop = start + count
-        transposed = (values_t[i], metadata_t[i]) if values_t else (None, None)
-        yield list(weights[start:stop]), list(patterns[start:stop]), values[i], metadata[i], *transposed
-        start = stop
+def pack_weights_(stacks: Stacks, packing: Packing) -> None:
+    """`pack_weight_` of many operands."""
+    for stack in stacks.each():
+        pack_weight_(stack, None, packing)

@@ -7,42 +7,33 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from s24compile.kernels.format import FORMATS
-from s24compile.kernels.pack import triton_tiles as tiles
-from s24compile.kernels.pack.reference import each_operand
-from s24compile.kernels.pack.triton import pack_weight_, pattern_table
-from s24compile.kernels.pack.triton_batch import remembered, table
-from s24compile.kernels.pack.triton_blocks import pack_many
-from s24compile.kernels.pack.triton_parts import Packed, Part, parts, planes, separable
-from s24compile.kernels.pack.triton_supports import supports_dtypes, unaligned_operand, uneven_halves
-from s24compile.kernels.pack.triton_tiles import TRITON_DTYPES, Tile, launch
+from s24compile.kernels.pack.triton_weight import pack_weight_
+from s24compile.kernels.stacks import Packing, Stacks
+from s24compile.kernels.triton import tiles
+from s24compile.kernels.triton.batch import remembered, table
+from s24compile.kernels.triton.blocks import pack_many
+from s24compile.kernels.triton.launch import TRITON_DTYPES, launch
+from s24compile.kernels.triton.packing import pattern_table
+from s24compile.kernels.triton.parts import Buffers, Part, parts, separable
+from s24compile.kernels.triton.supports import supports_dtypes, unaligned_operand, uneven_halves
+from s24compile.kernels.triton.tiles import Tile
 
 
-def supports_weights(
-    weights: Sequence[Tensor],
-    counts: Sequence[int],
-    patterns: Sequence[Tensor],
-    values: Sequence[Tensor],
-    metadata: Sequence[Tensor],
-    values_t: Sequence[Tensor],
-    metadata_t: Sequence[Tensor],
-    select: str,
-    search: bool,
-    format: str,
-    weight_layout: str,
-) -> str | None:
+def supports_weights(stacks: Stacks, packing: Packing) -> str | None:
     """As `pack_weight_`, for each operand."""
-    if select != "transposable" and not all(p.is_contiguous() for p in patterns):
+    format = packing.format
+    if packing.select != "transposable" and not all(p.is_contiguous() for p in stacks.patterns):
         return "takes contiguous pair numbers only"
     # By kinds, not by weights: this runs at every call.
-    kinds = {(w.dtype, v.dtype) for w in weights for v in values[:1]}
-    reasons = [supports_dtypes(w, v, format) for w, v in kinds] + [unaligned_operand(v) for v in (*values, *values_t)]
-    reasons += [uneven_halves(v.shape[0], format) for v in values]
+    kinds = {(w.dtype, v.dtype) for w in stacks.weights for v in stacks.values[:1]}
+    reasons = [supports_dtypes(w, v, format) for w, v in kinds]
+    reasons += [unaligned_operand(v) for v in (*stacks.values, *stacks.values_t)]
+    reasons += [uneven_halves(v.shape[0], format) for v in stacks.values]
     return next((reason for reason in reasons if reason), None)
 
 
@@ -80,82 +71,55 @@ def _entry(w: Tensor, patterns: Tensor, part: Part, format: str) -> tuple[_Share
     return shared, (*words, split)
 
 
-def pack_weights_(
-    weights: Sequence[Tensor],
-    counts: Sequence[int],
-    patterns: Sequence[Tensor],
-    values: Sequence[Tensor],
-    metadata: Sequence[Tensor],
-    values_t: Sequence[Tensor],
-    metadata_t: Sequence[Tensor],
-    select: str,
-    search: bool,
-    format: str,
-    weight_layout: str,
-) -> None:
-    """See fused/reference.py. Row-wise rules, and weights with odd storage, take a launch each.
+def pack_weights_(stacks: Stacks, packing: Packing) -> None:
+    """See pack/reference.py. Row-wise rules, and weights with odd storage, take a launch each.
 
     How to launch is worked out once for each set of addresses and shapes: slicing a hundred buffers takes the CPU
     several times as long as packing all weights of GPT-2 124M takes the GPU.
     """
-    buffers = patterns, values, metadata, values_t, metadata_t
+    weights, counts, *buffers = stacks
     addresses = tuple([x.data_ptr() for tensors in (weights, *buffers) for x in tensors])
-    shapes = tuple([(x.shape, x.stride(), x.dtype) for x in (*weights, *values)])
-    key = addresses, shapes, tuple(counts), select, search, format, weight_layout
-    make = functools.partial(_plan, weights, counts, *buffers, select, search, format, weight_layout)
-    plan = remembered(_PLANS, _PLANS_KEPT, key, weights[0].device, make)
-    for launch_one in plan.launches:
+    shapes = tuple([(x.shape, x.stride(), x.dtype) for x in (*weights, *stacks.values)])
+    key = addresses, shapes, tuple(counts), packing
+    make = functools.partial(_work_out, stacks, packing)
+    found = remembered(_KNOWN, _KNOWN_KEPT, key, weights[0].device, make)
+    for launch_one in found.launches:
         _launch(*launch_one)
-    if plan.alone:
-        operands = list(each_operand(weights, counts, *buffers))
-        for i in plan.alone:
-            pack_weight_(*operands[i], None, select, search, format, weight_layout)
+    if found.alone:
+        each = list(stacks.each())
+        for i in found.alone:
+            pack_weight_(each[i], None, packing)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class _Launches:
     """Launches that pack many weights, and the operands that need launches of their own. Holds addresses only."""
 
     launches: tuple[tuple[_Shared, Tensor, Tensor, int, bool, bool, Tile], ...]
     alone: tuple[int, ...]
 
 
-_PLANS: dict[tuple[object, ...], _Plan] = {}
-_PLANS_KEPT = 16
+_KNOWN: dict[tuple[object, ...], _Launches] = {}
+_KNOWN_KEPT = 16
 
 
-def _plan(
-    weights: Sequence[Tensor],
-    counts: Sequence[int],
-    patterns: Sequence[Tensor],
-    values: Sequence[Tensor],
-    metadata: Sequence[Tensor],
-    values_t: Sequence[Tensor],
-    metadata_t: Sequence[Tensor],
-    select: str,
-    search: bool,
-    format: str,
-    weight_layout: str,
-) -> _Plan:
+def _work_out(stacks: Stacks, packing: Packing) -> _Launches:
+    select, search, format, _ = packing
     kinds: dict[_Shared, list[tuple[int, ...]]] = {}
     alone: list[int] = []
-    start = 0
-    for i, count in enumerate(counts):
-        stop = start + count
-        operand, transposed = Packed(values[i], planes(metadata[i], format)), None
-        if values_t:
-            transposed = Packed(values_t[i], planes(metadata_t[i], FORMATS[format].transposed))
-        logical = [w.detach() if weight_layout == "out_in" else w.detach().t() for w in weights[start:stop]]
+    for i, stack in enumerate(stacks.each()):
+        operand, transposed = Buffers.of(stack.values, stack.metadata, format), None
+        if stack.values_t is not None and stack.metadata_t is not None:
+            transposed = Buffers.of(stack.values_t, stack.metadata_t, FORMATS[format].transposed)
+        logical = packing.logical(stack.weights)
         found: list[tuple[_Shared, tuple[int, ...]] | None] = [None]
         if select == "transposable" and separable(logical, format, transposed is not None):
             filled = parts(logical, operand, transposed, format)
-            numbers = patterns[start:stop]
-            found = [_entry(w, p, part, format) for w, p, part in zip(logical, numbers, filled, strict=True)]
+            found = [_entry(w, p, part, format) for w, p, part in zip(logical, stack.patterns, filled, strict=True)]
         if any(entry is None for entry in found):
             alone.append(i)
         for shared, words in (entry for entry in found if entry is not None and i not in alone):
             kinds.setdefault(shared, []).append(words)
-        start = stop
     tile = tiles.MANY_SEARCH if search else tiles.BLOCKS_GIVEN
     launches = []
     for shared, entries in kinds.items():
@@ -166,7 +130,7 @@ def _plan(
         rows = tuple((*e[:-1], n, *split) for e, n, split in zip(entries, across, splits, strict=True))
         even = all(entry[2] % tile.rows == entry[3] % tile.columns == 0 for entry in entries)
         launches.append((shared, *table(shared.device, rows, programs), even, search, tile))
-    return _Plan(tuple(launches), tuple(alone))
+    return _Launches(tuple(launches), tuple(alone))
 
 
 def _launch(

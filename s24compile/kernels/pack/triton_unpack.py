@@ -11,9 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s24compile.kernels.pack import triton_tiles as tiles
-from s24compile.kernels.pack.triton_parts import planes
-from s24compile.kernels.pack.triton_supports import supports_dtypes, unaligned_operand, uneven_halves
+from s24compile.kernels.packed import Packed24
+from s24compile.kernels.triton import tiles
+from s24compile.kernels.triton.launch import launch
+from s24compile.kernels.triton.parts import planes
+from s24compile.kernels.triton.supports import supports_dtypes, unaligned_operand, uneven_halves
 
 
 @triton.jit
@@ -54,36 +56,26 @@ def _cell(row, chunk, stride, FORMAT: tl.constexpr):
         return (chunk >> 2).to(tl.int64) * stride + 256 * (row >> 6) + within
 
 
-def unpack(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str) -> Tensor:
+def unpack(a: Packed24) -> Tensor:
     """See pack/reference.py."""
+    (rows, cols), values = a.shape, a.values
     dense = torch.empty(rows, cols, dtype=values.dtype, device=values.device)
-    cells, tile, groups = planes(metadata, format), tiles.UNPACK, cols // 4
-    tiles.launch(
-        unpack_rows,
-        -(-rows // tile.rows) * -(-groups // tile.columns),
-        tile,
-        values.device,
-        values,
-        values.stride(0) // 2,
-        cells,
-        cells.stride(0),
-        dense,
-        rows,
-        groups,
-        rows // 2,
-        FORMAT=format,
-        BLOCK_R=tile.rows,
-        BLOCK_G=tile.columns,
-    )
+    cells, tile, groups = planes(a.metadata, a.format), tiles.UNPACK, cols // 4
+    launch(
+        unpack_rows, -(-rows // tile.rows) * -(-groups // tile.columns), tile, values.device,
+        values, values.stride(0) // 2, cells, cells.stride(0), dense, rows, groups, rows // 2,
+        FORMAT=a.format, BLOCK_R=tile.rows, BLOCK_G=tile.columns,
+    )  # fmt: skip
     return dense
 
 
-def supports_unpack(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str) -> str | None:
+def supports_unpack(a: Packed24) -> str | None:
     """Whether `unpack` takes the call."""
+    rows, cols = a.shape
     if cols % 4:
         return f"unpacks rows of whole groups of four only, not {cols} columns"
-    reason = supports_dtypes(values.dtype, values.dtype, format) or unaligned_operand(values)
-    return reason or uneven_halves(rows, format) or _interrupted(metadata, format)
+    reason = supports_dtypes(a.dtype, a.dtype, a.format) or unaligned_operand(a.values)
+    return reason or uneven_halves(rows, a.format) or _interrupted(a.metadata, a.format)
 
 
 def _interrupted(metadata: Tensor, format: str) -> str | None:

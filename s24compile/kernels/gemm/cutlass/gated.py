@@ -11,29 +11,27 @@ import torch
 from s24compile.kernels.gemm.cutlass import tuned
 from s24compile.kernels.gemm.cutlass.layouts import empty, like_output, operand
 from s24compile.kernels.gemm.cutlass.plan import make_plan, metadata_pitch, submit
+from s24compile.kernels.packed import Packed24
 
 
 def mm_glu(
-    values: torch.Tensor,
-    metadata: torch.Tensor,
-    rows: int,
-    cols: int,
+    a: Packed24,
     b: torch.Tensor,
     act: str,
     gate: str,
     choice: tuned.Choice | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Z [2F, T], H [F, T]) = (S B, act(gate half) * other half), both of the fp32 sums, in one pass.
+    """(Z [2F, T], H [F, T]) = (A B, act(gate half) * other half), both of the fp32 sums, in one pass.
 
     Args:
-        values, metadata: S [rows = 2F, cols] in the "sm90_gated" format, F a multiple of 8.
-        b: [cols, T].
+        a: [2F, D] in the "sm90_gated" format, F a multiple of 8.
+        b: [D, T].
     """
-    n, dtype = b.shape[1], b.dtype
+    (rows, cols), metadata, n, dtype = a.shape, a.metadata, b.shape[1], b.dtype
     z, h = empty(rows, n, "col", dtype, b.device), empty(rows // 2, n, "col", dtype, b.device)
     if min(rows, cols, n) == 0:
         return z.zero_(), h.zero_()
-    a_major, values, a_pitch = operand(values, "k", "m")
+    a_major, values, a_pitch = operand(a.values, "k", "m")
     b_major, b, b_pitch = operand(b, "n", "k")
     plan = make_plan(values.dtype, a_major, b_major, "col", dtype, "glu", act, "", rows, n, cols, choice)
     pointers = (values.data_ptr(), metadata.data_ptr(), b.data_ptr(), h.data_ptr(), 0, z.data_ptr(), 0)
@@ -44,26 +42,23 @@ def mm_glu(
 
 
 def mm_dglu(
-    values: torch.Tensor,
-    metadata: torch.Tensor,
-    rows: int,
-    cols: int,
+    a: Packed24,
     b: torch.Tensor,
     z: torch.Tensor,
     act: str,
     gate: str,
     choice: tuned.Choice | None = None,
 ) -> torch.Tensor:
-    """dZ [2F, T] from dH = S B [rows = F, T] and Z [2F, T]: the backward of `mm_glu`.
+    """dZ [2F, T] from dH = A B [F, T] and Z [2F, T]: the backward of `mm_glu`.
 
     Args:
         z: any layout; copied unless it is column-major.
     """
-    n, dtype = b.shape[1], b.dtype
+    (rows, cols), metadata, n, dtype = a.shape, a.metadata, b.shape[1], b.dtype
     dz = empty(2 * rows, n, "col", dtype, b.device)
     if min(rows, cols, n) == 0:
         return dz.zero_()
-    a_major, values, a_pitch = operand(values, "k", "m")
+    a_major, values, a_pitch = operand(a.values, "k", "m")
     b_major, b, b_pitch = operand(b, "n", "k")
     z = like_output(z, dz, "col", dtype)
     plan = make_plan(values.dtype, a_major, b_major, "col", dtype, "dglu", act, "", rows, n, cols, choice)

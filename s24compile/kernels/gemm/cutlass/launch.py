@@ -1,6 +1,6 @@
 """Runs the CUTLASS kernels on torch tensors: layouts, outputs, one function per epilogue.
 
-Shapes: S [M, K] packed as values [M, K4/2] and metadata [k_atoms, m_atoms, 256]; B [K, N]; D [M, N].
+Shapes: A [M, K] packed as values [M, K4/2] and metadata [k_atoms, m_atoms, 256]; B [K, N]; D [M, N].
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from s24compile.kernels.gemm.cutlass import tuned
 from s24compile.kernels.gemm.cutlass.layouts import empty, like_output, operand, output
 from s24compile.kernels.gemm.cutlass.plan import NAMES, make_plan, metadata_pitch, submit
+from s24compile.kernels.packed import Packed24
 
 # For empty problems only, where there is nothing to fuse.
 _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -24,69 +25,57 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def mm(
-    values: torch.Tensor,
-    metadata: torch.Tensor,
-    rows: int,
-    cols: int,
+    a: Packed24,
     b: torch.Tensor,
     bias: torch.Tensor | None,
     out_layout: str,
     out_dtype: torch.dtype,
     choice: tuned.Choice | None = None,
 ) -> torch.Tensor:
-    """D = S B + bias[:, None], D row-major, or column-major with strides (1, M). `choice` overrides the tuned table."""
-    if min(rows, cols, b.shape[1]) == 0:
-        d = empty(rows, b.shape[1], out_layout, out_dtype, b.device).zero_()
+    """D = A B + bias[:, None], D row-major, or column-major with strides (1, M). `choice` overrides the tuned table."""
+    if min(*a.shape, b.shape[1]) == 0:
+        d = empty(a.shape[0], b.shape[1], out_layout, out_dtype, b.device).zero_()
         return d if bias is None else d.add_(bias[:, None])
     epilogue = "plain" if bias is None else "bias"
-    return _run(values, metadata, rows, cols, b, epilogue, "", bias, None, out_layout, out_dtype, choice=choice)[0]
+    return _run(a, b, epilogue, "", bias, None, out_layout, out_dtype, choice=choice)[0]
 
 
 def mm_act(
-    values: torch.Tensor,
-    metadata: torch.Tensor,
-    rows: int,
-    cols: int,
+    a: Packed24,
     b: torch.Tensor,
     bias: torch.Tensor | None,
     act: str,
     out_layout: str,
     choice: tuned.Choice | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Z, H): Z = S B + bias[:, None], H = act(Z), in one pass; both in B's dtype and `out_layout`.
+    """(Z, H): Z = A B + bias[:, None], H = act(Z), in one pass; both in B's dtype and `out_layout`.
 
     `act` is applied to the fp32 sum, before Z is rounded.
     """
-    if min(rows, cols, b.shape[1]) == 0:
-        nothing = mm(values, metadata, rows, cols, b, bias, out_layout, b.dtype)
+    if min(*a.shape, b.shape[1]) == 0:
+        nothing = mm(a, b, bias, out_layout, b.dtype)
         return nothing, _FUNCTIONS[act](nothing)
-    h, z = _run(values, metadata, rows, cols, b, "act", act, bias, None, out_layout, b.dtype, choice=choice)
+    h, z = _run(a, b, "act", act, bias, None, out_layout, b.dtype, choice=choice)
     assert z is not None
     return z, h
 
 
 def mm_dact(
-    values: torch.Tensor,
-    metadata: torch.Tensor,
-    rows: int,
-    cols: int,
+    a: Packed24,
     b: torch.Tensor,
     z: torch.Tensor,
     act: str,
     out_layout: str,
     choice: tuned.Choice | None = None,
 ) -> torch.Tensor:
-    """dZ = (S B) * act'(Z): the backward of `mm_act`, Z [M, N] in any layout (copied unless it is `out_layout`)."""
-    if min(rows, cols, b.shape[1]) == 0:
-        return mm(values, metadata, rows, cols, b, None, out_layout, b.dtype)
-    return _run(values, metadata, rows, cols, b, "dact", act, None, z, out_layout, b.dtype, choice=choice)[0]
+    """dZ = (A B) * act'(Z): the backward of `mm_act`, Z [M, N] in any layout (copied unless it is `out_layout`)."""
+    if min(*a.shape, b.shape[1]) == 0:
+        return mm(a, b, None, out_layout, b.dtype)
+    return _run(a, b, "dact", act, None, z, out_layout, b.dtype, choice=choice)[0]
 
 
 def mm_dact_sum(
-    values: torch.Tensor,
-    metadata: torch.Tensor,
-    rows: int,
-    cols: int,
+    a: Packed24,
     b: torch.Tensor,
     z: torch.Tensor,
     act: str,
@@ -97,37 +86,23 @@ def mm_dact_sum(
 
     The kernel sums the columns of each tile of D; the tiles of a row are added up here, always in the same order.
     """
-    if min(rows, cols, b.shape[1]) == 0:
-        dz = mm(values, metadata, rows, cols, b, None, out_layout, b.dtype)
-        return dz, torch.zeros(rows, dtype=torch.float32, device=b.device)
-    dz, partial = _run(
-        values, metadata, rows, cols, b, "dact_sum", act, None, z, out_layout, b.dtype, choice=choice
-    )  # fmt: skip
+    if min(*a.shape, b.shape[1]) == 0:
+        dz = mm(a, b, None, out_layout, b.dtype)
+        return dz, torch.zeros(a.shape[0], dtype=torch.float32, device=b.device)
+    dz, partial = _run(a, b, "dact_sum", act, None, z, out_layout, b.dtype, choice=choice)
     assert partial is not None
-    return dz, partial[:, :rows].sum(0)
+    return dz, partial[:, : a.shape[0]].sum(0)
 
 
-def mm_add(
-    values: torch.Tensor,
-    metadata: torch.Tensor,
-    rows: int,
-    cols: int,
-    b: torch.Tensor,
-    c: torch.Tensor,
-    beta: float,
-    out_layout: str,
-) -> torch.Tensor:
-    """D = S B + beta C, C [M, N] of D's dtype: accumulation or a residual."""
-    if min(rows, cols, b.shape[1]) == 0:
-        return mm(values, metadata, rows, cols, b, None, out_layout, c.dtype).add_(c, alpha=beta)
-    return _run(values, metadata, rows, cols, b, "add", "", None, c, out_layout, c.dtype, beta)[0]
+def mm_add(a: Packed24, b: torch.Tensor, c: torch.Tensor, beta: float = 1.0, out_layout: str = "col") -> torch.Tensor:
+    """D = A B + beta C, C [M, N] of D's dtype: accumulation or a residual."""
+    if min(*a.shape, b.shape[1]) == 0:
+        return mm(a, b, None, out_layout, c.dtype).add_(c, alpha=beta)
+    return _run(a, b, "add", "", None, c, out_layout, c.dtype, beta)[0]
 
 
 def _run(
-    values: torch.Tensor,
-    metadata: torch.Tensor,
-    m: int,
-    k: int,
+    a: Packed24,
     b: torch.Tensor,
     epilogue: str,
     act: str,
@@ -138,9 +113,9 @@ def _run(
     beta: float = 0.0,
     choice: tuned.Choice | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    n = b.shape[1]
+    (m, k), n, metadata = a.shape, b.shape[1], a.metadata
     device = b.get_device()
-    a_major, values, a_pitch = operand(values, "k", "m")
+    a_major, values, a_pitch = operand(a.values, "k", "m")
     b_major, b, b_pitch = operand(b, "n", "k")
     bias_name = "" if bias is None else NAMES[bias.dtype]
     if bias is not None and not bias.is_contiguous():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from s24compile.kernels.gemm.padding import round_up
+from s24compile.kernels.padding import round_up
 
 
 def operand(t: torch.Tensor, row_major: str, col_major: str) -> tuple[str, torch.Tensor, int]:

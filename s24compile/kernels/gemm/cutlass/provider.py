@@ -8,6 +8,7 @@ from torch import Tensor
 from s24compile.kernels.gemm.cutlass import gated, launch, objects, tools
 from s24compile.kernels.gemm.cutlass.instantiations import ACTIVATIONS
 from s24compile.kernels.gemm.dtypes import refuse_dtypes, short
+from s24compile.kernels.packed import Packed24
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.target import Target
 
@@ -23,174 +24,64 @@ def supported(target: Target) -> str | None:
     return None
 
 
-def supports(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    bias: Tensor | None,
-    out_layout: str,
-    out_dtype: torch.dtype,
-) -> str | None:
+def supports(a: Packed24, b: Tensor, bias: Tensor | None, out_layout: str, out_dtype: torch.dtype) -> str | None:
     """16-bit operands in the "sm90" format; D in their dtype or fp32. Any shape and strides."""
-    if format == "sm90_gated" and out_layout == "col" and out_dtype == values.dtype and bias is None:
-        return supports_glu(values, metadata, rows, cols, format, b, "relu", "first")
-    if format != "sm90":
-        return f"it reads the sm90 format, not {format}"
-    return refuse_dtypes(values, b, bias, out_dtype)
+    if a.format == "sm90_gated" and out_layout == "col" and out_dtype == a.dtype and bias is None:
+        return supports_glu(a, b, "relu", "first")
+    if a.format != "sm90":
+        return f"it reads the sm90 format, not {a.format}"
+    return refuse_dtypes(a, b, bias, out_dtype)
 
 
-def mm(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    bias: Tensor | None,
-    out_layout: str,
-    out_dtype: torch.dtype,
-) -> Tensor:
+def mm(a: Packed24, b: Tensor, bias: Tensor | None, out_layout: str, out_dtype: torch.dtype) -> Tensor:
     """`s24::mm` on the CUTLASS kernels. Interleaved halves are put in order by GLU's epilogue, its H left unused."""
-    if format == "sm90_gated":
-        return gated.mm_glu(values, metadata, rows, cols, b, "relu", "first")[0]
-    return launch.mm(values, metadata, rows, cols, b, bias, out_layout, out_dtype)
+    if a.format == "sm90_gated":
+        return gated.mm_glu(a, b, "relu", "first")[0]
+    return launch.mm(a, b, bias, out_layout, out_dtype)
 
 
-def supports_act(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    bias: Tensor | None,
-    act: str,
-    out_layout: str,
-) -> str | None:
+def supports_act(a: Packed24, b: Tensor, bias: Tensor | None, act: str, out_layout: str) -> str | None:
     """As `supports`; Z and H are in B's dtype, and the epilogue must know the activation."""
     if act not in ACTIVATIONS:
         return f"it fuses {', '.join(ACTIVATIONS)}, not {act}"
-    return supports(values, metadata, rows, cols, format, b, bias, out_layout, b.dtype)
+    return supports(a, b, bias, out_layout, b.dtype)
 
 
-def mm_act(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    bias: Tensor | None,
-    act: str,
-    out_layout: str,
-) -> tuple[Tensor, Tensor]:
-    """`s24::mm_act` on the CUTLASS kernels."""
-    return launch.mm_act(values, metadata, rows, cols, b, bias, act, out_layout)
-
-
-def supports_dact(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    z: Tensor,
-    act: str,
-    out_layout: str,
-) -> str | None:
+def supports_dact(a: Packed24, b: Tensor, z: Tensor, act: str, out_layout: str) -> str | None:
     """As `supports`; Z is in B's dtype too."""
     if z.dtype != b.dtype:
         return f"Z is in {short(z.dtype)} and the operands in {short(b.dtype)}"
-    return supports_act(values, metadata, rows, cols, format, b, None, act, out_layout)
+    return supports_act(a, b, None, act, out_layout)
 
 
-def mm_dact(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    z: Tensor,
-    act: str,
-    out_layout: str,
-) -> Tensor:
-    """`s24::mm_dact` on the CUTLASS kernels."""
-    return launch.mm_dact(values, metadata, rows, cols, b, z, act, out_layout)
-
-
-def mm_dact_sum(
-    values: Tensor,
-    metadata: Tensor,
-    rows: int,
-    cols: int,
-    format: str,
-    b: Tensor,
-    z: Tensor,
-    act: str,
-    out_layout: str,
-) -> tuple[Tensor, Tensor]:
-    """`s24::mm_dact_sum` on the CUTLASS kernels."""
-    return launch.mm_dact_sum(values, metadata, rows, cols, b, z, act, out_layout)
-
-
-def supports_add(
-    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, c: Tensor
-) -> str | None:
+def supports_add(a: Packed24, b: Tensor, c: Tensor) -> str | None:
     """As `supports`; D is in C's dtype."""
-    return supports(values, metadata, rows, cols, format, b, None, "col", c.dtype)
+    return supports(a, b, None, "col", c.dtype)
 
 
-def mm_add(values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, c: Tensor) -> Tensor:
-    """`s24::mm_add` on the CUTLASS kernels."""
-    return launch.mm_add(values, metadata, rows, cols, b, c, 1.0, "col")
-
-
-def supports_glu(
-    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, act: str, gate: str
-) -> str | None:
+def supports_glu(a: Packed24, b: Tensor, act: str, gate: str) -> str | None:
     """16-bit operands, the weight's halves interleaved, F a multiple of 8."""
-    if format != "sm90_gated":
-        return f"it reads the sm90_gated format, not {format}"
-    if rows % 16:
-        return f"it interleaves halves by 8 rows, and {rows} is no multiple of 16"
-    return supports_act(values, metadata, rows, cols, "sm90", b, None, act, "col")
+    if a.format != "sm90_gated":
+        return f"it reads the sm90_gated format, not {a.format}"
+    if a.shape[0] % 16:
+        return f"it interleaves halves by 8 rows, and {a.shape[0]} is no multiple of 16"
+    return supports_act(a._replace(format="sm90"), b, None, act, "col")
 
 
-def mm_glu(
-    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, act: str, gate: str
-) -> tuple[Tensor, Tensor]:
-    """`s24::mm_glu` on the CUTLASS kernels."""
-    return gated.mm_glu(values, metadata, rows, cols, b, act, gate)
-
-
-def supports_dglu(
-    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, z: Tensor, act: str, gate: str
-) -> str | None:
+def supports_dglu(a: Packed24, b: Tensor, z: Tensor, act: str, gate: str) -> str | None:
     """As `supports_dact`; TMA asks for halves that begin on 16 bytes."""
-    if rows % 8:
-        return f"the halves of dZ begin on 16 bytes, and F = {rows} is no multiple of 8"
-    return supports_dact(values, metadata, rows, cols, format, b, z, act, "col")
-
-
-def mm_dglu(
-    values: Tensor, metadata: Tensor, rows: int, cols: int, format: str, b: Tensor, z: Tensor, act: str, gate: str
-) -> Tensor:
-    """`s24::mm_dglu` on the CUTLASS kernels."""
-    return gated.mm_dglu(values, metadata, rows, cols, b, z, act, gate)
+    if a.shape[0] % 8:
+        return f"the halves of dZ begin on 16 bytes, and F = {a.shape[0]} is no multiple of 8"
+    return supports_dact(a, b, z, act, "col")
 
 
 PROVIDERS = {
     "mm": Provider("cutlass", mm, supported, supports),
-    "mm_act": Provider("cutlass", mm_act, supported, supports_act),
-    "mm_dact": Provider("cutlass", mm_dact, supported, supports_dact),
-    "mm_dact_sum": Provider("cutlass", mm_dact_sum, supported, supports_dact),
-    "mm_add": Provider("cutlass", mm_add, supported, supports_add),
-    "mm_glu": Provider("cutlass", mm_glu, supported, supports_glu),
-    "mm_dglu": Provider("cutlass", mm_dglu, supported, supports_dglu),
+    "mm_act": Provider("cutlass", launch.mm_act, supported, supports_act),
+    "mm_dact": Provider("cutlass", launch.mm_dact, supported, supports_dact),
+    "mm_dact_sum": Provider("cutlass", launch.mm_dact_sum, supported, supports_dact),
+    "mm_add": Provider("cutlass", launch.mm_add, supported, supports_add),
+    "mm_glu": Provider("cutlass", gated.mm_glu, supported, supports_glu),
+    "mm_dglu": Provider("cutlass", gated.mm_dglu, supported, supports_dglu),
 }
 """Op name to provider: what `kernels.providers.find` reads."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from s24compile.kernels.format import FORMATS
-from s24compile.kernels.pack.triton_parts import separable
 from s24compile.kernels.target import Target
 
 _LOADED = (torch.float32, torch.bfloat16, torch.float16)
@@ -21,6 +18,11 @@ def supported(target: Target) -> str | None:
     if target.arch is None or target.arch < (8, 0):
         return f"needs CUDA compute capability 8.0 or higher, this is {target}"
     return None
+
+
+def supports_reading(*tensors: Tensor) -> str | None:
+    """Whether these kernels read tensors of their dtypes."""
+    return next((f"reads fp32, bf16 and fp16 only, not {x.dtype}" for x in tensors if x.dtype not in _LOADED), None)
 
 
 def supports_dtypes(source: torch.dtype, dtype: torch.dtype, format: str) -> str | None:
@@ -56,31 +58,3 @@ def unaligned_operand(values: Tensor) -> str | None:
     if values.storage_offset() % 2:
         return "takes kept values two at a time only, not from an odd storage offset"
     return None
-
-
-def supports_weight(
-    weights: Sequence[Tensor],
-    patterns: Sequence[Tensor],
-    values: Tensor,
-    metadata: Tensor,
-    values_t: Tensor | None,
-    metadata_t: Tensor | None,
-    scale: Tensor | None,
-    select: str,
-    search: bool,
-    format: str,
-    weight_layout: str,
-) -> str | None:
-    """Whether `pack_weight_` takes the call."""
-    for pattern in patterns:
-        if select != "transposable" and not pattern.is_contiguous():
-            return "takes contiguous pair numbers only"
-    unaligned = unaligned_operand(values) or (values_t is not None and unaligned_operand(values_t))
-    if unaligned:
-        return unaligned
-    if scale is not None and scale.numel() > 1:
-        logical = [w if weight_layout == "out_in" else w.t() for w in weights]
-        if not separable(logical, format, values_t is not None):
-            return "takes one scale only for weights that share an atom of 64 rows"
-    reasons = (supports_dtypes(w.dtype, values.dtype, format) for w in weights)
-    return next((reason for reason in reasons if reason), uneven_halves(values.shape[0], format))

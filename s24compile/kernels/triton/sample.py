@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s24compile.kernels.pack.triton_format import INTERPRETED, bits
+from s24compile.kernels.triton.values import INTERPRETED, bits
 
 
 @triton.jit

@@ -12,8 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s24compile.kernels.mvue.triton_sample import draws, sample, uniform
-from s24compile.kernels.pack.triton_format import (
+from s24compile.kernels.triton.sample import draws, sample, uniform
+from s24compile.kernels.triton.store import store_chunk_codes, store_chunk_pairs
+from s24compile.kernels.triton.values import (
     anchored,
     bits,
     eighths,
@@ -22,7 +23,6 @@ from s24compile.kernels.pack.triton_format import (
     stack,
     widen,
 )
-from s24compile.kernels.pack.triton_store import store_chunk_codes, store_chunk_pairs
 
 
 @triton.jit
@@ -145,7 +145,7 @@ def pack_rows(
     """Program (tile of K, tile of M), tiles of M first.
 
     patterns: uint8 [M, K/4] contiguous, read by "given", written by "magnitude" and "soft_threshold".
-    sums: fp32 [tiles of K, M], the sums of each tile along K (SUMS). FORMAT, split: see triton_store.py.
+    sums: fp32 [tiles of K, M], the sums of each tile along K (SUMS). FORMAT, split: see triton/store.py.
     """
     tiles = tl.cdiv(M, BLOCK_M)
     program = tl.program_id(0)

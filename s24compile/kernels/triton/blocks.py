@@ -9,10 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s24compile.kernels.pack.reference import CODE_OF_BITS
-from s24compile.kernels.pack.triton_format import bits, lookup, pick, quarters, widen
-from s24compile.kernels.pack.triton_search import best_pattern, pair_sums
-from s24compile.kernels.pack.triton_store import store_metadata, store_pairs
+from s24compile.kernels.patterns import CODE_OF_BITS
+from s24compile.kernels.triton.search import best_pattern, pair_sums
+from s24compile.kernels.triton.store import store_metadata, store_pairs
+from s24compile.kernels.triton.values import bits, lookup, pick, quarters, widen
 
 _CODES = sum(code << 4 * bits for bits, code in enumerate(CODE_OF_BITS))
 CODES_LOW, CODES_HIGH = tl.constexpr(_CODES & 0xFFFFFFFF), tl.constexpr(_CODES >> 32)
@@ -38,7 +38,7 @@ def pack_tile(
     """Packs one tile [BLOCK_R, BLOCK_C] of V [R, C].
 
     along: the packed operand whose rows are V's; across: the one whose rows are V's columns; either may be left out.
-    FORMAT: that of the weight's own operand, along unless FLIPPED. split: where it interleaves, see triton_store.py.
+    FORMAT: that of the weight's own operand, along unless FLIPPED. split: where it interleaves, see triton/store.py.
     MASK: "search" finds pattern numbers and stores them in `patterns`, "numbers" reads them there, "bits" reads a mask
     there, a byte for each element of V. table: int32 [6, 128] by pattern number: `lines`.
     """
@@ -159,7 +159,7 @@ def nibble(bits):
 
 @triton.jit
 def _code(nibble):
-    """Metadata code of the places that a group keeps: pack/reference.py's `_code_of_bits`, a nibble each."""
+    """Metadata code of the places that a group keeps: kernels/patterns.py's CODE_OF_BITS, a nibble each."""
     codes = tl.where(nibble < 8, CODES_LOW, CODES_HIGH).to(tl.uint32)
     return (codes >> ((nibble & 7) * 4)) & 15
 

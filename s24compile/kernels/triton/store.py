@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s24compile.kernels.pack.triton_format import stack
+from s24compile.kernels.triton.values import stack
 
 NEVER = 1 << 29
 """A row that no weight has."""

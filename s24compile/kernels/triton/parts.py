@@ -11,24 +11,29 @@ from typing import NamedTuple
 from torch import Tensor
 
 from s24compile.kernels.format import FORMATS
-from s24compile.kernels.pack.triton_store import NEVER
+from s24compile.kernels.triton.store import NEVER
 
 
-class Packed(NamedTuple):
+class Buffers(NamedTuple):
     """Buffers of an operand, or of a part of it, as the kernels see them."""
 
     values: Tensor
     cells: Tensor
     """Metadata whose dim 0 leads from one column of cells to the next: `planes`."""
 
+    @classmethod
+    def of(cls, values: Tensor, metadata: Tensor, format: str) -> Buffers:
+        """Those of a whole operand."""
+        return cls(values, planes(metadata, format))
+
 
 class Part(NamedTuple):
     """What one weight fills."""
 
-    operand: Packed
-    transposed: Packed | None
+    operand: Buffers
+    transposed: Buffers | None
     split: int
-    """The weight's first row of the second half, for a format that interleaves: triton_store.py."""
+    """The weight's first row of the second half, for a format that interleaves: triton/store.py."""
 
 
 def planes(metadata: Tensor, format: str) -> Tensor:
@@ -49,19 +54,19 @@ def separable(logical: Sequence[Tensor], format: str, both_ways: bool) -> bool:
     return len(rows) == 1 or (len(rows) == 2 and rows[0] == rows[1] and (whole or not both_ways))
 
 
-def parts(logical: Sequence[Tensor], operand: Packed, transposed: Packed | None, format: str) -> list[Part]:
+def parts(logical: Sequence[Tensor], operand: Buffers, transposed: Buffers | None, format: str) -> list[Part]:
     """The part of each of several separable weights [n_i, k], in their order."""
     found, row = [], 0
     for w in logical:
         stop = row + w.shape[0]
         across = None
         if transposed is not None:
-            across = Packed(transposed.values[:, row // 2 : stop // 2], _columns(transposed.cells, row, stop, format))
+            across = Buffers(transposed.values[:, row // 2 : stop // 2], _columns(transposed.cells, row, stop, format))
         if FORMATS[format].interleaved:
             split = stop // 2 if len(logical) == 1 else 0 if row else NEVER
             found.append(Part(operand, across, split))
         else:
-            found.append(Part(Packed(operand.values[row:stop], _rows(operand.cells, row, stop, format)), across, 0))
+            found.append(Part(Buffers(operand.values[row:stop], _rows(operand.cells, row, stop, format)), across, 0))
         row = stop
     return found
 

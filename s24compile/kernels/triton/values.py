@@ -1,7 +1,7 @@
 """Values on their way to the 2:4 formats, as Triton device functions: taken apart, rounded, chosen, put together.
 
 A tile is held as [P, Q] tensors, one per row or column of a 4x4 block (P, Q count blocks), so that everything about
-a group is register arithmetic; only the stores (triton_store.py) change layout.
+a group is register arithmetic; only the stores (triton/store.py) change layout.
 """
 
 from __future__ import annotations

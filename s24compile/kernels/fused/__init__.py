@@ -1,1 +1,0 @@
-"""Ops that do several others' work in one pass."""

@@ -1,0 +1,20 @@
+"""The words that ops take: what a string argument may be, by its name. A leaf beside the formats.
+
+No kernel has a default for a word that it does not know; whoever calls an op is told here.
+"""
+
+from __future__ import annotations
+
+from s24compile.kernels.format import FORMATS
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "act": ("gelu", "gelu_tanh", "silu", "relu"),
+    "gate": ("first", "second"),  # which half of a GLU's input the activation sees
+    "kind": ("transposable", "rows"),  # what pattern numbers stand for: patterns.py
+    "select": ("transposable", "magnitude", "soft_threshold"),
+    "format": tuple(FORMATS),
+    "out_layout": ("row", "col"),
+    "weight_layout": ("out_in", "in_out"),
+    "dx": ("sparse", "dense", "mvue"),
+    "dw": ("mvue", "dense"),
+}
