@@ -184,12 +184,12 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("no CUDA device")
     torch.manual_seed(0)
-    arch, passed = torch.cuda.get_device_capability(), []
+    passed = []
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cuSPARSELt {torch.backends.cusparselt.version()}"
     )
 
-    if arch[0] == 8:
+    if "torch" in Target.detect(torch.device("cuda")).providers:
         passed.append(ask("Ampere: products", lambda: check_products("sm80", ampere.mm)))
     elif given.oracle.is_file():
         with standing_in(Oracle(given.oracle)):

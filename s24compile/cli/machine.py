@@ -36,8 +36,8 @@ def examine() -> list[Fact]:
 
 
 def providers() -> dict[str, str]:
-    """Which kernel family each op would use here, for arguments that every family takes."""
-    return registry.families(Target.detect(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    """Whose kernel each op would use here, for arguments that every provider takes."""
+    return registry.serving(Target.detect(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def _python() -> Fact:
@@ -83,10 +83,9 @@ def _triton() -> Fact:
 def _gpu() -> Fact:
     if not torch.cuda.is_available():
         return Fact("GPU", "absent", "no CUDA device", "everything runs on the CPU reference, slower than dense")
-    major, minor = torch.cuda.get_device_capability()
-    found = f"{torch.cuda.get_device_name()} (sm_{major}{minor}), {torch.cuda.device_count()} of them"
-    sparse = "" if (major, minor) >= (8, 0) else "2:4 tensor cores start with sm_80"
-    return Fact("GPU", "absent" if sparse else "ok", found, sparse)
+    target = Target.detect(torch.device("cuda"))
+    found = f"{torch.cuda.get_device_name()} ({target}), {torch.cuda.device_count()} of them"
+    return Fact("GPU", "ok" if target.unknown is None else "absent", found, target.unknown or "")
 
 
 def _nvcc() -> Fact:

@@ -17,7 +17,7 @@ from s24compile.compiler.inner import Compiled
 from s24compile.compiler.rewriting import gathered_inputs, parameter_places, rewrite_graph, target_of
 from s24compile.config import Config
 from s24compile.errors import ModelError
-from s24compile.kernels.providers import families
+from s24compile.kernels.providers import serving
 from s24compile.kernels.target import Target
 from s24compile.report import Report, Site
 from s24compile.training.random_state import RandomState
@@ -109,7 +109,7 @@ class _Findings:
             sites=tuple(sorted(self.sites, key=_natural)),
             graphs=self.graphs,
             target=str(self.target),
-            providers=tuple(families(self.target, ("mm", "mvue_pack", "glu", "pack_weight_")).items()),
+            providers=tuple(serving(self.target, ("mm", "mvue_pack", "glu", "pack_weight_")).items()),
             unseen=tuple(_clean(name) for name in unseen),
         )
 

@@ -17,7 +17,7 @@ from s24compile import passes
 from s24compile.config import Config
 from s24compile.graphs.marks import config_of, marks_in
 from s24compile.kernels.target import Target
-from s24compile.lowering.cost import MVUE_FROM, refuse_slow
+from s24compile.lowering.cost import mvue_from, refuse_slow
 from s24compile.lowering.select import gated_format
 from s24compile.passes.provenance import parameter_name
 from s24compile.recipe import RECIPES
@@ -133,7 +133,7 @@ def linear_options(config: Config, target: Target) -> passes.LinearOptions:
         gated_format=gated_format(target),
         dx=dx,
         dw=config.gradient,
-        mvue_from=MVUE_FROM,
+        mvue_from=mvue_from(target),
         alignment=alignment,
         dense_when=_dense_when(config),
     )

@@ -122,7 +122,7 @@ def device_format(device: torch.device) -> str:
 
     Never cuSPARSELt's, which stands in for training only: its products are 16 bits wide and its bits its own.
     """
-    return Target.detect(device).native_format
+    return Target.detect(device).arch.format
 
 
 def outside_inference_mode() -> contextlib.AbstractContextManager[object]:

@@ -17,6 +17,8 @@ rows r and r + 8 of its tile holds both halves of a feature, and can compute act
 Values and metadata follow the stored row; codes, and all that packs, unpacks or multiplies, speak of logical rows.
 W^T of such a weight, whose rows are not features, is plain "sm90": `Format.transposed`.
 
+**"plain"** is what the reference packs on a GPU whose own format nobody knows: codes in cells, row-major.
+
 **"cusparselt"** is what that library's compressor gives, in an order of its own: see `OpaqueFormat`.
 """
 
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor
 
 from s24compile.errors import DtypeError, ShapeError, TargetError
-from s24compile.kernels.metadata import MetadataLayout, Sm80, Sm90Narrow, Sm90Wide
+from s24compile.kernels.metadata import MetadataLayout, Plain, Sm80, Sm90Narrow, Sm90Wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +179,7 @@ FORMATS: dict[str, Format] = {
     "sm90": _SM90,
     "sm90_gated": dataclasses.replace(_SM90, name="sm90_gated", interleaved=True),
     "sm80": Format("sm80", wide=Sm80(torch.int16, 32, 2), narrow=Sm80(torch.int32, 16, 2), transposed="sm80"),
+    "plain": Format("plain", wide=Plain(torch.int16, 1, 1), narrow=Plain(torch.uint8, 1, 1), transposed="plain"),
     # The two layouts stand for nothing here.
     "cusparselt": OpaqueFormat("cusparselt", wide=_SM90.wide, narrow=_SM90.narrow, transposed="cusparselt"),
 }

@@ -83,6 +83,22 @@ class MetadataLayout:
         pairs = cells.flatten().view(torch.uint8).reshape(rows, columns * self.cell.itemsize)
         return torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(1)[:m, :groups]
 
+    def planes(self, metadata: Tensor) -> Tensor:
+        """Metadata seen so that dim 0 leads from one column of atoms to the next; no copy.
+
+        Such a column describes `rows_of` and `columns_of` a part of the operand: kernels write parts of it.
+        """
+        raise NotImplementedError
+
+    def rows_of(self, planes: Tensor, start: int, stop: int) -> Tensor:
+        """The part of `planes` that describes rows [start, stop) of the dense operand."""
+        raise NotImplementedError
+
+    def columns_of(self, planes: Tensor, start: int, stop: int) -> Tensor:
+        """The part of `planes` that describes columns [start, stop) of the dense operand."""
+        width = 4 * self.columns * self.codes_per_cell
+        return planes[start // width : (stop + width - 1) // width]
+
     def shuffle(self, cells: Tensor) -> Tensor:
         """Cells [M, C] -> the same in the order of memory."""
         raise NotImplementedError
@@ -92,6 +108,18 @@ class MetadataLayout:
         raise NotImplementedError
 
 
+class Plain(MetadataLayout):
+    """Cells as they come, row-major: no hardware reads it, the reference does where no other format is known."""
+
+    def shuffle(self, cells: Tensor) -> Tensor:
+        """Nothing to do."""
+        return cells
+
+    def unshuffle(self, metadata: Tensor, rows: int, columns: int) -> Tensor:
+        """Nothing to do."""
+        return metadata
+
+
 class Sm90(MetadataLayout):
     """Whole atoms of `rows` by `columns` cells, along M first; a subclass says how their cells lie within."""
 
@@ -99,6 +127,14 @@ class Sm90(MetadataLayout):
         """[k_atoms, m_atoms, cells of an atom]."""
         rows, columns = self.padded(m, (k + 3) // 4)
         return columns // self.columns, rows // self.rows, self.rows * self.columns
+
+    def planes(self, metadata: Tensor) -> Tensor:
+        """As it is: dim 0 is that of K atoms."""
+        return metadata
+
+    def rows_of(self, planes: Tensor, start: int, stop: int) -> Tensor:
+        """Whole M atoms."""
+        return planes[:, start // self.rows : (stop + self.rows - 1) // self.rows]
 
 
 class Sm90Wide(Sm90):
@@ -130,6 +166,14 @@ class Sm90Narrow(Sm90):
 
 class Sm80(MetadataLayout):
     """One matrix of cells with shuffled rows, transposed 2x2 blocks and interleaved columns."""
+
+    def planes(self, metadata: Tensor) -> Tensor:
+        """[pairs of columns, two cells of each row]."""
+        return metadata.view(metadata.shape[1] // 2, 2 * metadata.shape[0])
+
+    def rows_of(self, planes: Tensor, start: int, stop: int) -> Tensor:
+        """Two cells a row, whole groups of shuffled rows."""
+        return planes[:, 2 * start : (stop + self.rows - 1) // self.rows * 2 * self.rows]
 
     def shuffle(self, cells: Tensor) -> Tensor:
         """Digits g, a, b of rows -> g, b, a = p, s; then p, s, q, t -> q, p, t, s."""

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from s24compile.errors import TargetError
+from s24compile.kernels.arch import PROVIDERS, where
 from s24compile.kernels.signature import Arguments, gatherer
-from s24compile.kernels.target import FAMILIES as PROVIDER_NAMES
 from s24compile.kernels.target import Target
 
 FOLDER_OF: dict[str, str] = {
@@ -68,13 +68,13 @@ class Provider:
     """One implementation of one op. Refusals are sentences; None means yes."""
 
     name: str
-    """A name of the priority list `target.FAMILIES`, and of the module that it comes from."""
+    """A name of `arch.PROVIDERS`, and of the module that it comes from."""
     run: Callable[..., Any]
     """The kernel. Its parameters are those of the reference."""
-    supported: Callable[[Target], str | None] = lambda target: None
-    """Whether this machine can run it at all; asked once per process and target."""
     supports: Callable[..., str | None] = lambda *args: None
     """Whether it takes these arguments (real or fake), those of `run`; looks at shapes, strides and dtypes only."""
+    supported: Callable[[Target], str | None] = lambda target: None
+    """Whether a machine of an architecture that has such kernels can run them; asked once per process and target."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def find(op: str, name: str) -> Provider | None:
     return table.get(op)
 
 
-def families(target: Target, ops: Iterable[str] = tuple(FOLDER_OF)) -> dict[str, str]:
+def serving(target: Target, ops: Iterable[str] = tuple(FOLDER_OF)) -> dict[str, str]:
     """Op to the provider that `target` would use, for arguments that every provider takes."""
     return {op: _on_target(op, target)[0][0].name for op in ops}
 
@@ -209,19 +209,23 @@ def _refusal(provider: Provider | None, op: str, args: Arguments) -> str | None:
 
 
 def _no_kernel(op: str, name: str, target: str, found: str) -> TargetError:
-    accepted = f"providers are {', '.join(PROVIDER_NAMES)}"
+    accepted = f"providers are {', '.join(PROVIDERS)}"
     return TargetError(what=f"the {name} kernel of s24::{op}", target=target, found=found, accepted=accepted)
 
 
 @functools.cache
 def _on_target(op: str, target: Target) -> tuple[tuple[Provider, ...], dict[str, str]]:
     """The providers of an op that a machine can run, best first, and why it cannot run the others."""
-    usable, refused = [], {}
-    for name in dict.fromkeys((*target.families, "reference")):
-        provider = find(op, name)
-        reason = f"has no kernel for {op}" if provider is None else provider.supported(target)
+    usable = []
+    refused = {name: f"its kernels are for {where(name)}, this is {target}" for name in PROVIDERS}
+    for name in target.arch.providers:
+        provider, reason = None, "is not there, or was not asked for"
+        if name in (*target.providers, "reference"):
+            provider = find(op, name)
+            reason = f"has no kernel for {op}" if provider is None else provider.supported(target)
         if provider is not None and reason is None:
             usable.append(provider)
+            del refused[name]
         else:
             refused[name] = str(reason)
     return tuple(usable), refused

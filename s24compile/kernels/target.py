@@ -1,7 +1,7 @@
-"""What a graph is compiled for: the device, its compute capability, and the kernel families at hand.
+"""What a graph is compiled for: the device, its compute capability, and the providers of kernels at hand.
 
 A Target can be made by hand (`Target("cuda", (9, 0), ...)`), so lowering for Hopper is tested on a machine without one.
-At import this needs `errors` alone; to detect a GPU it asks `gemm/availability.py` what stands in for CUTLASS.
+To detect a GPU it asks `gemm/availability.py` what stands in for CUTLASS.
 """
 
 from __future__ import annotations
@@ -9,51 +9,57 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import logging
 
 import torch
 
 from s24compile.errors import OptionError
+from s24compile.kernels.arch import KNOWN, UNKNOWN, Arch, Capability, arch_of
 
-FAMILIES = ("cutlass", "triton", "torch", "cusparselt", "reference")
-"""Kernel families, best first. "torch" is torch's own 2:4 GEMM, for compute capability 8.x."""
+log = logging.getLogger("s24compile")
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
     """One kind of machine.
 
-    `arch` is the CUDA compute capability, None on a CPU. `families` are the kernel families that may be chosen;
+    `capability` is the CUDA compute capability, None on a CPU. `providers` are those whose kernels may be chosen;
     whether one takes a given op and shape is the provider's own answer.
     """
 
     device_type: str = "cpu"
-    arch: tuple[int, int] | None = None
-    families: tuple[str, ...] = ("reference",)
+    capability: Capability | None = None
+    providers: tuple[str, ...] = ("reference",)
 
     def __str__(self) -> str:
-        return self.device_type if self.arch is None else f"sm_{self.arch[0]}{self.arch[1]}"
+        return self.device_type if self.capability is None else f"sm_{self.capability[0]}{self.capability[1]}"
+
+    @property
+    def arch(self) -> Arch:
+        """What is known of it: a row of `arch.py`."""
+        return arch_of(self.capability)
 
     @property
     def format(self) -> str:
-        """Name of the 2:4 format that compiled graphs pack: `native_format`, unless cuSPARSELt has to stand in.
+        """Name of the 2:4 format that compiled graphs pack: the architecture's own, unless cuSPARSELt has to stand in.
 
-        It does on Hopper where its family is there and CUTLASS's is not, see `gemm/availability.py`.
+        It does on Hopper where its kernels are there and CUTLASS's are not, see `gemm/availability.py`.
         """
-        stands_in = self.arch == (9, 0) and "cusparselt" in self.families and "cutlass" not in self.families
-        return "cusparselt" if stands_in else self.native_format
+        best, stand_in = self.arch.providers[0], self.arch.stand_in
+        return stand_in if stand_in in self.providers and best not in self.providers else self.arch.format
 
     @property
-    def native_format(self) -> str:
-        """Name of the 2:4 format that this machine's sparse tensor cores read (the CPU reference follows Hopper)."""
-        return "sm80" if self.arch is not None and self.arch[0] == 8 else "sm90"
+    def unknown(self) -> str | None:
+        """The sentence for a GPU that no row of `arch.py` knows; None for any other machine."""
+        if self.arch is not UNKNOWN:
+            return None
+        known = ", ".join(f"{row.name} ({row.capabilities})" for row in KNOWN)
+        return f"there are no 2:4 kernels for {self}, only for {known}: the reference runs there, slower than dense"
 
     def alignment(self, dtype: torch.dtype) -> int:
-        """What both dimensions of a weight must be multiples of, in elements.
-
-        4 on a CPU: one 4x4 block. On a GPU 32 bytes: rows of packed values are half as long as dense ones and must
-        start on 16-byte boundaries, for W and for W^T.
-        """
-        return 4 if self.arch is None else 32 // dtype.itemsize
+        """What both dimensions of a weight must be multiples of, in elements: `Arch.alignment_bytes`."""
+        size = self.arch.alignment_bytes
+        return 4 if size is None else size // dtype.itemsize
 
     @classmethod
     def detect(cls, device: torch.device) -> Target:
@@ -76,16 +82,21 @@ class Target:
         if given == "cpu":
             return cls()
         if name.isdigit() and len(name) in (2, 3):
-            return cls("cuda", (int(name[:-1]), int(name[-1])), FAMILIES)
+            capability = int(name[:-1]), int(name[-1])
+            return cls("cuda", capability, arch_of(capability).providers)
         raise OptionError(name="target", value=given, accepted='it must be a Target, "cpu", or an arch such as "sm_90"')
 
 
 @functools.cache
 def _cuda_target(index: int) -> Target:
-    from s24compile.kernels.gemm.availability import cusparselt_stands_in  # only here: it loads the CUTLASS builder
+    from s24compile.kernels.gemm.availability import stands_in  # only here: it loads the CUTLASS builder
 
-    arch = torch.cuda.get_device_capability(index)
+    capability = torch.cuda.get_device_capability(index)
+    arch = arch_of(capability)
     absent = {"triton"} if importlib.util.find_spec("triton") is None else set()
-    if cusparselt_stands_in(arch):
-        absent.add("cutlass")
-    return Target("cuda", arch, tuple(family for family in FAMILIES if family not in absent))
+    if stands_in(arch):
+        absent.add(arch.providers[0])
+    target = Target("cuda", capability, tuple(name for name in arch.providers if name not in absent))
+    if target.unknown is not None:
+        log.warning("cuda:%d: %s", index, target.unknown)
+    return target

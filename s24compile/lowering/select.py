@@ -32,7 +32,7 @@ def has_kernel(op: str, args: Sequence[Any], target: Target) -> bool:
 
 def gated_format(target: Target) -> str:
     """The format of weights whose GEMM computes a GLU in its epilogue; empty where `target` has no such kernel."""
-    return "sm90_gated" if providers.families(target, ("mm_glu",))["mm_glu"] == "cutlass" else ""
+    return target.arch.gated_format if providers.serving(target, ("mm_glu",))["mm_glu"] != "reference" else ""
 
 
 def select(graph: fx.Graph, target: Target) -> int:

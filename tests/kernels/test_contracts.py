@@ -11,10 +11,10 @@ import torch
 from s24compile import ops as functional
 from s24compile.errors import TargetError
 from s24compile.kernels import ops, providers
+from s24compile.kernels.arch import PROVIDERS
 from s24compile.kernels.ops import gemm
 from s24compile.kernels.samples import SAMPLES, samples
 from s24compile.kernels.signature import flat_signature
-from s24compile.kernels.target import FAMILIES
 
 NAMES = sorted(ops.NAMES)
 
@@ -45,7 +45,7 @@ def test_no_sample_or_folder_is_left_of_a_removed_op():
 KERNELS = [
     (op, name)
     for op, folder in providers.FOLDER_OF.items()
-    for name in FAMILIES
+    for name in PROVIDERS
     if importlib.util.find_spec(f"s24compile.kernels.{folder}.{name}") is not None
 ]
 

@@ -14,13 +14,14 @@ from s24compile.compiler import backend
 from s24compile.errors import BuildError, DtypeError, TargetError
 from s24compile.kernels import ops as raw
 from s24compile.kernels import providers
+from s24compile.kernels.arch import PROVIDERS
 from s24compile.kernels.cusparselt import product as cusparselt
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.gemm import availability
 from s24compile.kernels.gemm.availability import ALLOW
 from s24compile.kernels.gemm.cutlass import objects, tools
 from s24compile.kernels.gemm.cutlass.instantiations import training_set
-from s24compile.kernels.target import FAMILIES, Target, _cuda_target
+from s24compile.kernels.target import Target, _cuda_target
 from tests.closeness import assert_as_close_as_torch
 from tests.kernels import cusparselt_library as stand_in
 from tests.kernels.oracles import two_largest
@@ -34,14 +35,14 @@ FORMAT = FORMATS["cusparselt"]
 @pytest.fixture
 def library(device, monkeypatch):
     """The machine chosen for, on which cuSPARSELt stands in; its calls are the real ones where there is a GPU."""
-    families = ("triton", "cusparselt", "reference")
+    names = ("triton", "cusparselt", "reference")
     if device == "cpu":
-        families = families[1:]
+        names = names[1:]
         monkeypatch.setattr(torch, "_cslt_compress", stand_in.compress)
         monkeypatch.setattr(torch, "_cslt_sparse_mm", stand_in.sparse_mm)
         monkeypatch.setattr(torch, "_cslt_sparse_mm_search", lambda *args, **keywords: cusparselt.DEFAULT)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    target = Target("cuda", (9, 0), families)
+    target = Target("cuda", (9, 0), names)
     monkeypatch.setattr(Target, "detect", lambda device: target)
     monkeypatch.setattr(cusparselt, "_fastest", {})
     providers._on_device.cache_clear()
@@ -324,17 +325,18 @@ def test_packing_and_products_replay_in_a_cuda_graph(library, device):
 
 
 @pytest.mark.parametrize(
-    ("arch", "families", "format"),
+    ("capability", "names", "format"),
     [
-        ((9, 0), FAMILIES, "sm90"),
-        ((9, 0), tuple(f for f in FAMILIES if f != "cutlass"), "cusparselt"),
+        ((9, 0), PROVIDERS, "sm90"),
+        ((9, 0), tuple(name for name in PROVIDERS if name != "cutlass"), "cusparselt"),
         ((9, 0), ("triton", "reference"), "sm90"),
-        ((8, 0), tuple(f for f in FAMILIES if f != "cutlass"), "sm80"),
+        ((8, 0), tuple(name for name in PROVIDERS if name != "cutlass"), "sm80"),
         (None, ("reference",), "sm90"),
+        ((10, 0), PROVIDERS, "plain"),
     ],
 )
-def test_a_target_packs_what_its_gemm_reads(arch, families, format):
-    assert Target("cuda" if arch else "cpu", arch, families).format == format
+def test_a_target_packs_what_its_gemm_reads(capability, names, format):
+    assert Target("cuda" if capability else "cpu", capability, names).format == format
 
 
 @pytest.fixture
@@ -362,7 +364,7 @@ def test_with_leave_cusparselt_stands_in(bare_hopper, monkeypatch):
     monkeypatch.setenv(ALLOW, "1")
     target = Target.detect(torch.device("cuda:0"))
     assert target.format == "cusparselt"
-    assert target.native_format == "sm90", "what the functional API packs"
+    assert target.arch.format == "sm90", "what the functional API packs"
     availability.require_gemm(target.arch, target.format)
 
 

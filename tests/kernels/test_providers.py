@@ -12,10 +12,11 @@ from s24compile import ops as functional
 from s24compile.errors import TargetError
 from s24compile.kernels import ops, providers
 from s24compile.kernels import target as targets
+from s24compile.kernels.arch import PROVIDERS
 from s24compile.kernels.checks import device_format
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.samples import samples
-from s24compile.kernels.target import FAMILIES, Target
+from s24compile.kernels.target import Target
 from tests.closeness import assert_as_close_as_torch
 
 
@@ -38,20 +39,19 @@ def test_choices_are_recorded():
 def test_the_first_provider_that_takes_the_call_is_chosen_and_the_others_reasons_kept(monkeypatch):
     own = providers.find("glu", "reference")
     known = {
-        "cutlass": Provider("cutlass", own.run, supported=lambda target: "needs compute capability 9.0"),
+        "cutlass": Provider("cutlass", own.run, supported=lambda target: "nothing is built"),
         "triton": Provider("triton", own.run, supports=lambda z, act, gate: "z is too small"),
-        "torch": None,
         "cusparselt": None,
         "reference": own,
     }
     monkeypatch.setattr(providers, "find", lambda op, name: known[name])
     monkeypatch.setattr(providers, "_on_target", providers._on_target.__wrapped__)  # what is found is cached
-    choice = providers.choose("glu", torch.ones(2, 4), "gelu", "first", target=Target("cuda", (8, 0), FAMILIES))
+    choice = providers.choose("glu", torch.ones(2, 4), "gelu", "first", target=Target.parse("sm_90"))
     assert choice.provider.name == "reference"
     assert choice.refused == {
-        "cutlass": "needs compute capability 9.0",
+        "cutlass": "nothing is built",
         "triton": "z is too small",
-        "torch": "has no kernel for glu",
+        "torch": "its kernels are for Ampere or Ada (sm_8x), this is sm_90",
         "cusparselt": "has no kernel for glu",
     }
 
@@ -69,7 +69,7 @@ def test_fake_tensors_can_be_asked_about():
 
 # With TRITON_INTERPRET=1 Triton's kernels run on CPU tensors too (slowly), as if for Hopper.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
-DEVICE, TARGET = ("cpu", Target("cuda", (9, 0), FAMILIES)) if INTERPRETED else ("cuda", None)
+DEVICE, TARGET = ("cpu", Target.parse("sm_90")) if INTERPRETED else ("cuda", None)
 
 CASES = [
     pytest.param(
@@ -80,7 +80,7 @@ CASES = [
         marks=[] if INTERPRETED and name == "triton" else pytest.mark.gpu,
     )
     for op, folder in sorted(providers.FOLDER_OF.items())
-    for name in FAMILIES
+    for name in PROVIDERS
     if name != "reference" and importlib.util.find_spec(f"s24compile.kernels.{folder}.{name}") is not None
     for index, sample in enumerate(samples(op, "cpu", torch.bfloat16))
 ]
@@ -198,7 +198,7 @@ def test_ops_run_under_a_provider_asked_for_on_any_device(device):
 
 
 def test_read_the_format_of_the_present_gpu_where_a_device_has_no_number(monkeypatch):
-    gpus = [Target("cuda", (8, 0), FAMILIES), Target("cuda", (9, 0), FAMILIES)]
+    gpus = [Target.parse("sm_80"), Target.parse("sm_90")]
     monkeypatch.setattr(targets, "_cuda_target", lambda index: gpus[index])
     for present, format in enumerate(("sm80", "sm90")):
         monkeypatch.setattr(torch.cuda, "current_device", lambda present=present: present)

@@ -11,50 +11,51 @@ from torch import nn
 
 import s24compile
 from s24compile.graphs.layer import Layer
-from s24compile.kernels.target import FAMILIES, Target
-from s24compile.lowering import cost
-from s24compile.lowering.cost import HOPPER, estimate_us, refuse_slow
+from s24compile.kernels.costs import H100
+from s24compile.kernels.target import Target
+from s24compile.lowering.cost import estimate_us, layer_of, mvue_from, refuse_slow
 
-H100 = Target("cuda", (9, 0), FAMILIES)
+HOPPER = Target.parse("sm_90")
+ROWS = H100.layers
 SMALL = Layer(768, 3072, False, 16384, torch.bfloat16)
 LARGE = Layer(4096, 14336, True, 16384, torch.bfloat16)
 
 
 def test_refuse_what_asks_for_more_than_was_measured_and_say_the_number():
-    sentence = refuse_slow(SMALL, H100, 1.5)
+    sentence = refuse_slow(SMALL, HOPPER, 1.5)
     assert sentence is not None
-    assert f"{HOPPER[0].dense_us / HOPPER[0].sparse_us:.2f} times dense" in sentence
+    assert f"{ROWS[0].dense_us / ROWS[0].sparse_us:.2f} times dense" in sentence
     assert "D 768, F 3072, 16384 tokens" in sentence
     assert "min_speedup=0 forces it" in sentence
 
 
-@pytest.mark.parametrize("row", HOPPER)
+@pytest.mark.parametrize("row", ROWS)
 def test_agree_with_every_measured_row(row):
     ratio = row.dense_us / row.sparse_us
-    assert estimate_us(row.layer, row) == pytest.approx((row.dense_us, row.sparse_us))
-    assert refuse_slow(row.layer, H100, 0.99 * ratio) is None
-    assert refuse_slow(row.layer, H100, 1.01 * ratio) is not None
+    assert estimate_us(layer_of(row), row, H100) == pytest.approx((row.dense_us, row.sparse_us))
+    assert refuse_slow(layer_of(row), HOPPER, 0.99 * ratio) is None
+    assert refuse_slow(layer_of(row), HOPPER, 1.01 * ratio) is not None
 
 
-@pytest.mark.parametrize("row", HOPPER)
+@pytest.mark.parametrize("row", ROWS)
 def test_predict_a_measured_row_from_the_others_within_a_sixth(row):
     """What the roofline is for: layers that nobody measured."""
-    others = [other for other in HOPPER if other is not row and other.gated == row.gated]
+    others = [other for other in ROWS if other is not row and other.gated == row.gated]
     nearest = min(others, key=lambda other: abs(other.width - row.width))
-    predicted = estimate_us(row.layer, nearest)
+    predicted = estimate_us(layer_of(row), nearest, H100)
     ratio = predicted[0] / predicted[1]
     assert ratio == pytest.approx(row.dense_us / row.sparse_us, rel=1 / 6)
 
 
 def speedup(row, **of_layer):
-    dense, sparse = estimate_us(dataclasses.replace(row.layer, **of_layer), row)
+    dense, sparse = estimate_us(dataclasses.replace(layer_of(row), **of_layer), row, H100)
     return dense / sparse
 
 
 def test_predict_exact_weight_gradients_within_a_tenth():
     rows = json.loads((RESULTS / "ffn.json").read_text())["rows"]
     exact = {(row["width"], row["hidden"]): row["ratios"].get("s24 dense dW") for row in rows}
-    measured = [row for row in HOPPER if exact[row.width, row.hidden]]
+    measured = [row for row in ROWS if exact[row.width, row.hidden]]
     assert len(measured) >= 5
     for row in measured:
         expected = pytest.approx(exact[row.width, row.hidden], rel=0.1)
@@ -71,14 +72,14 @@ OPTIONS = {
 def test_predict_layers_under_other_options_within_an_eighth():
     compared = 0
     for measured in json.loads((RESULTS / "ffn_options.json").read_text())["rows"]:
-        (row,) = [r for r in HOPPER if (r.width, r.hidden) == (measured["width"], measured["hidden"])]
+        (row,) = [r for r in ROWS if (r.width, r.hidden) == (measured["width"], measured["hidden"])]
         for name in OPTIONS.keys() & measured["ratios"].keys():
             assert speedup(row, **OPTIONS[name]) == pytest.approx(measured["ratios"][name], rel=1 / 8), name
             compared += 1
     assert compared >= 6
 
 
-@pytest.mark.parametrize("row", HOPPER)
+@pytest.mark.parametrize("row", ROWS)
 def test_expect_less_of_a_layer_that_is_2_to_4_in_part(row):
     whole, exact = speedup(row), speedup(row, dw=("dense", "dense"))
     for part in ({"first": False}, {"last": False}):
@@ -103,12 +104,12 @@ def rates_of(shapes):
 
 def test_reckon_with_the_rates_that_were_measured():
     many = [s for s in measured_gemms() if s["k" if s["role"].startswith("dW") else "n"] == 16384]
-    assert rates_of(many) == pytest.approx((cost.DENSE_FLOPS_PER_US, cost.SPARSE_FLOPS_PER_US), rel=1e-3)
+    assert rates_of(many) == pytest.approx((H100.dense_flops_per_us, H100.sparse_flops_per_us), rel=1e-3)
     narrow = [s for s in many if s["role"].startswith("dW") and "gpt2" in s["model"]]
-    assert rates_of(narrow) == pytest.approx((cost.DW_DENSE_FLOPS_PER_US, cost.DW_SPARSE_FLOPS_PER_US), rel=1e-3)
+    assert rates_of(narrow) == pytest.approx((H100.dw_dense_flops_per_us, H100.dw_sparse_flops_per_us), rel=1e-3)
     rows = json.loads((RESULTS / "memory_kernels.json").read_text())["rows"]
     (pack,) = [row for row in rows if (row["name"], row["shape"]) == ("mvue_pack, row-major", "16384x3072")]
-    assert pack["bytes"] / pack["us"] == pytest.approx(cost.MVUE_BYTES_PER_US, rel=1e-2)
+    assert pack["bytes"] / pack["us"] == pytest.approx(H100.mvue_bytes_per_us, rel=1e-2)
 
 
 def test_prune_gradients_where_the_measured_gemms_win_back_what_it_costs():
@@ -116,39 +117,44 @@ def test_prune_gradients_where_the_measured_gemms_win_back_what_it_costs():
     for shape in [shape for shape in measured_gemms() if shape["role"].startswith("dW")]:
         features, inputs, tokens = shape["m"], shape["n"], shape["k"]
         dense = shape["us"] * shape["speedup"]
-        saved = dense - shape["us"] - 3.125 * tokens * features / cost.MVUE_BYTES_PER_US
+        saved = dense - shape["us"] - 3.125 * tokens * features / H100.mvue_bytes_per_us
         if abs(saved) > 0.02 * dense:  # the others are as good one way as the other
             clear[inputs, features, tokens] = saved > 0
     assert {inputs for inputs, _, _ in clear} >= {768, 1024, 1600, 3072, 4096}
-    assert clear == {key: key[0] >= cost.MVUE_FROM for key in clear}
-    assert 1600 < cost.MVUE_FROM <= 3072, "between those two nothing was measured: the rates decide"
+    assert clear == {key: key[0] >= H100.mvue_from for key in clear}
+    assert 1600 < H100.mvue_from <= 3072, "between those two nothing was measured: the rates decide"
+
+
+def test_prune_alike_on_every_machine():
+    assert {mvue_from(Target.parse(name)) for name in ("cpu", "sm_90", "sm_80", "sm_100")} == {H100.mvue_from}
 
 
 def test_refuse_few_tokens_unless_launches_cost_nothing():
     few = dataclasses.replace(SMALL, tokens=2048)
-    assert "the GPU waits for the host" in str(refuse_slow(few, H100, 1.0))
-    assert refuse_slow(dataclasses.replace(few, tokens=8192), H100, 1.0, "reduce-overhead") is None
-    assert refuse_slow(dataclasses.replace(few, tokens=None), H100, 1.0) is None
+    assert "the GPU waits for the host" in str(refuse_slow(few, HOPPER, 1.0))
+    assert refuse_slow(dataclasses.replace(few, tokens=8192), HOPPER, 1.0, "reduce-overhead") is None
+    assert refuse_slow(dataclasses.replace(few, tokens=None), HOPPER, 1.0) is None
 
 
 def test_gain_more_with_more_tokens():
     ratios = []
     for tokens in (64, 512, 4096, 32768):
-        dense, sparse = estimate_us(dataclasses.replace(SMALL, tokens=tokens), HOPPER[0])
+        dense, sparse = estimate_us(dataclasses.replace(SMALL, tokens=tokens), ROWS[0], H100)
         ratios.append(dense / sparse)
     assert ratios == sorted(ratios)
 
 
 @pytest.mark.parametrize("layer", [SMALL, LARGE])
 def test_force_and_leave_the_cpu_alone(layer):
-    assert refuse_slow(layer, H100, 0) is None
+    assert refuse_slow(layer, HOPPER, 0) is None
     assert refuse_slow(layer, Target(), 1.0) is None
 
 
 def test_refuse_what_has_no_kernel():
-    assert "sm_80" in str(refuse_slow(LARGE, Target("cuda", (8, 0), FAMILIES), 1.0))
+    assert "no 2:4 layer has been measured on sm_80" in str(refuse_slow(LARGE, Target.parse("sm_80"), 1.0))
+    assert "no 2:4 kernels for sm_100, only for Hopper" in str(refuse_slow(LARGE, Target.parse("sm_100"), 1.0))
     wide = Layer(4096, 14336, True, 16384, torch.float32)
-    assert "float32" in str(refuse_slow(wide, H100, 1.0))
+    assert "float32" in str(refuse_slow(wide, HOPPER, 1.0))
 
 
 def test_show_the_refusal_where_the_options_fake_a_hopper():

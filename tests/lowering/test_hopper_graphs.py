@@ -14,11 +14,11 @@ import torch
 from expecttest import assert_expected_inline
 from torch import Tensor, nn
 
-from s24compile.kernels.target import FAMILIES, Target
+from s24compile.kernels.target import Target
 from tests.graphs import captured_lowerings
 from tests.lowering.test_graphs import FusedGated, Gated, GeluMLP
 
-HOPPER = Target("cuda", (9, 0), FAMILIES)
+HOPPER = Target.parse("sm_90")
 
 
 def lowered_for_hopper(

@@ -12,12 +12,12 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from s24compile.kernels.format import FORMATS
-from s24compile.kernels.target import FAMILIES, Target
+from s24compile.kernels.target import Target
 from s24compile.lowering.printing import print_graph
 from s24compile.lowering.residual import absorb_residuals
 
 s24 = torch.ops.s24
-HOPPER = Target("cuda", (9, 0), FAMILIES)
+HOPPER = Target.parse("sm_90")
 T, D, F = 24, 16, 32
 
 

@@ -40,9 +40,7 @@ _fastest: dict[_Key, int] = {}
 
 
 def supported(target: Target) -> str | None:
-    """2:4 tensor cores; on the machine itself torch must have been built with the library."""
-    if target.arch is None or target.arch < (8, 0):
-        return f"cuSPARSELt needs CUDA compute capability 8.0 or higher, this is {target}"
+    """On the machine itself torch must have been built with the library."""
     if torch.cuda.is_available() and not torch.backends.cusparselt.is_available():
         return "this build of torch has no cuSPARSELt"
     return None

@@ -15,7 +15,7 @@ from s24compile.kernels.providers import Provider
 from s24compile.kernels.triton import tiles
 from s24compile.kernels.triton.batch import table
 from s24compile.kernels.triton.launch import TRITON_DTYPES, launch
-from s24compile.kernels.triton.supports import supported, supports_reading
+from s24compile.kernels.triton.supports import supports_reading
 
 
 @functools.cache
@@ -98,6 +98,6 @@ def masked_decay_many_(
 
 
 PROVIDERS = {
-    "masked_decay_patterns_": Provider("triton", masked_decay_patterns_, supported, _supports),
-    "masked_decay_many_": Provider("triton", masked_decay_many_, supported, _supports_many),
+    "masked_decay_patterns_": Provider("triton", masked_decay_patterns_, _supports),
+    "masked_decay_many_": Provider("triton", masked_decay_many_, _supports_many),
 }

@@ -11,18 +11,19 @@ import os
 import torch
 
 from s24compile.errors import BuildError
+from s24compile.kernels.arch import Arch
 
 ALLOW = "S24_ALLOW_CUSPARSELT"
 """Environment variable; read once per process and GPU. Anything but "" and "0" allows it."""
 
 
-def cusparselt_stands_in(arch: tuple[int, int]) -> bool:
+def stands_in(arch: Arch) -> bool:
     """Whether cuSPARSELt does what CUTLASS cannot: on Hopper, with nothing built or buildable, if the user allows it.
 
     Raises:
         BuildError: allowed, needed, and not in this build of torch.
     """
-    if arch != (9, 0) or os.environ.get(ALLOW, "") in ("", "0") or not cutlass_is_missing():
+    if not arch.stand_in or os.environ.get(ALLOW, "") in ("", "0") or not cutlass_is_missing():
         return False
     if not torch.backends.cusparselt.is_available():
         from s24compile.kernels.gemm.cutlass.tools import PACKAGES, missing_tools
@@ -42,18 +43,19 @@ def cutlass_is_missing() -> bool:
     return tools.missing_tools() is not None and not objects.any_prebuilt()
 
 
-def require_gemm(arch: tuple[int, int] | None, format: str) -> None:
+def require_gemm(arch: Arch, format: str) -> None:
     """Refuses to compile for a GPU of this machine whose products would run on the reference for lack of packages.
 
     Args:
-        arch: the compute capability compiled for, None for a CPU.
+        arch: compiled for.
         format: name of the 2:4 format that the graph packs.
 
     Raises:
         BuildError: it names them, and the variable that lets cuSPARSELt stand in.
     """
     # Without a GPU a Target stands for another machine: lowering is looked at, and our own tools say nothing.
-    if arch == (9, 0) and format != "cusparselt" and torch.cuda.is_available() and cutlass_is_missing():
+    needed = "cutlass" in arch.providers and format == arch.format
+    if needed and torch.cuda.is_available() and cutlass_is_missing():
         from s24compile.kernels.gemm.cutlass.tools import require_tools
 
         require_tools()

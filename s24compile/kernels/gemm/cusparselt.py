@@ -23,5 +23,5 @@ def mm(a: Packed24, b: Tensor, bias: Tensor | None, out_layout: str, out_dtype: 
     return multiply(a, b, bias, out_layout, out_dtype)
 
 
-PROVIDERS = {"mm": Provider(NAME, mm, supported, supports)}
+PROVIDERS = {"mm": Provider(NAME, mm, supports, supported)}
 """Op name to provider: what `kernels.providers.find` reads."""

@@ -24,19 +24,11 @@ from s24compile.kernels.metadata import PADDING_CODE
 from s24compile.kernels.packed import Packed24
 from s24compile.kernels.padding import bias_vector, dense_operand, empty_result, result, round_up
 from s24compile.kernels.providers import Provider
-from s24compile.kernels.target import Target
 
 ROWS, DEPTH, COLUMNS = 32, 64, 8
 """What m, k and n must be multiples of."""
 PADDING_CELL = PADDING_CODE * 0x1111
 """Four codes of padding in one int16 of metadata."""
-
-
-def supported(target: Target) -> str | None:
-    """Compute capability 8.x; torch refuses all others when it is called."""
-    if target.arch is None or target.arch[0] != 8:
-        return f"torch's 2:4 GEMM is for compute capability 8.x, this is {target}"
-    return None
 
 
 def supports(a: Packed24, b: Tensor, bias: Tensor | None, out_layout: str, out_dtype: torch.dtype) -> str | None:
@@ -79,5 +71,5 @@ def multiply(values: Tensor, metadata: Tensor, b: Tensor, bias: Tensor | None) -
     return torch._sparse_semi_structured_addmm(bias, values, metadata, b)
 
 
-PROVIDERS = {"mm": Provider("torch", mm, supported, supports)}
+PROVIDERS = {"mm": Provider("torch", mm, supports)}
 """Op name to provider: what `kernels.providers.find` reads."""

@@ -14,7 +14,7 @@ from s24compile.kernels.glu.triton_kernels import glu_forward, glu_gradient
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.triton import tiles
 from s24compile.kernels.triton.launch import launch
-from s24compile.kernels.triton.supports import supported, supports_reading
+from s24compile.kernels.triton.supports import supports_reading
 from s24compile.kernels.triton.tiles import Tile
 
 
@@ -94,6 +94,6 @@ def glu_backward(dh: Tensor, z: Tensor, act: str, gate: str) -> Tensor:
 
 
 PROVIDERS = {
-    "glu": Provider("triton", glu, supported, _supports),
-    "glu_backward": Provider("triton", glu_backward, supported, _supports_backward),
+    "glu": Provider("triton", glu, _supports),
+    "glu_backward": Provider("triton", glu_backward, _supports_backward),
 }

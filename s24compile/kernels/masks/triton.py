@@ -13,7 +13,7 @@ from s24compile.kernels.providers import Provider
 from s24compile.kernels.triton import tiles
 from s24compile.kernels.triton.launch import launch
 from s24compile.kernels.triton.packing import pack_transposable
-from s24compile.kernels.triton.supports import supported, supports_reading
+from s24compile.kernels.triton.supports import supports_reading
 
 
 def _supports(w: Tensor) -> str | None:
@@ -71,8 +71,8 @@ def flip_rate(before: Tensor, after: Tensor) -> Tensor:
 
 
 PROVIDERS = {
-    "transposable_patterns": Provider("triton", transposable_patterns, supported, _supports),
-    "transposable_mask": Provider("triton", transposable_mask, supported, _supports),
-    "soft_threshold_scale": Provider("triton", soft_threshold_scale, supported, _supports),
-    "flip_rate": Provider("triton", flip_rate, supported, _supports_flips),
+    "transposable_patterns": Provider("triton", transposable_patterns, _supports),
+    "transposable_mask": Provider("triton", transposable_mask, _supports),
+    "soft_threshold_scale": Provider("triton", soft_threshold_scale, _supports),
+    "flip_rate": Provider("triton", flip_rate, _supports_flips),
 }

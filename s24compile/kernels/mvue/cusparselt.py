@@ -19,5 +19,5 @@ def mvue_pack(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple
     return compress(as_dense("mvue_pack", g.shape[1], g.shape[0], g, seed, dtype))
 
 
-PROVIDERS = {"mvue_pack": Provider(NAME, mvue_pack, supported, _supports)}
+PROVIDERS = {"mvue_pack": Provider(NAME, mvue_pack, _supports, supported)}
 """Op name to provider: what `kernels.providers.find` reads."""

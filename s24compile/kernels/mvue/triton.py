@@ -12,7 +12,7 @@ from s24compile.kernels.format import FORMATS
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.triton.packing import pack_along
 from s24compile.kernels.triton.parts import Buffers
-from s24compile.kernels.triton.supports import supported, supports_gradient
+from s24compile.kernels.triton.supports import supports_gradient
 
 
 def _supports(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> str | None:
@@ -36,6 +36,6 @@ def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> t
 
 
 PROVIDERS = {
-    "mvue_pack": Provider("triton", mvue_pack, supported, _supports),
-    "mvue_pack_sum": Provider("triton", mvue_pack_sum, supported, _supports),
+    "mvue_pack": Provider("triton", mvue_pack, _supports),
+    "mvue_pack_sum": Provider("triton", mvue_pack_sum, _supports),
 }

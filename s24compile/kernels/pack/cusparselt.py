@@ -84,10 +84,10 @@ def _supports_weights(stacks: Stacks, packing: Packing) -> str | None:
 
 
 PROVIDERS = {
-    "pack": Provider(NAME, pack, supported, _supports_pack),
-    "unpack": Provider(NAME, unpack, supported, _supports_unpack),
-    "pack_both": Provider(NAME, pack_both, supported, _supports_both),
-    "pack_weight_": Provider(NAME, pack_weight_, supported, _supports_weight),
-    "pack_weights_": Provider(NAME, pack_weights_, supported, _supports_weights),
+    "pack": Provider(NAME, pack, _supports_pack, supported),
+    "unpack": Provider(NAME, unpack, _supports_unpack, supported),
+    "pack_both": Provider(NAME, pack_both, _supports_both, supported),
+    "pack_weight_": Provider(NAME, pack_weight_, _supports_weight, supported),
+    "pack_weights_": Provider(NAME, pack_weights_, _supports_weights, supported),
 }
 """Op name to provider: what `kernels.providers.find` reads."""

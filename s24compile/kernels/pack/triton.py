@@ -12,7 +12,7 @@ from s24compile.kernels.pack.triton_weight import pack_weight_, supports_weight
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.triton.packing import pack_transposable
 from s24compile.kernels.triton.parts import Buffers
-from s24compile.kernels.triton.supports import supported, supports_dtypes, uneven_halves
+from s24compile.kernels.triton.supports import supports_dtypes, uneven_halves
 
 
 def _supports_pack(w: Tensor, mask: Tensor | None, dtype: torch.dtype, format: str) -> str | None:
@@ -48,9 +48,9 @@ def pack_both(w: Tensor, mask: Tensor, dtype: torch.dtype, format: str) -> tuple
 
 
 PROVIDERS = {
-    "pack_weight_": Provider("triton", pack_weight_, supported, supports_weight),
-    "pack_weights_": Provider("triton", pack_weights_, supported, supports_weights),
-    "pack": Provider("triton", pack, supported, _supports_pack),
-    "pack_both": Provider("triton", pack_both, supported, _supports_both),
-    "unpack": Provider("triton", unpack, supported, supports_unpack),
+    "pack_weight_": Provider("triton", pack_weight_, supports_weight),
+    "pack_weights_": Provider("triton", pack_weights_, supports_weights),
+    "pack": Provider("triton", pack, _supports_pack),
+    "pack_both": Provider("triton", pack_both, _supports_both),
+    "unpack": Provider("triton", unpack, supports_unpack),
 }

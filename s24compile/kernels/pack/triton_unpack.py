@@ -75,9 +75,9 @@ def supports_unpack(a: Packed24) -> str | None:
     if cols % 4:
         return f"unpacks rows of whole groups of four only, not {cols} columns"
     reason = supports_dtypes(a.dtype, a.dtype, a.format) or unaligned_operand(a.values)
-    return reason or uneven_halves(rows, a.format) or _interrupted(a.metadata, a.format)
+    return reason or uneven_halves(rows, a.format) or _interrupted(a.metadata)
 
 
-def _interrupted(metadata: Tensor, format: str) -> str | None:
-    dense_atoms = format == "sm80" or metadata.stride()[1:] == (metadata.shape[2], 1)
-    return None if dense_atoms else f"reads whole atoms of metadata only, not strides {metadata.stride()}"
+def _interrupted(metadata: Tensor) -> str | None:
+    column = metadata if metadata.dim() == 2 else metadata[:1]  # columns of atoms may lie apart
+    return None if column.is_contiguous() else f"reads whole atoms of metadata only, not strides {metadata.stride()}"

@@ -37,8 +37,8 @@ class Part(NamedTuple):
 
 
 def planes(metadata: Tensor, format: str) -> Tensor:
-    """16-bit metadata seen so that dim 0 leads from one column of cells to the next; no copy."""
-    return metadata.view(metadata.shape[1] // 2, 2 * metadata.shape[0]) if format == "sm80" else metadata
+    """Metadata beside 16-bit values, seen as columns of cells: `MetadataLayout.planes`."""
+    return FORMATS[format].wide.planes(metadata)
 
 
 def separable(logical: Sequence[Tensor], format: str, both_ways: bool) -> bool:
@@ -56,29 +56,19 @@ def separable(logical: Sequence[Tensor], format: str, both_ways: bool) -> bool:
 
 def parts(logical: Sequence[Tensor], operand: Buffers, transposed: Buffers | None, format: str) -> list[Part]:
     """The part of each of several separable weights [n_i, k], in their order."""
+    form = FORMATS[format]
+    layout, layout_t = form.wide, FORMATS[form.transposed].wide
     found, row = [], 0
     for w in logical:
         stop = row + w.shape[0]
-        across = None
+        own, across, split = operand, None, 0
         if transposed is not None:
-            across = Buffers(transposed.values[:, row // 2 : stop // 2], _columns(transposed.cells, row, stop, format))
-        if FORMATS[format].interleaved:
+            values, cells = transposed
+            across = Buffers(values[:, row // 2 : stop // 2], layout_t.columns_of(cells, row, stop))
+        if form.interleaved:
             split = stop // 2 if len(logical) == 1 else 0 if row else NEVER
-            found.append(Part(operand, across, split))
         else:
-            found.append(Part(Buffers(operand.values[row:stop], _rows(operand.cells, row, stop, format)), across, 0))
+            own = Buffers(operand.values[row:stop], layout.rows_of(operand.cells, row, stop))
+        found.append(Part(own, across, split))
         row = stop
     return found
-
-
-def _rows(cells: Tensor, row: int, stop: int, format: str) -> Tensor:
-    """Rows [row, stop) of the dense operand."""
-    if format == "sm80":
-        return cells[:, 2 * row : (stop + 31) // 32 * 64]
-    return cells[:, row // 64 : (stop + 63) // 64]
-
-
-def _columns(cells: Tensor, row: int, stop: int, format: str) -> Tensor:
-    """Columns [row, stop) of the dense operand."""
-    width = 32 if format == "sm80" else 64
-    return cells[row // width : (stop + width - 1) // width]

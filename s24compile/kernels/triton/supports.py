@@ -6,18 +6,10 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.format import FORMATS
-from s24compile.kernels.target import Target
 
 _LOADED = (torch.float32, torch.bfloat16, torch.float16)
 _PACKED = (torch.bfloat16, torch.float16)
 _WRITTEN = ("sm90", "sm90_gated", "sm80")
-
-
-def supported(target: Target) -> str | None:
-    """Triton's CUDA backend, with the PTX of compute capability 8.0 and up."""
-    if target.arch is None or target.arch < (8, 0):
-        return f"needs CUDA compute capability 8.0 or higher, this is {target}"
-    return None
 
 
 def supports_reading(*tensors: Tensor) -> str | None:

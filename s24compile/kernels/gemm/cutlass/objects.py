@@ -15,6 +15,7 @@ import os
 import re
 from pathlib import Path
 
+from s24compile.kernels.arch import HOPPER
 from s24compile.kernels.gemm.cutlass import tools
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel
 
@@ -25,7 +26,7 @@ FLAGS = (
     "-DNDEBUG",
     "-std=c++17",
     "--expt-relaxed-constexpr",
-    "-gencode=arch=compute_90a,code=sm_90a",
+    *HOPPER.nvcc_flags,
     "-shared",
     "-Xcompiler",
     "-fPIC",

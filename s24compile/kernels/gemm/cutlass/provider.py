@@ -14,9 +14,7 @@ from s24compile.kernels.target import Target
 
 
 def supported(target: Target) -> str | None:
-    """Hopper only; on the machine itself, kernels must be built or buildable."""
-    if target.arch != (9, 0):
-        return f"the CUTLASS kernels are for sm_90, this is {target}"
+    """On the machine itself, kernels must be built or buildable."""
     # A Target may stand for another machine (lowering tested without a GPU): then our own tools say nothing.
     missing = tools.missing_tools() if torch.cuda.is_available() else None
     if missing is not None and not objects.any_prebuilt():
@@ -76,12 +74,12 @@ def supports_dglu(a: Packed24, b: Tensor, z: Tensor, act: str, gate: str) -> str
 
 
 PROVIDERS = {
-    "mm": Provider("cutlass", mm, supported, supports),
-    "mm_act": Provider("cutlass", launch.mm_act, supported, supports_act),
-    "mm_dact": Provider("cutlass", launch.mm_dact, supported, supports_dact),
-    "mm_dact_sum": Provider("cutlass", launch.mm_dact_sum, supported, supports_dact),
-    "mm_add": Provider("cutlass", launch.mm_add, supported, supports_add),
-    "mm_glu": Provider("cutlass", gated.mm_glu, supported, supports_glu),
-    "mm_dglu": Provider("cutlass", gated.mm_dglu, supported, supports_dglu),
+    "mm": Provider("cutlass", mm, supports, supported),
+    "mm_act": Provider("cutlass", launch.mm_act, supports_act, supported),
+    "mm_dact": Provider("cutlass", launch.mm_dact, supports_dact, supported),
+    "mm_dact_sum": Provider("cutlass", launch.mm_dact_sum, supports_dact, supported),
+    "mm_add": Provider("cutlass", launch.mm_add, supports_add, supported),
+    "mm_glu": Provider("cutlass", gated.mm_glu, supports_glu, supported),
+    "mm_dglu": Provider("cutlass", gated.mm_dglu, supports_dglu, supported),
 }
 """Op name to provider: what `kernels.providers.find` reads."""
