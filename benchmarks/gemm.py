@@ -31,6 +31,7 @@ from benchmarks.gemm_parts.ours import activations, sparse_mm
 from benchmarks.gemm_parts.shapes import TOKENS, TUNED_TOO, Shape, shapes
 from benchmarks.timing import compare_us, cpu_us
 from s24compile.errors import BuildError
+from s24compile.kernels.activations import DENSE
 from s24compile.kernels.gemm.cutlass import objects, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Schedule, Signature
 
@@ -109,7 +110,7 @@ def built_kernels() -> list[Kernel]:
         for d in ("row", "col")
         for out in (dtype, "fp32")
         for epilogue in ("plain", "bias", "add", "act", "dact", "dact_sum", "glu", "dglu")
-        for act in (("",) if epilogue in ("plain", "bias", "add") else check.ACTS)
+        for act in (("",) if epilogue in ("plain", "bias", "add") else DENSE)
         for bias in ((dtype, "fp32") if epilogue in ("bias", "act") else ("",))
     ]
     hows = dict.fromkeys([*tune.SCHEDULES, *tuned.schedules(), Schedule()])

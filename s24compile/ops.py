@@ -15,6 +15,7 @@ from torch import Tensor
 
 from s24compile.errors import ArgumentError, DtypeError, ShapeError
 from s24compile.kernels import ops as _ops
+from s24compile.kernels.activations import DENSE
 from s24compile.kernels.checks import (
     check_choice,
     check_floating,
@@ -268,7 +269,7 @@ def glu(z: Tensor, *, act: str = "gelu", gate: Literal["first", "second"] = "fir
     Raises:
         ArgumentError, ShapeError, DtypeError, OptionError: an argument that the op does not take.
     """
-    check_choice("act", act, ("gelu", "gelu_tanh", "silu", "relu"))
+    check_choice("act", act, DENSE)
     check_choice("gate", gate, ("first", "second"))
     check_floating("z", z)
     if z.dim() == 0 or z.shape[-1] % 2:

@@ -7,14 +7,13 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, relu, silu
 
 from benchmarks.gemm_parts.operands import Sparse, random_sparse, relative_error
+from s24compile.kernels.activations import ACTIVATIONS
 from s24compile.kernels.gemm.cutlass import gated, launch, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-ACTS = ("gelu", "gelu_tanh", "silu", "relu")
 SIZES = (
     (256, 512, 512), (768, 4096, 3072), (1600, 1024, 1600), (64, 256, 64), (4, 8, 4), (4, 1, 4), (12, 7, 20),
     (128, 31, 64), (320, 72, 192), (1000, 200, 1000), (264, 4224, 136), (100, 1, 36), (3072, 768, 1031), (5, 9, 6),
@@ -37,18 +36,11 @@ class Check:
         return self.error <= 2 * self.dense_error + 1e-6
 
 
-def activation(name: str, z: Tensor) -> Tensor:
-    """The activation that the epilogue named `name` applies."""
-    if name.startswith("gelu"):
-        return gelu(z, approximate="tanh" if name == "gelu_tanh" else "none")
-    return {"silu": silu, "relu": relu}[name](z)
-
-
 def slope(name: str, z: Tensor) -> Tensor:
     """Its derivative, by autograd."""
     leaf = z.detach().requires_grad_()
     with torch.enable_grad():
-        return torch.autograd.grad(activation(name, leaf).sum(), leaf)[0]
+        return torch.autograd.grad(ACTIVATIONS[name].value(leaf).sum(), leaf)[0]
 
 
 def check_kernel(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda") -> Iterable[Check]:
@@ -75,7 +67,7 @@ def check_kernel(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda
     elif signature.epilogue == "act":
         z, h = launch.mm_act(*packed, bias, signature.act, signature.d, choice)
         yield report("Z", z, shifted, eager_z)
-        yield report("H", h, activation(signature.act, shifted), activation(signature.act, eager_z))
+        yield report("H", h, ACTIVATIONS[signature.act].value(shifted), ACTIVATIONS[signature.act].value(eager_z))
     elif signature.epilogue in ("dact", "dact_sum"):
         z = _laid_out(torch.randn(m, n, device=device, dtype=out), signature.d)
         eager = (eager_z.float() * slope(signature.act, z.float())).to(out)
@@ -127,7 +119,7 @@ def check_gated(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda"
 
 def _glu(z: Tensor, act: str, gate: str) -> Tensor:
     first, second = z.chunk(2)
-    return activation(act, first) * second if gate == "first" else first * activation(act, second)
+    return ACTIVATIONS[act].value(first) * second if gate == "first" else first * ACTIVATIONS[act].value(second)
 
 
 def _glu_gradient(dh: Tensor, z: Tensor, act: str, gate: str) -> Tensor:

@@ -5,10 +5,11 @@ No kernel has a default for a word that it does not know; whoever calls an op is
 
 from __future__ import annotations
 
+from s24compile.kernels.activations import DENSE
 from s24compile.kernels.format import FORMATS
 
 WORDS: dict[str, tuple[str, ...]] = {
-    "act": ("gelu", "gelu_tanh", "silu", "relu"),
+    "act": DENSE,
     "gate": ("first", "second"),  # which half of a GLU's input the activation sees
     "kind": ("transposable", "rows"),  # what pattern numbers stand for: patterns.py
     "select": ("transposable", "magnitude", "soft_threshold"),

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from s24compile import ops as functional
-from s24compile.errors import TargetError
+from s24compile.errors import OptionError, TargetError
 from s24compile.kernels import ops, providers
 from s24compile.kernels.arch import PROVIDERS
 from s24compile.kernels.ops import gemm
 from s24compile.kernels.samples import SAMPLES, samples
 from s24compile.kernels.signature import flat_signature
+from s24compile.kernels.words import WORDS
 
 NAMES = sorted(ops.NAMES)
 
@@ -88,6 +89,24 @@ def test_opcheck_passes(name, index, device, monkeypatch):
     # opcheck compares eager gradients with traced ones, which must then draw the same seed.
     monkeypatch.setattr(gemm, "_seed", lambda like: torch.full((1,), 7, dtype=torch.int64, device=like.device))
     torch.library.opcheck(getattr(torch.ops.s24, name).default, sample.args)
+
+
+GIVEN = [
+    pytest.param(name, place, argument.name, id=f"{name}-{argument.name}")
+    for name in NAMES
+    for place, argument in enumerate(getattr(torch.ops.s24, name).default._schema.arguments)
+    if argument.name in WORDS
+]
+
+
+@pytest.mark.parametrize(("name", "place", "word"), GIVEN)
+def test_refuse_words_that_no_kernel_knows(name, place, word):
+    args = list(samples(name, "cpu", torch.float32)[0].args)
+    args[place] = "nonsense"
+    with torch.no_grad(), pytest.raises(OptionError, match=f"option {word}='nonsense' is not accepted"):
+        getattr(torch.ops.s24, name).default(*args)
+    with torch._subclasses.FakeTensorMode() as mode, pytest.raises(OptionError, match=word):
+        getattr(ops, name)(*torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, args))
 
 
 SHORTENED = ("pack_weight_", "pack_weights_", "masked_decay_many_")

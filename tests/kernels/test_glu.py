@@ -2,18 +2,13 @@
 
 import pytest
 import torch
-from torch.nn import functional
 
 from s24compile import ops
 from s24compile.kernels import ops as raw
+from s24compile.kernels.activations import ACTIVATIONS, DENSE
 from tests.closeness import assert_as_close_as_torch
 
-ACTS = {
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda a: functional.gelu(a, approximate="tanh"),
-    "silu": functional.silu,
-    "relu": functional.relu,
-}
+ACTS = {name: ACTIVATIONS[name].value for name in DENSE}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 

@@ -8,6 +8,7 @@ import torch
 
 from s24compile.errors import TargetError
 from s24compile.kernels import ops, providers
+from s24compile.kernels.activations import DENSE
 from s24compile.kernels.glu.triton import glu_backward_into, glu_into
 from s24compile.kernels.masks import reference as masks
 from s24compile.kernels.samples import samples
@@ -140,7 +141,7 @@ def test_glu_takes_every_combination_of_layouts(into, out, device):
     agree([h.contiguous(), dz.contiguous()], [expected_h, expected_dz], exact=False)
 
 
-@pytest.mark.parametrize("act", ["gelu", "gelu_tanh", "silu", "relu"])
+@pytest.mark.parametrize("act", DENSE)
 def test_activations_hold_over_the_whole_range(act, device):
     a = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30])]).to(device)
     z = torch.cat([a, torch.ones_like(a)])[None].to(BF16)
@@ -154,6 +155,15 @@ def test_activations_hold_over_the_whole_range(act, device):
             exact = getattr(ops, op)(*(x.double() if isinstance(x, torch.Tensor) else x for x in args))
         # Half a step of bf16, and 1e-6 absolute: where the function vanishes its fp32 value does only to that.
         assert ((found - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("act", ["relu2", "sine"])
+def test_refuse_an_activation_without_a_formula(act, device):
+    z, h = torch.ones(4, 8, device=device), torch.ones(4, 4, device=device)
+    assert f"only, not {act}" in providers.refusal("glu", "triton", z, act, "first")
+    assert f"only, not {act}" in providers.refusal("glu_backward", "triton", h, z, act, "first")
+    with pytest.raises(Exception, match="no formula is written for this activation"):
+        glu_into(z, h, act, "first")
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ from s24compile.kernels import ops, providers
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.masks import reference as masks
 from s24compile.kernels.pack import triton_many
+from s24compile.kernels.stacks import Packing, Stacks
 from tests.kernels.triton_comparison import agree, both, weight_arguments
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -70,10 +71,10 @@ def test_gate_and_up_of_whole_atoms_share_one_launch(format, device):
     weights, patterns, values, metadata, values_t, metadata_t, *_ = weight_arguments(
         (64, 64), 72, "transposable", True, "out_in", FP32, device, format
     )
-    operands = [values], [metadata], [values_t], [metadata_t]
-    plan = triton_many._plan(weights, [2], patterns, *operands, "transposable", True, format, "out_in")
-    assert plan.alone == ()
-    assert len(plan.launches) == 1
+    stacks = Stacks(weights, [2], patterns, [values], [metadata], [values_t], [metadata_t])
+    found = triton_many._work_out(stacks, Packing("transposable", True, format, "out_in"))
+    assert found.alone == ()
+    assert len(found.launches) == 1
 
 
 def test_forward_alone_needs_no_copy_of_odd_halves(device, monkeypatch):

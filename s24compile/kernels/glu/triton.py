@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from s24compile.kernels.activations import ACTIVATIONS
 from s24compile.kernels.glu.triton_kernels import glu_forward, glu_gradient
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.triton import tiles
@@ -19,11 +20,16 @@ from s24compile.kernels.triton.tiles import Tile
 
 
 def _supports(z: Tensor, act: str, gate: str) -> str | None:
-    return supports_reading(z)
+    return supports_reading(z) or _supports_act(act)
 
 
 def _supports_backward(dh: Tensor, z: Tensor, act: str, gate: str) -> str | None:
-    return supports_reading(dh, z)
+    return supports_reading(dh, z) or _supports_act(act)
+
+
+def _supports_act(act: str) -> str | None:
+    known = [row.name for row in ACTIVATIONS.values() if row.triton]
+    return None if act in known else f"computes {', '.join(known)} only, not {act}"
 
 
 def plane(x: Tensor) -> tuple[Tensor, int, int]:

@@ -1,4 +1,4 @@
-"""Activations and their derivatives in fp32, as Triton device functions; the formulas are glu/reference.py's.
+"""Activations and their derivatives in fp32, as Triton device functions; the formulas are those of activations.py.
 
 FAST is for 16-bit tensors, whose rounding hides it (relative errors near 2**-21 against 2**-9): hardware
 approximations of exp2 and of the reciprocal, and a normal distribution that shares its exponential with the density.
@@ -81,6 +81,7 @@ def activate(a, ACT: tl.constexpr, FAST: tl.constexpr):
     elif ACT == "silu":
         return a * _sigmoid(a, FAST)
     else:
+        tl.static_assert(ACT == "relu", "no formula is written for this activation")
         return tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -100,4 +101,5 @@ def activate_with_slope(a, ACT: tl.constexpr, FAST: tl.constexpr):
         value = a * sigmoid
         return value, sigmoid + value * (1.0 - sigmoid)
     else:
+        tl.static_assert(ACT == "relu", "no formula is written for this activation")
         return tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL), tl.where(a > 0, 1.0, 0.0)

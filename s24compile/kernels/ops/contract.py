@@ -11,7 +11,7 @@ are those of the op's kernels (`signature.py`), the body is the fake kernel. Run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,26 +25,31 @@ from s24compile.kernels.words import WORDS
 
 
 def contract(
-    *, mutates: Sequence[str] = (), run: Callable[..., Any] | None = None, short: bool = False
+    *,
+    mutates: Sequence[str] = (),
+    words: Mapping[str, tuple[str, ...]] = WORDS,
+    run: Callable[..., Any] | None = None,
+    short: bool = False,
 ) -> Callable[[Callable[..., Any]], CustomOpDef]:
     """Registers the op that the decorated function describes.
 
     Args:
         mutates: flat arguments that the op writes into.
+        words: what its arguments that are words may be, by their names.
         run: what the op does, with its flat arguments; None: its best kernel.
         short: calls of `torch.ops.s24.<name>.default` go past torch's dispatcher where nobody in it listens.
 
     Raises (the registered op does, for real and fake tensors):
-        OptionError: an argument that is a word has a value that `words.WORDS` does not list.
+        OptionError: an argument that is a word has a value that `words` does not list.
     """
 
     def register(function: Callable[..., Any]) -> CustomOpDef:
         name, flat, gather = function.__name__, flat_signature(function), gatherer(function)
-        words = [(place, word) for place, word in enumerate(flat.parameters) if word in WORDS]
+        checked = [(place, word) for place, word in enumerate(flat.parameters) if word in words]
 
         def check(args: tuple[Any, ...]) -> None:
-            for place, word in words:
-                check_choice(word, args[place], WORDS[word])
+            for place, word in checked:
+                check_choice(word, args[place], words[word])
 
         def eager(*args: Any) -> Any:
             check(args)

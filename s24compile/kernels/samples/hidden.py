@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from s24compile.kernels.activations import DENSE
 from s24compile.kernels.samples.maker import FORMATS, Maker, Sample, Samples
 
 
@@ -24,7 +25,7 @@ def _mvue_pack(make: Maker) -> Iterator[Sample]:
 
 
 def _act(make: Maker) -> Iterator[Sample]:
-    for act in ("gelu", "gelu_tanh", "silu", "relu"):
+    for act in DENSE:
         yield Sample(act, (make.normal(3, 5, 24).requires_grad_(), act))
     yield Sample("column-major", (make.normal(8, 24).t(), "silu"))
 
@@ -36,7 +37,7 @@ def _act_backward(make: Maker) -> Iterator[Sample]:
 
 
 def _glu(make: Maker) -> Iterator[Sample]:
-    for act in ("gelu", "gelu_tanh", "silu", "relu"):
+    for act in DENSE:
         for gate in ("first", "second"):
             yield Sample(f"{act}, {gate}", (make.normal(3, 5, 24).requires_grad_(), act, gate))
     yield Sample("strided", (make.strided(6, 16), "silu", "first"))

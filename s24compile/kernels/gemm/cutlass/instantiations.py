@@ -10,8 +10,11 @@ import dataclasses
 import re
 from typing import Literal, get_args
 
+from s24compile.kernels.activations import ACTIVATIONS
+
 ELEMENTS = {"bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t", "fp32": "float"}
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+FUNCTIONS = {row.name: row.cuda for row in ACTIVATIONS.values() if row.cuda}
+"""Activation to the type of activations.cuh."""
 
 Element = Literal["bf16", "fp16"]
 Output = Literal["bf16", "fp16", "fp32"]
@@ -37,7 +40,7 @@ class Signature:
     the sum of each of its rows, too. add: + beta C.
     glu: Z = S B, D = f(gate) up, S in the "sm90_gated" format. dglu: both halves of dZ from dH = S B and Z."""
     act: str = ""
-    """Name in ACTIVATIONS, for those five that have one."""
+    """Name in FUNCTIONS, for those five that have one."""
     bias: Literal["", "bf16", "fp16", "fp32"] = ""
     """Type of the bias, for "bias" and "act"; the pointer may be null for "act"."""
 
@@ -59,8 +62,8 @@ class Signature:
             "act": f"s24::Act<s24::{self.act}, {out}, {layout}, {bias}>",
             "dact": f"s24::DAct<s24::d{self.act}, {out}, {layout}>",
             "dact_sum": f"s24::DActSum<s24::d{self.act}, {out}, {layout}>",
-            "glu": f"s24::Glu<s24::{_FUNCTIONS.get(self.act)}, {out}>",
-            "dglu": f"s24::DGlu<s24::{_FUNCTIONS.get(self.act)}, {out}, {layout}>",
+            "glu": f"s24::Glu<s24::{FUNCTIONS.get(self.act)}, {out}>",
+            "dglu": f"s24::DGlu<s24::{FUNCTIONS.get(self.act)}, {out}, {layout}>",
         }[self.epilogue]
 
 
@@ -147,10 +150,9 @@ class Kernel:
 
 _NAME = re.compile(
     r"(bf16|fp16)_a([km])_b([kn])_d(row|col)_(bf16|fp16|fp32)"
-    rf"_({'|'.join(get_args(Epilogue))})(?:_({'|'.join(ACTIVATIONS)}))?(?:_(bf16|fp16|fp32))?"
+    rf"_({'|'.join(get_args(Epilogue))})(?:_({'|'.join(FUNCTIONS)}))?(?:_(bf16|fp16|fp32))?"
     r"-(\d+x\d+_\d+x\d+_(?:coop|ping)(?:_sk)?(?:_deep)?)"
 )
-_FUNCTIONS = {"gelu": "GeluErf", "gelu_tanh": "GeluTanh", "silu": "Silu", "relu": "Relu"}
 _HEADERS = {
     "act": "activation_epilogues.cuh",
     "dact": "activation_epilogues.cuh",
@@ -183,6 +185,10 @@ def _pair(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
+def _prebuilt(kind: str) -> list[str]:
+    return [row.name for row in ACTIVATIONS.values() if kind in row.prebuilt]
+
+
 def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEFAULT,)) -> list[Kernel]:
     """The kernels that training one model needs, which `s24 build` builds ahead of time.
 
@@ -202,11 +208,11 @@ def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEF
     ]
     outputs: tuple[Output, ...] = (dtype, "fp32")
     derivatives: tuple[Epilogue, ...] = ("dact", "dact_sum")
-    for act in ("gelu", "gelu_tanh"):
+    for act in _prebuilt("plain"):
         forward += [Signature(dtype, "k", "k", "col", dtype, "act", act, bias) for bias in outputs]
         forward += [Signature(dtype, "k", "k", "col", dtype, way, act) for way in derivatives]
     gated: tuple[Epilogue, ...] = ("glu", "dglu")
-    forward += [Signature(dtype, "k", "k", "col", dtype, way, act) for act in ("gelu", "silu") for way in gated]
+    forward += [Signature(dtype, "k", "k", "col", dtype, way, act) for act in _prebuilt("gated") for way in gated]
     majors: tuple[Literal["k", "m"], ...] = ("k", "m")
     layouts: tuple[Literal["row", "col"], ...] = ("row", "col")
     gradients = [Signature(dtype, a, "n", d, out) for a in majors for d in layouts for out in outputs]

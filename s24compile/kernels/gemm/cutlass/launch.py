@@ -5,23 +5,13 @@ Shapes: A [M, K] packed as values [M, K4/2] and metadata [k_atoms, m_atoms, 256]
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
 
+from s24compile.kernels.activations import activation
 from s24compile.kernels.gemm.cutlass import tuned
 from s24compile.kernels.gemm.cutlass.layouts import empty, like_output, operand, output
 from s24compile.kernels.gemm.cutlass.plan import NAMES, make_plan, metadata_pitch, submit
 from s24compile.kernels.packed import Packed24
-
-# For empty problems only, where there is nothing to fuse.
-_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
-    "silu": torch.nn.functional.silu,
-    "relu": torch.relu,
-}
 
 
 def mm(
@@ -54,7 +44,7 @@ def mm_act(
     """
     if min(*a.shape, b.shape[1]) == 0:
         nothing = mm(a, b, bias, out_layout, b.dtype)
-        return nothing, _FUNCTIONS[act](nothing)
+        return nothing, activation(act).value(nothing)
     h, z = _run(a, b, "act", act, bias, None, out_layout, b.dtype, choice=choice)
     assert z is not None
     return z, h

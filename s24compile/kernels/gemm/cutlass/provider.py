@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.gemm.cutlass import gated, launch, objects, tools
-from s24compile.kernels.gemm.cutlass.instantiations import ACTIVATIONS
+from s24compile.kernels.gemm.cutlass.instantiations import FUNCTIONS
 from s24compile.kernels.gemm.dtypes import refuse_dtypes, short
 from s24compile.kernels.packed import Packed24
 from s24compile.kernels.providers import Provider
@@ -40,8 +40,8 @@ def mm(a: Packed24, b: Tensor, bias: Tensor | None, out_layout: str, out_dtype: 
 
 def supports_act(a: Packed24, b: Tensor, bias: Tensor | None, act: str, out_layout: str) -> str | None:
     """As `supports`; Z and H are in B's dtype, and the epilogue must know the activation."""
-    if act not in ACTIVATIONS:
-        return f"it fuses {', '.join(ACTIVATIONS)}, not {act}"
+    if act not in FUNCTIONS:
+        return f"it fuses {', '.join(FUNCTIONS)}, not {act}"
     return supports(a, b, bias, out_layout, b.dtype)
 
 
