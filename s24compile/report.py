@@ -58,7 +58,7 @@ class Report:
     target: str
     """What it would be compiled for, e.g. "cpu" or "sm_90"."""
     providers: tuple[tuple[str, str], ...] = ()
-    """(op, kernel family) as they would be chosen on this target."""
+    """(op, provider of its kernel) as they would be chosen on this target."""
     unseen: tuple[str, ...] = ()
     """Weights of linear layers that are in no captured graph: they run outside `torch.compile`, dense."""
 
@@ -99,7 +99,7 @@ class Report:
         if self.saved_bytes:
             lines.append(self._memory())
         if self.providers:
-            names = [f"s24::{op} by {family}" for op, family in self.providers]
+            names = [f"s24::{op} by {provider}" for op, provider in self.providers]
             lines.append("kernels: " + ", ".join(names))
         if self.unseen:
             lines.append("in no captured graph, so dense: " + ", ".join(self.unseen))

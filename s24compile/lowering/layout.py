@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import fake_mode_of, op_name, s24_calls
-from s24compile.lowering.layout_plan import OUT_LAYOUT, Z_OF, Plan, layout_of, passes_on
+from s24compile.lowering.layout_plan import OUT_LAYOUT, Z_OF, LayoutPlan, layout_of, passes_on
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ def choose_layouts(graph: fx.Graph, target: Target) -> int:
     changed = 0
     free = _saved_outputs(graph)
     for group in _groups(graph):
-        best = present = Plan({node: layout_of(node) for node in group}, target, free)
+        best = present = LayoutPlan({node: layout_of(node) for node in group}, target, free)
         # Most often nothing can be better, and then no fake tensor is made.
         trials = itertools.product(("row", "col"), repeat=len(group)) if present.cost != present.least else ()
         for layouts in trials:
-            plan = Plan(dict(zip(group, layouts, strict=True)), target, free)
+            plan = LayoutPlan(dict(zip(group, layouts, strict=True)), target, free)
             if plan.possible and _is_less(plan.cost, best.cost, graph):
                 best = plan
         if best is not present:

@@ -51,7 +51,7 @@ OUT_LAYOUT = {"mm": 7, "mm_act": 8, "mm_dact": 8}
 """GEMMs whose layout is free -> its index; mm_glu and mm_dglu write columns only."""
 
 
-class Plan:
+class LayoutPlan:
     """One choice of layouts for a group of GEMMs, and what follows from it.
 
     `least` is the cost if every kernel had what it likes best and nothing was copied.
@@ -186,7 +186,7 @@ class Plan:
                 self._copy(z)
 
     def _provider(self, node: fx.Node) -> str:
-        """The family that would run a node; a plan must not change it."""
+        """Whose kernel would run a node; a plan must not change it."""
         now = providers.choose(op_name(node), *self._fake_args(node), target=self.target).provider.name
         if self.values:
             traced = pytree.tree_map_only(fx.Node, lambda arg: arg.meta["val"], node.args)

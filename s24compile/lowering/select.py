@@ -1,4 +1,4 @@
-"""One kernel family per s24 node, chosen from fake tensors and the target, recorded on the node.
+"""One provider per s24 node, chosen from fake tensors and the target, recorded on the node.
 
     s24.mm(...)   ->   s24_cutlass.mm(...)        the same op with its kernel settled, see kernels/ops/direct.py
 
@@ -22,7 +22,7 @@ from s24compile.lowering.build import op_name, s24_calls, value_of
 log = logging.getLogger(__name__)
 
 PROVIDER = "s24_provider"
-"""Key of `node.meta` under which the chosen family stands."""
+"""Key of `node.meta` under which the chosen provider stands."""
 
 
 def has_kernel(op: str, args: Sequence[Any], target: Target) -> bool:
