@@ -28,7 +28,7 @@ POINTERS = {
 }  # fmt: skip
 SIZES = ("R", "C", "K", "M", "T", "F", "split", "N", "groups", "half")
 
-SEARCH = {"FLIPPED": False, "ALONG": True, "ACROSS": True, "EVEN": True, "w_column": 1, "p_column": 1, "FORMAT": "sm90"}
+SEARCH = {"FLIPPED": False, "ALONG": "sm90", "ACROSS": "sm90", "EVEN": True, "w_column": 1, "p_column": 1}
 ROWS = {"SCALED": False, "SUMS": False, "EVEN": True, "FORMAT": "sm90"}
 MVUE = {"RULE": "mvue", **ROWS, "ALONG": False, "g_m": 1}
 MAGNITUDE = {"RULE": "magnitude", **ROWS, "ALONG": True, "g_k": 1}
@@ -48,16 +48,17 @@ CASES = {
     ),
     "magnitude": (pack_rows, tiles.ROWS_ALONG, ("BLOCK_M", "BLOCK_K"), MAGNITUDE),
     "many": (pack_many, tiles.MANY_SEARCH, ("BLOCK_R", "BLOCK_C"), MANY),
-    "many, gated": (pack_many, tiles.MANY_SEARCH, ("BLOCK_R", "BLOCK_C"), {**MANY, "FORMAT": "sm90_gated"}),
+    "many, gated": (pack_many, tiles.MANY_SEARCH, ("BLOCK_R", "BLOCK_C"), {**MANY, "ALONG": "sm90_gated"}),
     "search, gated": (
-        pack_blocks, tiles.BLOCKS_SEARCH, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "MASK": "search", "FORMAT": "sm90_gated"}
+        pack_blocks, tiles.BLOCKS_SEARCH, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "MASK": "search", "ALONG": "sm90_gated"}
     ),
     "search, sm80": (
-        pack_blocks, tiles.BLOCKS_SEARCH, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "MASK": "search", "FORMAT": "sm80"}
+        pack_blocks, tiles.BLOCKS_SEARCH, ("BLOCK_R", "BLOCK_C"),
+        {**SEARCH, "MASK": "search", "ALONG": "sm80", "ACROSS": "sm80"},
     ),
     "given, flipped, gated": (
         pack_blocks, tiles.BLOCKS_GIVEN, ("BLOCK_R", "BLOCK_C"),
-        {**SEARCH, "MASK": "numbers", "FLIPPED": True, "FORMAT": "sm90_gated"},
+        {**SEARCH, "MASK": "numbers", "FLIPPED": True, "ACROSS": "sm90_gated"},
     ),
     "mvue, sm80": (pack_rows, tiles.ROWS, ("BLOCK_K", "BLOCK_M"), {**MVUE, "FORMAT": "sm80"}),
     "magnitude, gated": (pack_rows, tiles.ROWS_ALONG, ("BLOCK_M", "BLOCK_K"), {**MAGNITUDE, "FORMAT": "sm90_gated"}),

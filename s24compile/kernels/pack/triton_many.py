@@ -18,7 +18,7 @@ from s24compile.kernels.triton import tiles
 from s24compile.kernels.triton.batch import remembered, table
 from s24compile.kernels.triton.blocks import pack_many
 from s24compile.kernels.triton.launch import TRITON_DTYPES, launch
-from s24compile.kernels.triton.packing import pattern_table
+from s24compile.kernels.triton.packing import formats_of_sides, pattern_table
 from s24compile.kernels.triton.parts import Buffers, Part, parts, separable
 from s24compile.kernels.triton.supports import supports_dtypes, unaligned_operand, uneven_halves
 from s24compile.kernels.triton.tiles import Tile
@@ -45,9 +45,9 @@ class _Shared:
     weight: torch.dtype
     packed: torch.dtype
     flipped: bool
-    along: bool
-    across: bool
-    format: str
+    along: str
+    across: str
+    """Formats of the two operands: `pack_tile`."""
 
 
 def _entry(w: Tensor, patterns: Tensor, part: Part, format: str) -> tuple[_Shared, tuple[int, ...]] | None:
@@ -67,8 +67,8 @@ def _entry(w: Tensor, patterns: Tensor, part: Part, format: str) -> tuple[_Share
         words += [values.data_ptr(), values.stride(0), cells.data_ptr(), cells.stride(0)]
     if view.data_ptr() % 16:
         return None
-    shared = _Shared(w.device, w.dtype, operand.values.dtype, flipped, along is not None, across is not None, format)
-    return shared, (*words, split)
+    sides = formats_of_sides(format, flipped, True, transposed is not None)
+    return _Shared(w.device, w.dtype, operand.values.dtype, flipped, *sides), (*words, split)
 
 
 def pack_weights_(stacks: Stacks, packing: Packing) -> None:
@@ -125,9 +125,7 @@ def _work_out(stacks: Stacks, packing: Packing) -> _Launches:
     for shared, entries in kinds.items():
         across = [-(-entry[3] // tile.columns) for entry in entries]
         programs = tuple(-(-entry[2] // tile.rows) * count for entry, count in zip(entries, across, strict=True))
-        # The split is a word of formats that interleave only.
-        splits = [entry[-1:] if FORMATS[shared.format].interleaved else () for entry in entries]
-        rows = tuple((*e[:-1], n, *split) for e, n, split in zip(entries, across, splits, strict=True))
+        rows = tuple((*words, count, split) for (*words, split), count in zip(entries, across, strict=True))
         even = all(entry[2] % tile.rows == entry[3] % tile.columns == 0 for entry in entries)
         launches.append((shared, *table(shared.device, rows, programs), even, search, tile))
     return _Launches(tuple(launches), tuple(alone))
@@ -140,6 +138,6 @@ def _launch(
         pack_many, programs, tile, shared.device, address, owners, pattern_table(shared.device),
         WEIGHT=TRITON_DTYPES[shared.weight], DTYPE=TRITON_DTYPES[shared.packed],
         MASK="search" if search else "numbers", FLIPPED=shared.flipped,
-        ALONG=shared.along, ACROSS=shared.across, EVEN=even, FORMAT=shared.format,
+        ALONG=shared.along, ACROSS=shared.across, EVEN=even,
         BLOCK_R=tile.rows, BLOCK_C=tile.columns,
     )  # fmt: skip

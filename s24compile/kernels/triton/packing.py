@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
-from s24compile.kernels.format import code_table
+from s24compile.kernels.format import FORMATS, code_table
 from s24compile.kernels.patterns import PAIR_CODES, PAIRS, TRANSPOSABLE, TRANSPOSABLE_COLUMNS
 from s24compile.kernels.triton import tiles
 from s24compile.kernels.triton.blocks import pack_blocks
@@ -56,6 +56,7 @@ def pack_transposable(
     flipped = abs(w.stride(0)) < abs(w.stride(1))
     view, view_patterns = (w.t(), patterns.t()) if flipped else (w, patterns)
     along, across = (transposed, operand) if flipped else (operand, transposed)
+    of_along, of_across = formats_of_sides(format, flipped, operand is not None, transposed is not None)
     rows, columns = view.shape
     tile = tiles.BLOCKS_GIVEN
     if mask == "search":
@@ -65,30 +66,18 @@ def pack_transposable(
         given = packed or along or across or Buffers(view, patterns)
         outputs += [given.values, given.values.stride(0), given.cells, given.cells.stride(0)]
     launch(
-        pack_blocks,
-        -(-rows // tile.rows) * -(-columns // tile.columns),
-        tile,
-        w.device,
-        view,
-        view.stride(0),
-        view.stride(1),
-        rows,
-        columns,
-        view_patterns,
-        view_patterns.stride(0),
-        view_patterns.stride(1),
-        pattern_table(w.device),
-        *outputs,
-        split,
-        MASK=mask,
-        FLIPPED=flipped,
-        ALONG=along is not None,
-        ACROSS=across is not None,
-        EVEN=rows % tile.rows == 0 and columns % tile.columns == 0,
-        FORMAT=format,
-        BLOCK_R=tile.rows,
-        BLOCK_C=tile.columns,
-    )
+        pack_blocks, -(-rows // tile.rows) * -(-columns // tile.columns), tile, w.device,
+        view, *view.stride(), rows, columns, view_patterns, *view_patterns.stride(), pattern_table(w.device),
+        *outputs, split,
+        MASK=mask, FLIPPED=flipped, ALONG=of_along, ACROSS=of_across,
+        EVEN=rows % tile.rows == 0 and columns % tile.columns == 0, BLOCK_R=tile.rows, BLOCK_C=tile.columns,
+    )  # fmt: skip
+
+
+def formats_of_sides(format: str, flipped: bool, operand: bool, transposed: bool) -> tuple[str, str]:
+    """(ALONG, ACROSS) of `pack_blocks` for an operand of `format` and its transpose, where they are wanted."""
+    own, other = format * operand, FORMATS[format].transposed * transposed
+    return (other, own) if flipped else (own, other)
 
 
 def pack_along(
@@ -111,31 +100,11 @@ def pack_along(
     steps = -(-k // block_k)
     partial = torch.empty((steps, m), dtype=torch.float32, device=g.device) if sums else None
     launch(
-        pack_rows,
-        steps * -(-m // block_m),
-        tile,
-        g.device,
-        g,
-        g.stride(0),
-        g.stride(1),
-        k,
-        m,
-        values if seed is None else seed,
-        values if scale is None else scale,
-        metadata if patterns is None else patterns,
-        values,
-        values.stride(0),
-        metadata,
-        metadata.stride(0),
-        split,
+        pack_rows, steps * -(-m // block_m), tile, g.device, g, *g.stride(), k, m,
+        values if seed is None else seed, values if scale is None else scale,
+        metadata if patterns is None else patterns, values, values.stride(0), metadata, metadata.stride(0), split,
         values if partial is None else partial,
-        RULE=rule,
-        SCALED=scale is not None,
-        SUMS=sums,
-        ALONG=along,
-        EVEN=k % block_k == 0 and m % block_m == 0,
-        FORMAT=format,
-        BLOCK_K=block_k,
-        BLOCK_M=block_m,
-    )
+        RULE=rule, SCALED=scale is not None, SUMS=sums, ALONG=along, EVEN=k % block_k == 0 and m % block_m == 0,
+        FORMAT=format, BLOCK_K=block_k, BLOCK_M=block_m,
+    )  # fmt: skip
     return None if partial is None else partial.sum(0)
