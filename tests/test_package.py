@@ -197,10 +197,11 @@ def run_python(code: str) -> str:
     ).stdout
 
 
-def test_import_without_dynamo_and_within_150_ms() -> None:
+def test_import_without_dynamo_and_in_a_few_ms() -> None:
     code = (
         "import torch, time, sys; before = time.process_time(); import s24compile; "
-        "print(time.process_time() - before, 'torch._dynamo' in sys.modules, 'torch._inductor' in sys.modules)"
+        "took = time.process_time() - before; s24compile.ops.flip_rate; "  # the functional API needs no compiler either
+        "print(took, 'torch._dynamo' in sys.modules, 'torch._inductor' in sys.modules)"
     )
     seconds = []
     for _ in range(3):
@@ -208,8 +209,8 @@ def test_import_without_dynamo_and_within_150_ms() -> None:
         # These two are what would make it slow: 0.6 s and 0.4 s.
         assert (dynamo, inductor) == ("False", "False"), "importing s24compile imports the compiler"
         seconds.append(float(took))
-    # The bar is 150 ms; CPU time on a busy machine varies by a factor of two.
-    assert min(seconds) < 0.3
+    # The bar is 5 ms (1.5 were measured); CPU time on a busy machine varies by a factor of four.
+    assert min(seconds) < 0.02
 
 
 def test_train_on_a_cpu_without_triton_or_cuda() -> None:
