@@ -51,12 +51,13 @@ def check_products(format: str, multiply: Multiply) -> str:
     for dtype in (BF16, FP16):
         for m, k, n in SIZES:
             a, mask = sparse(m, k, dtype)
-            packed = raw.pack(a, mask, dtype, format)
+            values, metadata = raw.pack(a, mask, dtype, format)
+            packed = Packed24.of(values, metadata, m, k, format)
             bias = torch.randn(m, device="cuda", dtype=dtype)
             for b in (torch.randn(n, k, device="cuda", dtype=dtype).t(), torch.randn(k, n, device="cuda", dtype=dtype)):
                 for layout in ("row", "col"):
                     for added, out in ((None, dtype), (bias, dtype), (None, FP32)):
-                        found = multiply(Packed24.of(*packed, m, k, format), b, added, layout, out)
+                        found = multiply(packed, b, added, layout, out)
                         assert found.stride() == ((n, 1) if layout == "row" else (1, m)), (found.stride(), layout)
                         extra = 0 if added is None else added[:, None]
                         exact = a.double() @ b.double() + extra
@@ -108,7 +109,8 @@ def check_packing() -> str:
 def check_algorithms() -> str:
     """What the library's search for an algorithm is worth for one large product."""
     a, mask = sparse(4096, 4096, BF16)
-    packed = Packed24.of(*raw.pack(a, mask, BF16, "cusparselt"), 4096, 4096, "cusparselt")
+    values, metadata = raw.pack(a, mask, BF16, "cusparselt")
+    packed = Packed24.of(values, metadata, 4096, 4096, "cusparselt")
     x = torch.randn(8192, 4096, device="cuda", dtype=BF16)
 
     def run(i: int) -> Tensor:

@@ -216,13 +216,14 @@ def _no_kernel(op: str, name: str, target: str, found: str) -> TargetError:
 @functools.cache
 def _on_target(op: str, target: Target) -> tuple[tuple[Provider, ...], dict[str, str]]:
     """The providers of an op that a machine can run, best first, and why it cannot run the others."""
-    usable = []
+    usable: list[Provider] = []
     refused = {name: f"its kernels are for {where(name)}, this is {target}" for name in PROVIDERS}
     for name in target.arch.providers:
-        provider, reason = None, "is not there, or was not asked for"
-        if name in (*target.providers, "reference"):
-            provider = find(op, name)
-            reason = f"has no kernel for {op}" if provider is None else provider.supported(target)
+        if name not in (*target.providers, "reference"):
+            refused[name] = "is not there, or was not asked for"
+            continue
+        provider = find(op, name)
+        reason = f"has no kernel for {op}" if provider is None else provider.supported(target)
         if provider is not None and reason is None:
             usable.append(provider)
             del refused[name]

@@ -75,7 +75,7 @@ def test_multiply_at_every_size(mm, dtype, shape, out_layout, device):
     dense, packed = operands(m, k, dtype, device)
     b, bias = torch.randn(n, k).to(device, dtype).t(), torch.randn(m).to(device)
     for added, out in itertools.product((None, bias.to(dtype), bias), (dtype, torch.float32)):
-        found = mm(Packed24.of(*packed, m, k, "sm80"), b, added, out_layout, out)
+        found = mm(Packed24.of(packed[0], packed[1], m, k, "sm80"), b, added, out_layout, out)
         rounded = 0 if added is None else added.to(dtype)[:, None]
         exact = dense.double() @ b.double() + (0 if added is None else added.double()[:, None])
         assert_as_close_as_torch(found, (dense @ b + rounded).to(out), exact)
@@ -90,7 +90,7 @@ def test_multiply_at_every_size(mm, dtype, shape, out_layout, device):
 def test_take_any_strides(mm, layout, out_layout, device):
     dense, packed = operands(64, 128, torch.bfloat16, device)
     b = LAYOUTS[layout](128, 24).to(torch.bfloat16).to(device)
-    found = mm(Packed24.of(*packed, 64, 128, "sm80"), b, None, out_layout, torch.bfloat16)
+    found = mm(Packed24.of(packed[0], packed[1], 64, 128, "sm80"), b, None, out_layout, torch.bfloat16)
     assert_as_close_as_torch(found, dense @ b, dense.double() @ b.double())
 
 
