@@ -15,8 +15,8 @@ from s24compile.kernels import providers
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.gemm.cutlass import build, layouts, loader, objects, raster, tools, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import (
-    ACTIVATIONS,
     DEFAULT,
+    FUNCTIONS,
     Kernel,
     Schedule,
     Signature,
@@ -207,7 +207,7 @@ def test_give_every_kernel_its_own_name():
     assert len({kernel.name for kernel in kernels}) == len({kernel.source() for kernel in kernels}) == len(kernels)
 
 
-@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("act", FUNCTIONS)
 def test_find_every_activation_in_the_template(act):
     text = (objects.HERE / "activations.cuh").read_text()
     for epilogue, function in (("act", act), ("dact", f"d{act}")):
