@@ -39,6 +39,8 @@ class Arch:
     alignment_bytes: int | None = 32
     """What the rows of a dense weight, and of its transpose, are multiples of: the packed values of a row are half of
     it and begin on 16 bytes. None: whole 4x4 blocks will do."""
+    fp8: bool = False
+    """Whether it converts to 8-bit floats and its tensor cores multiply them."""
     nvcc_flags: tuple[str, ...] = ()
     """What kernels are built for."""
     costs: Costs | None = None
@@ -59,14 +61,16 @@ HOPPER = Arch(
     providers=("cutlass", "triton", "cusparselt", "reference"),
     gated_format="sm90_gated",
     stand_in="cusparselt",
+    fp8=True,
     nvcc_flags=("-gencode=arch=compute_90a,code=sm_90a",),
     costs=H100,
 )  # fmt: skip
 
-AMPERE = Arch("Ampere or Ada", 8, None, format="sm80", providers=("triton", "torch", "cusparselt", "reference"))
+AMPERE = Arch("Ampere", 8, None, format="sm80", providers=("triton", "torch", "cusparselt", "reference"))
+ADA = dataclasses.replace(AMPERE, name="Ada", minor=9, fp8=True)
 
-KNOWN = (HOPPER, AMPERE)
-"""CUDA architectures that have kernels."""
+KNOWN = (HOPPER, ADA, AMPERE)
+"""CUDA architectures that have kernels; the first that covers a compute capability is its row."""
 
 UNKNOWN = Arch("unknown", None, None, format="plain", providers=("reference",), alignment_bytes=None)
 """Every other GPU."""
@@ -83,4 +87,5 @@ def arch_of(capability: Capability | None) -> Arch:
 
 def where(provider: str) -> str:
     """The architectures that a provider has kernels for, in words."""
-    return " and ".join(f"{row.name} ({row.capabilities})" for row in KNOWN if provider in row.providers)
+    *names, last = (f"{row.name} ({row.capabilities})" for row in KNOWN if provider in row.providers)
+    return f"{', '.join(names)} and {last}" if names else last

@@ -10,7 +10,7 @@ import torch
 
 import s24compile
 from s24compile.kernels import ops, providers, target
-from s24compile.kernels.arch import AMPERE, CPU, HOPPER, KNOWN, PROVIDERS, UNKNOWN, arch_of
+from s24compile.kernels.arch import ADA, AMPERE, CPU, HOPPER, KNOWN, PROVIDERS, UNKNOWN, arch_of
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.target import Target
 
@@ -35,7 +35,7 @@ def test_have_a_row_for_every_provider():
 
 @pytest.mark.parametrize(
     ("capability", "row"),
-    [(None, CPU), ((9, 0), HOPPER), ((8, 0), AMPERE), ((8, 6), AMPERE), ((8, 9), AMPERE)]
+    [(None, CPU), ((9, 0), HOPPER), ((8, 0), AMPERE), ((8, 6), AMPERE), ((8, 9), ADA)]
     + [(capability, UNKNOWN) for capability in ((7, 5), (9, 1), (10, 0), (12, 0))],
     ids=str,
 )
@@ -48,7 +48,7 @@ def test_run_the_reference_on_a_gpu_that_no_row_knows(name):
     unknown = Target.parse(name)
     assert set(providers.serving(unknown).values()) == {"reference"}
     assert unknown.format == "plain"
-    assert f"no 2:4 kernels for {name}, only for Hopper (sm_90), Ampere or Ada (sm_8x)" in unknown.unknown
+    assert f"no 2:4 kernels for {name}, only for Hopper (sm_90), Ada (sm_89), Ampere (sm_8x)" in unknown.unknown
     b = torch.randn(32, 8)
     values, metadata = ops.pack(torch.eye(32), None, torch.float32, unknown.format)
     choice = providers.choose("mm", values, metadata, 32, 32, "plain", b, None, "row", torch.float32, target=unknown)

@@ -51,7 +51,7 @@ def test_the_first_provider_that_takes_the_call_is_chosen_and_the_others_reasons
     assert choice.refused == {
         "cutlass": "nothing is built",
         "triton": "z is too small",
-        "torch": "its kernels are for Ampere or Ada (sm_8x), this is sm_90",
+        "torch": "its kernels are for Ada (sm_89) and Ampere (sm_8x), this is sm_90",
         "cusparselt": "has no kernel for glu",
     }
 

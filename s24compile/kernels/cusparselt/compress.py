@@ -17,9 +17,12 @@ from s24compile.kernels import providers
 from s24compile.kernels.cusparselt.product import NAME, SPARSE
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.padding import dense_operand, round_up
+from s24compile.kernels.target import Target
 
-PLAIN = "sm90"
-"""The format that other kernels pack what is compressed then."""
+
+def hardware_format(device: torch.device) -> str:
+    """The format that other kernels pack what is compressed then."""
+    return Target.detect(device).arch.format
 
 
 def refuse(dtype: torch.dtype, format: str) -> str | None:
@@ -33,9 +36,10 @@ def refuse(dtype: torch.dtype, format: str) -> str | None:
 
 def as_dense(op: str, m: int, k: int, *args: Any) -> Tensor:
     """Runs an op that packs [m, k] on the best kernel there is, and gives the matrix that it packed."""
+    format = hardware_format(args[0].device)
     with providers.only(None):
-        values, metadata = providers.run(op, *args, PLAIN)
-        return providers.run("unpack", values, metadata, m, k, PLAIN)
+        values, metadata = providers.run(op, *args, format)
+        return providers.run("unpack", values, metadata, m, k, format)
 
 
 def compress(w: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ def _supports(w: Tensor) -> str | None:
 def transposable_patterns(w: Tensor) -> Tensor:
     """See masks/reference.py."""
     patterns = w.new_empty((w.shape[0] // 4, w.shape[1] // 4), dtype=torch.uint8)
-    pack_transposable(w.detach(), patterns, None, None, "search", "sm90", 0)
+    pack_transposable(w.detach(), patterns, None, None, "search", format="", split=0)
     return patterns
 
 

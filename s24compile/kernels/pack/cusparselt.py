@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels import providers
-from s24compile.kernels.cusparselt.compress import PLAIN, as_dense, compress, compress_into, refuse
+from s24compile.kernels.cusparselt.compress import as_dense, compress, compress_into, hardware_format, refuse
 from s24compile.kernels.cusparselt.product import NAME, multiply, supported
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.packed import Packed24
@@ -46,15 +46,16 @@ def pack_weight_(stack: Stack, scale: Tensor | None, packing: Packing) -> None:
     """See pack/reference.py."""
     along = 1 if packing.weight_layout == "out_in" else 0
     n, k = sum(w.shape[1 - along] for w in stack.weights), stack.weights[0].shape[along]
-    values, values_t, plain = stack.values, stack.values_t, FORMATS[PLAIN]
+    values, values_t, format = stack.values, stack.values_t, hardware_format(stack.values.device)
+    plain = FORMATS[format]
     packed = plain.empty(n, k, values.dtype, values.device)
     turned = None if values_t is None else plain.empty(k, n, values.dtype, values.device)
     own = Stack(stack.weights, stack.patterns, *packed, *(turned or (None, None)))
     with providers.only(None):
-        providers.run("pack_weight_", *own, scale, *packing._replace(format=PLAIN))
-        compress_into(values, providers.run("unpack", *packed, n, k, PLAIN))
+        providers.run("pack_weight_", *own, scale, *packing._replace(format=format))
+        compress_into(values, providers.run("unpack", *packed, n, k, format))
         if values_t is not None and turned is not None:
-            compress_into(values_t, providers.run("unpack", *turned, k, n, PLAIN))
+            compress_into(values_t, providers.run("unpack", *turned, k, n, format))
 
 
 def pack_weights_(stacks: Stacks, packing: Packing) -> None:

@@ -49,7 +49,8 @@ def pack_transposable(
     """Packs w [n, k] and w^T by a transposable mask.
 
     Args:
-        operand: of `format`; transposed: of the format of its transpose. split: see triton/store.py.
+        operand: of `format`; transposed: of the format of its transpose; both may be left out, and then the format.
+        split: see triton/store.py.
         mask: what `patterns` are: "search", pattern numbers [n/4, k/4] to find and to store; "numbers", to read;
             "bits", a mask [n, k] of one byte each, in which at most two of four are one.
     """
@@ -76,7 +77,7 @@ def pack_transposable(
 
 def formats_of_sides(format: str, flipped: bool, operand: bool, transposed: bool) -> tuple[str, str]:
     """(ALONG, ACROSS) of `pack_blocks` for an operand of `format` and its transpose, where they are wanted."""
-    own, other = format * operand, FORMATS[format].transposed * transposed
+    own, other = format if operand else "", FORMATS[format].transposed if transposed else ""
     return (other, own) if flipped else (own, other)
 
 
