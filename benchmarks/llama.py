@@ -44,19 +44,19 @@ WAYS: dict[str, dict[str, Any]] = {
 """Name -> options of the backend "s24" (Inductor alone without), and which linears are float8 dense."""
 
 
-def make(shape: str) -> nn.Module:
+def make(name: str) -> nn.Module:
     """The model, on the GPU."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    width, hidden, heads, key_heads, layers = SHAPES[shape]
-    config = LlamaConfig(
-        hidden_size=width, intermediate_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, vocab_size=VOCABULARY, max_position_embeddings=LENGTH, use_cache=False,
-        tie_word_embeddings=False, attn_implementation="sdpa",
-    )  # fmt: skip
+    width, hidden, heads, key_heads, layers = SHAPES[name]
+    shape: dict[str, Any] = {
+        "hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": key_heads, "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH,
+        "use_cache": False, "tie_word_embeddings": False, "attn_implementation": "sdpa",
+    }  # fmt: skip
     torch.manual_seed(0)
     with torch.device("cuda"):
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(LlamaConfig(**shape))
 
 
 def trainer(model: nn.Module, way: dict[str, Any]) -> Callable[[Tensor], Tensor]:
@@ -67,7 +67,9 @@ def trainer(model: nn.Module, way: dict[str, Any]) -> Callable[[Tensor], Tensor]
         skipped = ("lm_head", "mlp") if way["float8"] == "attention" else ("lm_head",)
         convert(model, lambda name: not any(part in name for part in skipped))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    how = {"backend": "s24", "options": {"min_speedup": 0.0, **way["options"]}} if "options" in way else {}
+    how: dict[str, Any] = {}
+    if "options" in way:
+        how = {"backend": "s24", "options": {"min_speedup": 0.0, **way["options"]}}
     run = torch.compile(model, dynamic=False, **how)
 
     def step(tokens: Tensor) -> Tensor:

@@ -72,11 +72,10 @@ def profile_steps(step: Callable[[int], Any], steps: int = 4) -> StepProfile:
 def difference(base: StepProfile, other: StepProfile) -> list[dict[str, Any]]:
     """A row a part, largest difference first: microseconds in both, and what `other` takes more."""
     parts = dict.fromkeys([*base.parts, *other.parts])
-    rows = [
-        {"part": part, "base_us": base.parts.get(part, 0.0), "other_us": other.parts.get(part, 0.0)} for part in parts
-    ]
-    for row in rows:
-        row["more_us"] = row["other_us"] - row["base_us"]
+    rows = []
+    for part in parts:
+        before, after = base.parts.get(part, 0.0), other.parts.get(part, 0.0)
+        rows.append({"part": part, "base_us": before, "other_us": after, "more_us": after - before})
     return sorted(rows, key=lambda row: -abs(row["more_us"]))
 
 
