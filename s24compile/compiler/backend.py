@@ -25,7 +25,7 @@ from s24compile.lowering.cost import FORCE
 from s24compile.report import Site
 from s24compile.training.hooks import watch_optimizers
 from s24compile.weights.model_state import sparse_weights
-from s24compile.weights.operand import Operand, pack_all
+from s24compile.weights.packed_inputs import PackedInputs
 
 log = logging.getLogger("s24compile")
 
@@ -75,11 +75,12 @@ class SparseGraph:
         self.gathered = gathered_inputs(self.original, example_inputs)
         rewrite = self.rewritten()
         self.slots, self.sites = rewrite.slots, rewrite.sites
+        self.inputs = PackedInputs(self.slots)
         self.report()
         if self.slots:
             require_gemm(self.target.arch, self.target.format)
             watch_optimizers()
-        dense, _ = self.split(example_inputs)
+        dense = self.inputs.dense_slots(example_inputs)
         if dense:
             rewrite = self.rewritten(dense)
         trace_graph("captured", lambda: passes.format_graph(self.original, "captured"))
@@ -115,27 +116,11 @@ class SparseGraph:
         return site.family != "linear" or not any(s.decorated and s.status == "rewritten" for s in self.sites)
 
     def __call__(self, *args: Any) -> Any:
-        phases, operands = self.split(args)
-        stale = [(operand, transpose) for operand, transpose in operands if operand.stale(transpose)]
-        if stale:
-            pack_all(stale)
-        packed = [buffer for operand, transpose in operands for buffer in operand.buffers(transpose)]
+        phases, packed = self.inputs.fresh(args)
         variant = self.variants.get(phases)
         if variant is None:
             variant = self.variants[phases] = self.compile_later(phases)
         return variant(*args, *packed)
-
-    def split(self, args: Sequence[Any]) -> tuple[frozenset[Slot], list[tuple[Operand, bool]]]:
-        """The slots that are dense in this call; of the others, in order, the operands, and whether W^T is needed."""
-        dense: list[Slot] = []
-        operands: list[tuple[Operand, bool]] = []
-        for slot in self.slots:
-            operand = slot.operand(args)
-            if operand.dense:
-                dense.append(slot)
-            else:
-                operands.append((operand, slot.request.needs_transpose))
-        return frozenset(dense), operands
 
     def compile_later(self, dense: frozenset[Slot]) -> Compiled:
         """Compiles a variant outside Dynamo's first capture, by giving the rewritten graph to Dynamo once more.

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from s24compile.errors import ModelError
+from s24compile.weights.mask import writing_state
 from s24compile.weights.model_state import sparse_weights
-from s24compile.weights.sparse_weight import SparseWeight, writing_state
+from s24compile.weights.sparse_weight import SparseWeight
 
 
 def baked_weights(model: nn.Module) -> dict[str, Tensor]:

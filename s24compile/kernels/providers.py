@@ -59,6 +59,8 @@ FOLDER_OF: dict[str, str] = {
     "masked_decay_": "decay",
     "masked_decay_patterns_": "decay",
     "masked_decay_many_": "decay",
+    "copy_samples_": "watch",
+    "compare_samples_": "watch",
 }
 """The folder that holds the kernels of each op."""
 

@@ -23,7 +23,8 @@ from s24compile.weights.sparse_weight import SparseWeight
 def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeight]]) -> None:
     """Applies masked decay to the gradients (or weights) that an optimizer is about to use. Never syncs with the host.
 
-    Left alone: weights in their dense phase, never searched, without gradient; recipes without decay.
+    Left alone: weights in their dense phase, never searched, without gradient, without a sparse forward since their last
+    step (they train dense now: pruned by `torch.nn.utils.prune`, run uncompiled); recipes without decay.
 
     Raises:
         ModelError: a gradient that is no plain dense tensor of the weight's shape.
@@ -37,7 +38,7 @@ def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeig
             parameter = weight.parameter()
             if on is None or weight.decay == 0 or parameter is None or parameter.grad is None:
                 continue
-            if not weight.has_mask or weight.phase == "dense":
+            if not weight.has_mask or weight.phase == "dense" or weight.packed_at < weight.tick:
                 continue
             _check_gradient(weight, parameter.grad)
             target = parameter.grad if on == "gradient" else parameter

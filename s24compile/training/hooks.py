@@ -1,18 +1,17 @@
 """How training reaches the weights without a line in the user's loop: the hooks that every torch optimizer calls.
 
-The pre-hook applies masked decay, the post-hook counts the step. Facts that shape both (docs/graphs.md): a subclass
-that calls `super().step()` fires them twice; with a closure the gradients do not exist yet when the pre-hook runs;
-under GradScaler a fused optimizer still has scaled gradients then, and fires on a skipped step too (it is counted:
-finding out would stop the host until the device has answered).
+The pre-hook applies masked decay, the post-hook counts the step. Facts that shape both: steps are parts of others
+(`training/nesting.py`), and the outer one may make the gradients itself; with a closure the gradients do not exist yet
+when the pre-hook runs; under GradScaler a fused optimizer still has scaled gradients then, and fires on a skipped step
+too (it is counted: finding out would stop the host until the device has answered); torch's own calls for the state of
+an optimizer that has not stepped yet make a step with learning rate 0 and zero gradients, which is none.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import sys
 import weakref
-from types import CodeType, FrameType
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from s24compile.training import nesting
 from s24compile.training.decay import decay_
 from s24compile.training.flip_rate import watch_flips
 from s24compile.weights.registry import TOLD, WEIGHTS
@@ -33,7 +33,9 @@ Held = list[tuple[dict[str, Any], SparseWeight]]
 """The sparse weights of an optimizer, each with its parameter group."""
 _Members = tuple[int, tuple[tuple[int, ...], ...]]
 
-_STEP_WRAPPER: CodeType = Optimizer.profile_hook_step(lambda self: None).__code__
+_DECAYED = nesting.Decayed()
+_IDLE: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+"""Optimizers whose step that has begun changes nothing."""
 _MEMBERS: weakref.WeakKeyDictionary[Optimizer, tuple[_Members, list[tuple[int, weakref.ref[SparseWeight]]]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -52,19 +54,20 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
 
     Returns: None, or new (args, kwargs) where the closure is wrapped (torch's contract for pre-hooks).
     """
+    outer = nesting.outer_steps()
+    nesting.begin(optimizer, outer)
+    if not outer:
+        _DECAYED.clear()
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if not callable(closure):
-        held = _not_held_by(_outer_steps(), held_by(optimizer))
-        _warn_of_dense_forwards(held)
-        decay_(optimizer, held)
+        _before_update(optimizer, outer)
         return None
-    outer = _outer_steps()
 
     @functools.wraps(closure)
     def closure_and_decay() -> Any:
         loss = closure()
         # Asked only now: the first forward of all, which makes the weights sparse, may be the closure's.
-        decay_(optimizer, _not_held_by(outer, held_by(optimizer)))
+        _decay_what_is_stepped(optimizer, outer)
         return loss
 
     if "closure" in kwargs:
@@ -72,17 +75,55 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     return (args[0], closure_and_decay, *args[2:]), kwargs
 
 
+def _before_update(optimizer: Optimizer, outer: list[Optimizer]) -> None:
+    _IDLE.discard(optimizer)
+    held = held_by(optimizer)
+    if not held:
+        return
+    if _changes_nothing(optimizer, held):
+        _IDLE.add(optimizer)
+        return
+    inside = nesting.step_of(optimizer, outer).inside
+    _warn_of_dense_forwards([(group, weight) for group, weight in held if weight not in inside])
+    _decay_what_is_stepped(optimizer, outer)
+
+
+def _decay_what_is_stepped(optimizer: Optimizer, outer: list[Optimizer]) -> None:
+    """Decays gradients, but for those that a step inside this one is going to step, or that are decayed already."""
+    inside = nesting.step_of(optimizer, outer).inside
+    held: Held = []
+    for group, weight in held_by(optimizer):
+        gradient = _gradient(weight)
+        if gradient is not None and weight not in inside and gradient not in _DECAYED:
+            held.append((group, weight))
+    decay_(optimizer, held)
+    for _, weight in held:
+        gradient = _gradient(weight)
+        if gradient is not None:
+            _DECAYED.add(gradient)
+
+
 def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Counts the step for the weights that the optimizer holds, and lets their packed forms go stale."""
-    CLOCK.tick += 1
-    held = _not_held_by(_outer_steps(), held_by(optimizer))
-    _meet(optimizer, [weight for _, weight in held if not weight.held])
-    for _, weight in held:
+    held = [weight for _, weight in held_by(optimizer)]
+    if optimizer in _IDLE:
+        for weight in held:
+            weight.note_step()
+        return
+    outer = nesting.outer_steps()
+    CLOCK.step(optimizer, whole=not outer)
+    inside = nesting.step_of(optimizer, outer).stepped
+    counted = [weight for weight in held if weight not in inside]
+    nesting.end(optimizer, outer, held)
+    _meet(optimizer, [weight for weight in counted if not weight.held])
+    for weight in counted:
         weight.steps += 1
+    for weight in held:
         parameter = weight.parameter()
         if parameter is not None and (parameter.requires_grad or parameter.grad is not None):
             weight.tick = CLOCK.tick
-    watch_flips([weight for _, weight in held])
+            weight.note_step()
+    watch_flips(counted)
 
 
 def held_by(optimizer: Optimizer) -> Held:
@@ -180,27 +221,15 @@ def _are_nonzero(gradients: list[Tensor]) -> list[bool]:
     return [answers.get(id(g), True) for g in gradients]
 
 
-def _not_held_by(outer: list[Optimizer], held: Held) -> Held:
-    """Drops the weights for which a step is only a part of an outer one that holds them too."""
-    if not outer or not held:
-        return held
-    taken = {id(weight) for optimizer in outer for _, weight in held_by(optimizer)}
-    return [(group, weight) for group, weight in held if id(weight) not in taken]
-
-
-def _outer_steps() -> list[Optimizer]:
-    """The optimizers whose step() is on the stack, but for the innermost, which is the one that calls our hook.
-
-    Asked of the Python stack, not of a flag, which a step that raised would leave set for ever.
-    """
-    steps: list[Optimizer] = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        # By name: Dynamo runs compiled frames with code objects of its own.
-        code = frame.f_code
-        if code.co_name == _STEP_WRAPPER.co_name and code.co_filename == _STEP_WRAPPER.co_filename:
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, Optimizer):
-                steps.append(owner)
-        frame = frame.f_back
-    return steps[1:]
+def _changes_nothing(optimizer: Optimizer, held: Held) -> bool:
+    """Whether a step is one with learning rate 0 and without a gradient other than zero: `get_optimizer_state_dict` and
+    its like make one to learn what states an optimizer has. Waits for the device at most where all rates are 0."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    # A rate on a GPU belongs to a step that is captured, or meant to be; to look at it would wait for the device.
+    readable = [rate for rate in rates if isinstance(rate, (int, float)) or (isinstance(rate, Tensor) and rate.is_cpu)]
+    if len(readable) < len(rates) or any(readable):
+        return False
+    gradients = [gradient for _, weight in held if (gradient := _gradient(weight)) is not None]
+    if any(g.is_cuda for g in gradients) and torch.cuda.is_current_stream_capturing():
+        return False
+    return not any(_are_nonzero(gradients))

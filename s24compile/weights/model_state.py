@@ -15,11 +15,14 @@ from torch.nn import Parameter
 
 from s24compile.errors import CheckpointError, ModelError, OptionError
 from s24compile.weights.checkpoint import Entry, problem_of_entry, scheduled_steps
+from s24compile.weights.following import follow
+from s24compile.weights.mask import writing_state
 from s24compile.weights.operand import pack_all
 from s24compile.weights.operand_map import operands_of
 from s24compile.weights.registry import TOLD, WEIGHTS, Load, told_about
 from s24compile.weights.schedule import PHASES, Phase
-from s24compile.weights.sparse_weight import SparseWeight, writing_state
+from s24compile.weights.sparse_weight import SparseWeight
+from s24compile.wrappers import named_parameters, unwrapped
 
 
 def sparse_weights(model: nn.Module) -> dict[str, SparseWeight]:
@@ -85,6 +88,7 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
         elif state or TOLD.get(parameter) is not None:
             told = told_about(parameter)
             told.entry, told.left_out, told.load = None, bool(state), load
+    follow(unwrapped(model))
 
 
 def set_phase(model: nn.Module, phase: Phase) -> None:
@@ -103,6 +107,7 @@ def set_phase(model: nn.Module, phase: Phase) -> None:
             weight.ask_phase(phase)
         else:
             told_about(parameter).phase = phase
+    follow(unwrapped(model))
 
 
 def refresh(model: nn.Module, *, search: bool = False) -> None:
@@ -115,7 +120,7 @@ def refresh(model: nn.Module, *, search: bool = False) -> None:
     for _, parameter in _named_parameters(model):
         weight = WEIGHTS.get(parameter)
         if weight is not None:
-            weight.forget_searched()
+            weight.forget_contents()
             if search:
                 weight.demand_search()
     operands = [operand for _, parameter in _named_parameters(model) for operand in operands_of(parameter)]
@@ -165,6 +170,7 @@ def _bake_weight_(weight: SparseWeight, parameter: Parameter) -> None:
             weight.set_scale(torch.ones_like(weight.scale))
         else:
             parameter.masked_fill_(~weight.mask, 0)
+        weight.baked(parameter)
 
 
 def _check_names(parameters: Mapping[str, Parameter], state: Mapping[str, Any]) -> None:
@@ -189,13 +195,6 @@ def _copied(entry: Entry) -> Entry:
 
 
 def _named_parameters(model: nn.Module) -> Iterator[tuple[str, Parameter]]:
-    """(name, Parameter) without the prefixes that torch.compile and DistributedDataParallel add."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(what="the model", found=f"a {type(model).__name__} was given", accepted="pass an nn.Module")
-    inner: nn.Module | None = model
-    while inner is not None:
-        model = inner
-        data_parallel = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
-        inner = model._modules.get("module" if data_parallel else "_orig_mod")
-    for name, parameter in model.named_parameters():
-        yield name.replace("_orig_mod.", ""), parameter
+    """(name, Parameter) of the innermost model; state is followed to Parameters that have replaced others."""
+    follow(unwrapped(model))
+    return named_parameters(model)

@@ -8,10 +8,8 @@ for several operands of one weight (bf16 under autocast for training, fp32 for e
 by an op that moves version counters, so that a backward through weights that were stepped meanwhile raises. Under
 `Config.freshness="always"` each pack has buffers of its own, which live until its backward.
 
-Fresh means: since the last pack no optimizer that holds the weight stepped, neither its `_version` nor its data_ptr
-moved, and its storage was not freed (the next one may have the same address). No one of these is enough: fused AdamW
-moves only the first, `add_` only the second, `p.data = x` only the third or the fourth. `p.data.add_(x)` moves none:
-`Config.freshness="always"` or `s24compile.refresh(model)` is for that.
+Fresh means: since the last pack no optimizer that holds the weight stepped, nothing shows that it was written, and the
+elements that are compared have not changed (`weights/contents.py`).
 """
 
 from __future__ import annotations
@@ -19,28 +17,32 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from s24compile.config import Config
+from s24compile.kernels import providers
 from s24compile.kernels.format import FORMATS
+from s24compile.weights.contents import Content
+from s24compile.weights.device_watch import take_samples
+from s24compile.weights.mask import writing_state
 from s24compile.weights.operand_request import OperandRequest
 from s24compile.weights.schedule import CLOCK
-from s24compile.weights.sparse_weight import Content, SparseWeight, writing_state
+from s24compile.weights.sparse_weight import SparseWeight
 from s24compile.weights.storage_reference import has_expired
 
 log = logging.getLogger("s24compile")
 
 UNHELD_STEPS = 40
-"""Steps of optimizers that do not hold a weight, after which a training forward says so."""
+"""Steps of optimizers that do not hold a weight, or edits where none steps, after which a training forward says so."""
 
 Buffers = tuple[Tensor, ...]
 _Key = tuple[object, ...]
 _State = tuple[Content, int, bool]
-"""(content, revision, whether the weight is frozen and its search overdue) of one weight."""
+"""(content, revision, whether another mask is due although neither has changed) of one weight."""
 
 
 class Operand:
@@ -55,6 +57,8 @@ class Operand:
         self.transposed: Buffers = ()
         """(values, metadata) of W~^T [K, N]; () until a backward asked for it."""
         self._both: Buffers = ()
+        self.times_packed = 0
+        """How often it has been packed."""
         self._packed_at: list[_State] | None = None
         self._warned = False
         self._source = _kind(self.parameters())
@@ -85,6 +89,10 @@ class Operand:
 
     def stale(self, needs_transpose: bool) -> bool:
         """Whether the buffers asked for have to be packed before they are read."""
+        return self.shows_change(needs_transpose) or self._written()
+
+    def shows_change(self, needs_transpose: bool) -> bool:
+        """Whether they have to be, by what shows without a look at numbers."""
         changed = self._packed_at != self._state() or self.config.freshness == "always"
         return changed or (needs_transpose and not self.transposed)
 
@@ -95,6 +103,7 @@ class Operand:
     def forget(self) -> None:
         """Makes the next `freshen` pack, whatever it can see."""
         self._packed_at = None
+        CLOCK.moves += 1
 
     def parameters(self) -> tuple[Parameter, ...]:
         """The Parameters packed; the caller of a forward holds them alive."""
@@ -109,28 +118,48 @@ class Operand:
                 version = parameter._version
             except RuntimeError:  # an inference tensor
                 version = -1
-            if has_expired(weight.storage.cdata):
+            contents = weight.contents
+            if has_expired(contents.storage.cdata):
                 state.append((weight.content(parameter), weight.revision, False))
                 continue
             frozen = not parameter.requires_grad
             tick = weight.tick if weight.held or frozen else CLOCK.tick
-            content = version, parameter.data_ptr(), weight.storage_number, tick
-            # The steps that end the interval of a frozen weight do not move its content.
-            state.append((content, weight.revision, frozen and weight.search_overdue(content)))
+            content = version, parameter.data_ptr(), contents.storage_number, contents.unseen, tick
+            # The steps that end the interval of a frozen weight do not move its content; nor does it move from an
+            # evaluation, which may have had a mask of its own, to a forward that trains.
+            due = weight.search_overdue(content) if frozen else weight.awaits_training and torch.is_grad_enabled()
+            state.append((content, weight.revision, due))
         return state
 
-    def begin(self, needs_transpose: bool, settled: set[SparseWeight]) -> Pack:
+    def was_written_unseen(self, needs_transpose: bool) -> bool:
+        """Whether one of its weights was, ever, and all that shows is as it was packed."""
+        if not any([weight.contents.unseen for weight in self.weights]) or (needs_transpose and not self.transposed):
+            return False
+        before = self._packed_at or []
+        return [(*c[:3], c[4], *rest) for c, *rest in before] == [(*c[:3], c[4], *rest) for c, *rest in self._state()]
+
+    def _written(self) -> bool:
+        """Whether a weight, which by all that shows has not changed, has other numbers than it was packed with."""
+        return any([weight.find_unseen_write() for weight in self.weights])
+
+    def begin(self, needs_transpose: bool, settled: set[SparseWeight], training: bool) -> Pack:
         """Allocates what a pack writes, and settles which masks it searches. Call inside `writing_state`.
 
         Args:
             settled: the weights that operands before this one search, to which it adds its own. Whoever searches again
                 would remember the new patterns as the ones before.
+            training: whether the pack is for a forward with gradients.
         """
         parameters = self.parameters()
+        for weight, parameter in zip(self.weights, parameters, strict=True):
+            # Another operand of the weight packs it again only if it learns of this before the sample is taken anew.
+            if weight.contents.is_known(weight.content(parameter)):
+                weight.find_unseen_write()
         contents = [w.content(p) for w, p in zip(self.weights, parameters, strict=True)]
         self._allocate(parameters[0].device, needs_transpose or bool(self.transposed))
         due = [
-            w not in settled and w.search_due(p, c) for w, p, c in zip(self.weights, parameters, contents, strict=True)
+            w not in settled and w.begin_pack(p, c, training=training and p.requires_grad)
+            for w, p, c in zip(self.weights, parameters, contents, strict=True)
         ]
         patterns = [w.prepare(p) for w, p in zip(self.weights, parameters, strict=True)]
         # The packing op searches all of its weights or none.
@@ -145,27 +174,36 @@ class Operand:
 
     def end(self) -> None:
         """Notes that the buffers now are those of the weights."""
+        CLOCK.moves += 1
+        self.times_packed += 1
         self._packed_at = self._state()
         self._source = _kind(self.parameters())  # a bf16 operand of an fp32 weight serves on once that is bf16
 
     def warn_if_unheld(self) -> None:
-        """Says once that weights train which no optimizer seen so far holds."""
+        """Says once that weights train which no optimizer seen so far holds, or that there is none at all."""
         if self._warned or not torch.is_grad_enabled():
             return
-        unheld = [
-            weight.name
-            for weight, parameter in zip(self.weights, self.parameters(), strict=True)
-            if weight.steps_missed >= UNHELD_STEPS and parameter.requires_grad
-        ]
-        if unheld:
-            self._warned = True
+        training = [w for w, p in zip(self.weights, self.parameters(), strict=True) if p.requires_grad and not w.held]
+        missed = [weight.name for weight in training if weight.steps_missed >= UNHELD_STEPS]
+        written = [weight.name for weight in training if weight.edits >= UNHELD_STEPS and not weight.steps_missed]
+        if missed:
             log.warning(
                 "optimizers have made %d steps, none of them with %s, which trains sparse: its masks and phases "
                 "follow the steps of any optimizer, but no masked decay reaches it. Is the parameter in the optimizer? "
                 "(Optimizers that are no torch.optim.Optimizer are not seen.)",
                 UNHELD_STEPS,
-                " and ".join(unheld),
+                " and ".join(missed),
             )
+        elif written:
+            log.warning(
+                "%s, which trains sparse, was written before %d forwards, and no torch.optim.Optimizer has stepped: "
+                "masks, phases (dense_after, total_steps) and masked decay go by their steps, and stand still. Derive "
+                "what updates the weights from torch.optim.Optimizer, or call s24compile.refresh(model, search=True) "
+                "and s24compile.set_phase(model, ...) when they are due.",
+                " and ".join(written),
+                UNHELD_STEPS,
+            )
+        self._warned = bool(missed or written)
 
     def _scale(self) -> Tensor | None:
         scales = [weight.scale for weight in self.weights if weight.scale is not None]
@@ -206,18 +244,26 @@ class Pack:
         alone = id(self) if self.scale is not None else 0
         return (*shared, operand.weights[0].recipe.select, self.search, bool(operand.transposed), alone)
 
-    def note_searches(self) -> None:
-        """Tells the weights which of them have a new mask."""
+    def note(self) -> None:
+        """Tells the weights which of them have a new mask, and what they were packed from."""
         for weight, content, searching in zip(self.operand.weights, self.contents, self.due, strict=True):
             weight.packed_at = CLOCK.tick
+            weight.contents.note_pack(content)
             if searching:
                 weight.searched(content)
             else:
                 weight.met(content)
 
 
-def pack_all(stale: Sequence[tuple[Operand, bool]]) -> None:
-    """Packs several operands, those of a kind in one call: a launch costs the CPU more than a small weight the GPU."""
+def pack_all(stale: Sequence[tuple[Operand, bool]], *, silently: bool = False) -> None:
+    """Packs several operands, those of a kind in one call: a launch costs the CPU more than a small weight the GPU.
+
+    Args:
+        silently: leave the version counters of the buffers as they are: for weights that may well not have changed, so
+            that backwards which wait for them go on. Where they have, those use the new weights, as a dense model's do
+            after a write through `.data`.
+    """
+    training = torch.is_grad_enabled()
     wanted: dict[Operand, bool] = {}
     for operand, needs_transpose in stale:
         wanted[operand] = wanted.get(operand, False) or needs_transpose
@@ -226,38 +272,49 @@ def pack_all(stale: Sequence[tuple[Operand, bool]]) -> None:
         with writing_state(device):
             here = [(op, transpose) for op, transpose in wanted.items() if op.parameters()[0].device == device]
             settled: set[SparseWeight] = set()
-            packs = [op.begin(transpose, settled) for op, transpose in here]
+            packs = [op.begin(transpose, settled, training) for op, transpose in here]
             kinds: dict[_Key, list[Pack]] = {}
             # Those that search come first: a weight's other operands read the patterns that they write.
             for pack in sorted(packs, key=lambda pack: not pack.search):
                 kinds.setdefault(pack.kind, []).append(pack)
             for together in kinds.values():
-                _pack_kind(together)
+                _pack_kind(together, silently)
             for pack in packs:
-                pack.note_searches()
+                pack.note()
             # Only now: a weight with two operands (two dtypes) changes its revision for both.
             for pack in packs:
                 pack.operand.end()
+            take_samples(dict.fromkeys(weight for pack in packs for weight in pack.operand.weights), training)
 
 
-def _pack_kind(packs: list[Pack]) -> None:
+def _pack_kind(packs: list[Pack], silently: bool) -> None:
     first = packs[0]
     operand, request = first.operand, first.operand.request
     options = (operand.weights[0].recipe.select, first.search, request.format, request.weight_layout)
     if len(packs) == 1:
         transposed = operand.transposed or (None, None)
         buffers = (first.patterns, *operand.forward, *transposed)
-        torch.ops.s24.pack_weight_.default(list(first.parameters), *buffers, first.scale, *options)
+        _run("pack_weight_", silently, list(first.parameters), *buffers, first.scale, *options)
         return
     values, metadata = zip(*(pack.operand.forward for pack in packs), strict=True)
     values_t, metadata_t = zip(*(p.operand.transposed for p in packs), strict=True) if operand.transposed else ((), ())
-    torch.ops.s24.pack_weights_.default(
+    _run(
+        "pack_weights_",
+        silently,
         [parameter for pack in packs for parameter in pack.parameters],
         [len(pack.parameters) for pack in packs],
         [patterns for pack in packs for patterns in pack.patterns],
         *(list(buffers) for buffers in (values, metadata, values_t, metadata_t)),
         *options,
     )
+
+
+def _run(op: str, silently: bool, *args: Any) -> None:
+    """A packing op. Version counters are moved by the op, not by what runs it on a GPU."""
+    if silently:
+        providers.run(op, *args)
+    else:
+        getattr(torch.ops.s24, op).default(*args)
 
 
 def _kind(parameters: tuple[Parameter, ...]) -> list[tuple[torch.dtype, torch.device]]:

@@ -20,7 +20,7 @@ class ParameterMap(Generic[V]):
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[torch.Tensor], V]] = {}
         self.generation = 0
-        """Moves with every `set` and `pop`, for those who remember what they found here."""
+        """Moves with every `set`, `pop` and death, for those who remember what they found here."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -30,6 +30,10 @@ class ParameterMap(Generic[V]):
         # An id can be reused by another object between a death and its callback.
         return entry[1] if entry is not None and entry[0]() is parameter else None
 
+    def values(self) -> list[V]:
+        """All values, of Parameters that are alive."""
+        return [value for ref, value in list(self._entries.values()) if ref() is not None]
+
     def set(self, parameter: torch.Tensor, value: V) -> None:
         key, entries = id(parameter), self._entries
 
@@ -37,6 +41,7 @@ class ParameterMap(Generic[V]):
             found = entries.get(key)
             if found is not None and found[0] is dead:
                 del entries[key]
+                self.generation += 1
 
         self.generation += 1
         entries[key] = (weakref.ref(parameter, forget), value)

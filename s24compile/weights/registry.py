@@ -2,7 +2,7 @@
 
 State belongs to the Parameter object, never to a graph: one compiled graph serves many layers and models. It survives
 what keeps the object (`load_state_dict`, `.to()`, `.half()`, recompiles, tied weights), and is inherited where a
-Parameter is put in another's place in a module (`load_state_dict(assign=True)`). A `copy.deepcopy` of a model has new
+Parameter is put in another's place in a module (`load_state_dict(assign=True)`, `to_empty`). A `copy.deepcopy` of a model has new
 parameters, and so starts its own state; carry it over with `s24compile.load_state_dict(copy, s24compile.state_dict(
 model))` where that is wanted. It dies with the Parameter. Packed values are another matter: see `weights/operand.py`.
 """
@@ -24,6 +24,7 @@ from s24compile.recipe import RECIPES
 from s24compile.weights.checkpoint import Entry
 from s24compile.weights.operand_request import WeightLayout
 from s24compile.weights.parameter_map import ParameterMap
+from s24compile.weights.places import Places
 from s24compile.weights.schedule import Phase
 from s24compile.weights.sparse_weight import SparseWeight
 
@@ -62,10 +63,14 @@ class Told:
     """A checkpoint of this model was loaded, and had no entry for this parameter."""
     load: Load | None = None
     """The loading that `entry` or `left_out` comes from."""
+    became: SparseWeight | None = None
+    """The weight that it was told, once the options were known."""
 
 
+State = SparseWeight | Told
 WEIGHTS: ParameterMap[SparseWeight] = ParameterMap()
 TOLD: ParameterMap[Told] = ParameterMap()
+PLACES: Places[State] = Places()
 
 
 def sparse_weight(parameter: Parameter, config: Config, name: str, layout: WeightLayout) -> SparseWeight:
@@ -80,10 +85,16 @@ def sparse_weight(parameter: Parameter, config: Config, name: str, layout: Weigh
         if weight.config is not config or weight.layout != layout:
             _check_agreement(weight, config, layout)
         return weight
-    weight = SparseWeight(parameter, config, name, layout)
     told = TOLD.get(parameter)
+    left = PLACES.left_for(parameter) if told is None else None
+    if left is not None and hand_over(left, parameter, converted=True):
+        return sparse_weight(parameter, config, name, layout)
+    weight = SparseWeight(parameter, config, name, layout)
+    if not training_of(parameter):
+        _follow_original(weight)
     if told is not None:
         _tell(weight, told)
+        told.became = weight
         TOLD.pop(parameter)
     _follow_replaced_parameters()
     WEIGHTS.set(parameter, weight)
@@ -166,22 +177,65 @@ def _problem_of(weight: SparseWeight, told: Told) -> CheckpointError | None:
     )
 
 
+def hand_over(state: State, new: Parameter, *, converted: bool) -> bool:
+    """Gives a Parameter the state of the one that it has replaced.
+
+    Args:
+        converted: it is made of that one (`.to()`), not given in its place.
+
+    Returns:
+        Whether it has taken it: not if it has a state of its own, or another shape.
+    """
+    if WEIGHTS.get(new) is not None or TOLD.get(new) is not None:
+        return False
+    if isinstance(state, Told) and state.became is not None:
+        state = state.became
+    if isinstance(state, Told):
+        entry = state.entry
+        if entry is not None and tuple(entry["shape"]) != tuple(new.shape):
+            return False
+        TOLD.set(new, dataclasses.replace(state))
+        return True
+    if state.shape != tuple(new.shape):
+        return False
+    heir = SparseWeight(new, state.config, state.name, state.layout)
+    heir.inherit(state, new, converted=converted)
+    WEIGHTS.set(new, heir)
+    return True
+
+
+def state_of(parameter: Tensor) -> State | None:
+    """What is known of a Parameter."""
+    return WEIGHTS.get(parameter) or TOLD.get(parameter)
+
+
+def training_of(parameter: Tensor) -> bool:
+    """Whether a forward that begins now trains the parameter: it is with gradients, and the parameter takes one."""
+    return torch.is_grad_enabled() and parameter.requires_grad
+
+
+def _follow_original(weight: SparseWeight) -> None:
+    """Lets a weight that is met in an evaluation start at the step of the trained weight that it is a copy of.
+
+    Averages of a model are copies, which no optimizer holds. They stand under the same name, which AveragedModel
+    prefixes.
+    """
+    if not weight.has_phases:
+        return
+    for other in WEIGHTS.values():
+        same = weight.name == other.name or weight.name.endswith(f".{other.name}")
+        if same and other.ever_held and other.shape == weight.shape and other.phases == weight.phases:
+            weight.follow(other)
+            return
+
+
 def _inherit(module: Module, name: str, new: Parameter) -> None:
     """When a module's Parameter is replaced, the new one starts with the old one's masks and counters."""
     old = module._parameters.get(name)
-    if old is None or old is new:
-        return
-    weight, told = WEIGHTS.get(old), TOLD.get(old)
     # Most parameters are no weights of ours; of those, lazy ones have no shape to ask for.
-    if (weight is None and told is None) or old.shape != new.shape or WEIGHTS.get(new) is not None:
-        return
-    if weight is not None:
-        heir = SparseWeight(new, weight.config, weight.name, weight.layout)
-        heir.restore(weight.entry())
-        heir.decay = weight.decay
-        WEIGHTS.set(new, heir)
-    elif told is not None and TOLD.get(new) is None:
-        TOLD.set(new, dataclasses.replace(told))
+    state = None if old is None or old is new else state_of(old)
+    if state is not None and old is not None and old.shape == new.shape:
+        hand_over(state, new, converted=False)
 
 
 @functools.cache

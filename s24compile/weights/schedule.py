@@ -10,6 +10,7 @@ import weakref
 from typing import Any, Literal, get_args
 
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from s24compile.config import Config
 from s24compile.recipe import RECIPES, Recipe
@@ -38,6 +39,25 @@ class StepClock:
     """Counts the steps of all optimizers of this process; moved by `training.hooks`."""
 
     tick: int = 0
+    """Steps of all optimizers."""
+    turn: int = 0
+    """Turns: a new one begins when an optimizer steps that has stepped in this one already. With one optimizer each step
+    is a turn, and so it is with one for each of N parts of a model, that all step once in an iteration."""
+    moves: int = 0
+    """Moves whenever the state of any weight changes: what was derived from it under the same number still holds."""
+    _stepped: weakref.WeakSet[Optimizer] = dataclasses.field(default_factory=weakref.WeakSet)
+    """The optimizers that have stepped in this turn."""
+
+    def step(self, optimizer: Optimizer, *, whole: bool) -> None:
+        """Counts a step; `whole` says that it is no part of another optimizer's step."""
+        self.tick += 1
+        self.moves += 1
+        if not whole:
+            return
+        if optimizer in self._stepped or not self._stepped:
+            self.turn += 1
+            self._stepped.clear()
+        self._stepped.add(optimizer)
 
 
 CLOCK = StepClock()
@@ -46,8 +66,9 @@ DRIVEN: ParameterMap[Phase] = ParameterMap()
 
 
 class WeightSchedule:
-    """The counters of one weight, and what they say. A weight that no optimizer was seen to hold goes by all of them:
-    sharded optimizers step shards and hand out gathered parameters, and a frozen weight follows the others."""
+    """The counters of one weight, and what they say. A weight that no optimizer was seen to hold goes by the turns of
+    all of them: sharded optimizers step shards and hand out gathered parameters, and a frozen weight follows the
+    others."""
 
     def __init__(self, parameter: Parameter, config: Config) -> None:
         self.config = config
@@ -60,8 +81,8 @@ class WeightSchedule:
         self.tick = 0
         """CLOCK.tick at the last step that may have written it."""
         self._others = 0
-        """Optimizer steps counted before the state was restored, while no optimizer held the weight."""
-        self._born_at_tick = self._searched_at_tick = CLOCK.tick
+        """Turns counted before the state was restored, while no optimizer held the weight."""
+        self._born_at_turn = self._searched_at_turn = CLOCK.turn
         self._searched_at_step = 0
         self._counted = False
         self._sparse_from, self._dense_from = config.sparse_from, config.dense_from
@@ -69,6 +90,11 @@ class WeightSchedule:
         self._asked_at = 0
         self.has_phases = bool(self._sparse_from or self._dense_from is not None or self.recipe.optimizer_drives_phase)
         """False: `phase` is "sparse", without a look at it."""
+
+    @property
+    def phases(self) -> tuple[int, int | None]:
+        """(step from which it trains sparse, step from which it trains dense again), as Config says."""
+        return self._sparse_from, self._dense_from
 
     @property
     def age(self) -> int:
@@ -87,8 +113,8 @@ class WeightSchedule:
 
     @property
     def steps_missed(self) -> int:
-        """Optimizer steps of this process since the state began, while no optimizer was seen to hold the weight."""
-        return 0 if self.held else CLOCK.tick - self._born_at_tick
+        """Turns of this process since the state began, while no optimizer was seen to hold the weight."""
+        return 0 if self.held else CLOCK.turn - self._born_at_turn
 
     @property
     def ever_held(self) -> bool:
@@ -97,28 +123,43 @@ class WeightSchedule:
 
     @property
     def scheduled_steps(self) -> int:
-        """What phases go by: the weight's own steps, or anyone's while no optimizer was ever seen to hold it. A frozen
+        """What phases go by: the weight's own steps, or turns while no optimizer was ever seen to hold it. A frozen
         weight so follows the schedule of the others."""
         return self.steps if self.ever_held else self._others + self.steps_missed
 
     @property
     def scheduled_age(self) -> int:
-        """`age`, by anyone's steps while no optimizer was ever seen to hold the weight."""
-        return self.age if self.ever_held else CLOCK.tick - self._searched_at_tick
+        """`age`, by turns while no optimizer was ever seen to hold the weight."""
+        return self.age if self.ever_held else CLOCK.turn - self._searched_at_turn
 
     def ask_phase(self, phase: Phase) -> None:
         """Notes the user's `set_phase`, at the present step."""
         self._asked_phase, self._asked_at = phase, self.scheduled_steps
         self.has_phases = True
+        CLOCK.moves += 1
 
     def hold(self) -> None:
         """Notes that an optimizer holds the weight: from now on its steps count, and no one else's."""
         self.held = True
         self._asked_at = min(self._asked_at, self.steps)
+        CLOCK.moves += 1
+
+    def follow(self, other: WeightSchedule) -> None:
+        """Starts at the step of another weight, of which this one is a copy that no optimizer holds: an average."""
+        self._others = other.scheduled_steps
 
     def note_search(self) -> None:
         """Notes that the mask is searched at the present step."""
-        self._searched_at_step, self._searched_at_tick = self.steps, CLOCK.tick
+        self._searched_at_step, self._searched_at_turn = self.steps, CLOCK.turn
+
+    @property
+    def searched_at(self) -> tuple[int, int]:
+        """When the mask was searched: `searched_at = value` puts an earlier moment back."""
+        return self._searched_at_step, self._searched_at_turn
+
+    @searched_at.setter
+    def searched_at(self, moment: tuple[int, int]) -> None:
+        self._searched_at_step, self._searched_at_turn = moment
 
     def schedule_entry(self) -> dict[str, Any]:
         """The counters as fields of a checkpoint's entry, see `weights/checkpoint.py`."""
@@ -133,10 +174,11 @@ class WeightSchedule:
 
     def restore_schedule(self, entry: dict[str, Any]) -> None:
         """Takes over the counters of an entry."""
-        self.steps, self._others, self._born_at_tick = entry["steps"], entry["others"], CLOCK.tick
+        self.steps, self._others, self._born_at_turn = entry["steps"], entry["others"], CLOCK.turn
         self._searched_at_step = max(0, self.steps - entry["age"])
-        self._searched_at_tick = CLOCK.tick - entry["age"]
+        self._searched_at_turn = CLOCK.turn - entry["age"]
         self._counted = bool(entry["held"])
         self.held = self.held and self._counted  # a snapshot of before may have been the optimizer's first step
         self._asked_phase, self._asked_at = entry["phase"] or None, entry["phase_at"]
         self.has_phases = self.has_phases or self._asked_phase is not None
+        CLOCK.moves += 1

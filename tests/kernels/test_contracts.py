@@ -109,7 +109,7 @@ def test_refuse_words_that_no_kernel_knows(name, place, word):
         getattr(ops, name)(*torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, args))
 
 
-SHORTENED = ("pack_weight_", "pack_weights_", "masked_decay_many_")
+SHORTENED = ("pack_weight_", "pack_weights_", "masked_decay_many_", "copy_samples_", "compare_samples_")
 """Called by this package alone, on weights that are known not to be meta tensors, and past torch's dispatcher."""
 
 

@@ -25,6 +25,8 @@ EXACT = (
     "pack_both",
     "unpack",
     "flip_rate",
+    "copy_samples_",
+    "compare_samples_",
 )
 CLOSE = (
     "soft_threshold_scale",

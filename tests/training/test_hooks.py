@@ -58,6 +58,11 @@ def sparse_parameter(config=FST, dtype=torch.float32, layout="out_in"):
     return parameter, WEIGHTS.get(parameter)
 
 
+def forward(parameter, config=FST):
+    """What a forward does for a weight: it is packed, if a step has changed it."""
+    operand_of(parameter, config=config, transpose=False).freshen(False)
+
+
 def expected_gradient(grad, parameter, weight, factor=DECAY):
     return grad + factor * parameter.detach() * ~weight.mask
 
@@ -79,6 +84,7 @@ def test_decay_once_and_count_once_through_an_optimizer_around_another():
     base = Seen([parameter])
     outer = Lookahead(base)
     for closure in (None, lambda: None):
+        forward(parameter)
         grad = torch.randn(16, 16)
         parameter.grad = grad.clone()
         outer.step(closure)
@@ -256,6 +262,7 @@ def test_pass_over_missing_gradients_and_take_other_dtypes():
     optimizer.step()
     assert weight.steps == 1
     seen = Seen([parameter])
+    forward(parameter)
     grad = torch.randn(16, 16, dtype=torch.bfloat16)
     parameter.grad = grad.clone()
     seen.step()
@@ -297,6 +304,7 @@ def test_decay_and_count_once_under_a_compiled_step(kind):
     parameter, weight = sparse_parameter()
     compiled = torch.compile(kind([parameter], lr=1.0).step, backend="eager")
     for i in range(3):
+        forward(parameter)
         before = parameter.detach().clone()
         parameter.grad = torch.zeros(16, 16)
         compiled()

@@ -9,6 +9,7 @@
 `epilogues`               mm_act, mm_dact, mm_dact_sum, mm_add, mm_glu, mm_dglu
 `activation`              act, act_backward, glu, glu_backward
 `decay`                   masked_decay_, masked_decay_patterns_, masked_decay_many_
+`watching`                copy_samples_, compare_samples_
 ========================  =====================================================================================
 
 An op is what its reference computes (`kernels/<folder>/reference.py`); `providers.run` picks a faster way to say it.
@@ -36,6 +37,7 @@ from s24compile.kernels.ops.selection import (
     transposable_mask,
     transposable_patterns,
 )
+from s24compile.kernels.ops.watching import compare_samples_, copy_samples_
 
 OPS = (
     transposable_patterns,
@@ -69,6 +71,8 @@ OPS = (
     masked_decay_,
     masked_decay_patterns_,
     masked_decay_many_,
+    copy_samples_,
+    compare_samples_,
 )
 """Every op, as torch's CustomOpDef."""
 

@@ -41,6 +41,10 @@ class Maker:
         """Integers in [-2, 2]: ties in nearly every group, exact in every dtype."""
         return torch.randint(-2, 3, shape, generator=self.generator).to(self.device, self.dtype)
 
+    def numbers(self, count: int) -> Tensor:
+        """Small int32 numbers."""
+        return torch.randint(0, 5, (count,), generator=self.generator, dtype=torch.int32).to(self.device)
+
     def seed(self, value: int = 0x1234_5678_9ABC) -> Tensor:
         """A seed tensor."""
         return torch.tensor([value], dtype=torch.int64, device=self.device)

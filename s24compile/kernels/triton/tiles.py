@@ -33,3 +33,4 @@ DECAY = Tile(2, 1024, 4)
 SCALE = Tile(8, 512, 4)  # this and the next two: not measured yet
 SCALE_TURNED = Tile(128, 32, 4)
 FLIPS = Tile(1, 16384, 4)
+SAMPLES = Tile(1, 1024, 4)

@@ -1,0 +1,1 @@
+"""Samples of weights, by which writes are found that nothing else shows."""

@@ -1,0 +1,236 @@
+"""What a call of a compiled graph needs of the weights: which operands, whether they are still true, their buffers.
+
+A forward without a step before it, of a frozen model or in an evaluation, asks all of this for nothing. So what was
+found is remembered by the parameters that arrive, and looked at again only where something has moved that shows.
+benchmarks/host_time.py measures it.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from s24compile.weights.device_watch import DeviceWatch, watch_of
+from s24compile.weights.following import note_owners
+from s24compile.weights.operand import Operand, pack_all
+from s24compile.weights.operand_map import OPERANDS, FakeOperand
+from s24compile.weights.operand_request import OperandRequest
+from s24compile.weights.registry import WEIGHTS
+from s24compile.weights.sample import HostSample
+from s24compile.weights.schedule import CLOCK, DRIVEN
+from s24compile.weights.sparse_weight import SparseWeight
+from s24compile.weights.storage_reference import has_expired
+
+log = logging.getLogger("s24compile")
+
+_version = operator.attrgetter("_version")
+_address = Tensor.data_ptr
+
+
+class Slot(Protocol):
+    """One packed operand of a compiled graph."""
+
+    @property
+    def request(self) -> OperandRequest: ...
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """At which of a call's arguments its parameters arrive."""
+
+    def operand(self, args: Sequence[Any], /) -> Operand: ...
+
+
+S = TypeVar("S", bound=Slot)
+
+
+class PackedInputs(Generic[S]):
+    """The packed weights of one compiled graph."""
+
+    def __init__(self, slots: Sequence[S]) -> None:
+        self.slots = tuple(slots)
+        self._pick = _picker([place for slot in slots for place in slot.places])
+        self._calls: dict[tuple[int, ...], _Call[S]] = {}
+
+    def dense_slots(self, args: Sequence[Any]) -> frozenset[S]:
+        """The slots that are in their dense phase in a call with these arguments. Packs nothing."""
+        return frozenset(slot for slot in self.slots if slot.operand(args).dense)
+
+    def fresh(self, args: Sequence[Any]) -> tuple[frozenset[S], list[Tensor]]:
+        """(slots that are in their dense phase, packed tensors of the others in order); packs what has changed."""
+        if not self.slots:
+            return frozenset(), []
+        parameters = self._pick(args)
+        key = tuple(map(id, parameters))
+        call = self._calls.get(key)
+        generation = OPERANDS.generation, WEIGHTS.generation
+        if call is None or call.generation != generation:
+            operands = [slot.operand(args) for slot in self.slots]
+            note_owners(parameters)
+            # Those of fake parameters are nobody's.
+            if any(isinstance(found, FakeOperand) for found in operands):
+                return _Call(self.slots, operands, generation).packed()
+            generation = OPERANDS.generation, WEIGHTS.generation
+            self._calls = {k: known for k, known in self._calls.items() if known.generation == generation}
+            call = self._calls[key] = _Call(self.slots, operands, generation)
+        return call.fresh(parameters)
+
+
+class _Call(Generic[S]):
+    """A graph's calls with the same parameters. Holds no operand alive: Dynamo keeps graphs longer than models."""
+
+    def __init__(self, slots: tuple[S, ...], operands: list[Operand], generation: tuple[int, int]) -> None:
+        self.generation = generation
+        self._operands = [
+            (slot, weakref.ref(found), slot.request.needs_transpose)
+            for slot, found in zip(slots, operands, strict=True)
+        ]
+        self._seen: tuple[object, ...] = ()
+        """What showed when everything was true; () where that is not enough to go by."""
+        self._storages: list[int] = []
+        self._dense: frozenset[S] = frozenset()
+        self._active: list[tuple[weakref.ref[Operand], bool]] = []
+        """(operand, whether W^T is needed) of the slots that are in their sparse phase."""
+        self._packs: list[int] = []
+        """How often each of them had been packed when the next four were noted."""
+        self._weights: list[weakref.ref[SparseWeight]] = []
+        self._samples: list[HostSample] = []
+        self._remembers = False
+        self._frozen = False
+        self._turn = 0
+        self._watches: dict[DeviceWatch, int] = {}
+        """The watches of the weights' devices, and the number of the comparison that was the last at an earlier call."""
+
+    def fresh(self, parameters: tuple[Tensor, ...]) -> tuple[frozenset[S], list[Tensor]]:
+        """See `PackedInputs.fresh`."""
+        try:
+            versions = list(map(_version, parameters))
+        except RuntimeError:  # inference tensors have none
+            versions = []
+        addresses = list(map(_address, parameters))
+        seen = CLOCK.moves, DRIVEN.generation, versions, addresses
+        if seen != self._seen or any(map(has_expired, self._storages)):
+            self._look_closely(parameters)
+        if self._finds_unseen_writes():
+            self._look_closely(parameters)
+        self._seen = (CLOCK.moves, DRIVEN.generation, versions, addresses) if self._remembers and versions else ()
+        return self._dense, self._buffers()
+
+    def packed(self) -> tuple[frozenset[S], list[Tensor]]:
+        """What a call with fake parameters needs."""
+        self._settle()
+        return self._dense, self._buffers()
+
+    def _buffers(self) -> list[Tensor]:
+        found: list[Tensor] = []
+        for ref, transpose in self._active:
+            found += cast(Operand, ref()).buffers(transpose)
+        return found
+
+    def _settle(self) -> list[tuple[Operand, bool]]:
+        """Notes which slots are dense now. Returns the operands of the others."""
+        active: list[tuple[Operand, bool]] = []
+        dense: list[S] = []
+        self._active = []
+        for slot, ref, transpose in self._operands:
+            found = cast(Operand, ref())
+            if found.dense:
+                dense.append(slot)
+            else:
+                active.append((found, transpose))
+                self._active.append((ref, transpose))
+        self._dense = frozenset(dense)
+        return active
+
+    def _look_closely(self, parameters: tuple[Tensor, ...]) -> None:
+        """Asks each operand, and packs the stale ones."""
+        active = self._settle()
+        devices = dict.fromkeys([parameter.device for parameter in parameters])
+        self._watches = {watch: watch.number for device in devices if (watch := watch_of(device)) is not None}
+        if self._watches:
+            active = self._pack_written(active)
+        stale = [(found, transpose) for found, transpose in active if found.shows_change(transpose)]
+        if stale:
+            pack_all(stale)
+        packs = [cast(Operand, ref()).times_packed for ref, _ in self._active]
+        if packs != self._packs:
+            self._packs = packs
+            self._note_weights(parameters)
+
+    def _note_weights(self, parameters: tuple[Tensor, ...]) -> None:
+        """Notes what the next calls ask of the weights, which have been packed since this was asked last."""
+        self._weights, self._samples, self._storages, self._remembers = [], [], [], True
+        for ref, _ in self._active:
+            for weight in cast(Operand, ref()).weights:
+                contents = weight.contents
+                self._weights.append(weakref.ref(weight))
+                self._storages.append(contents.storage.cdata)
+                if isinstance(contents.sample, HostSample):
+                    self._samples.append(contents.sample)
+                # What an evaluation has set aside, and what is packed each time.
+                if weight.awaits_training or (self._watches and contents.unseen) or weight.config.freshness != "auto":
+                    self._remembers = False
+        self._frozen = not any([parameter.requires_grad for parameter in parameters])
+
+    def _finds_unseen_writes(self) -> bool:
+        """Whether the numbers say of a weight, of which nothing else does, that it was written. Notes which."""
+        for watch, number in self._watches.items():
+            if watch.has_news():
+                return True
+            # One comparison is of all weights: a model of many graphs, called one after the other, needs but one.
+            if number == watch.number and not watch.is_capturing:
+                weights = [weight for ref in self._weights if (weight := ref()) is not None]
+                watch.take([weight for weight in weights if weight.contents.is_asked_again()])
+                watch.look()
+            self._watches[watch] = watch.number
+        samples = self._samples
+        if not samples:
+            return False
+        if self._frozen or not torch.is_grad_enabled():
+            written = any([sample.differs() for sample in samples])
+        else:
+            # A forward that trains is soon followed by a step, after which all is packed: weights are looked at in one
+            # place, and one of them in turn as a whole.
+            self._turn += 1
+            written = any([s.differs_nearby() for s in samples]) or samples[self._turn % len(samples)].differs()
+        return written and any([w.find_unseen_write() for ref in self._weights if (w := ref()) is not None])
+
+    def _pack_written(self, active: list[tuple[Operand, bool]]) -> list[tuple[Operand, bool]]:
+        """Packs the operands of weights on a GPU that were found written, if nothing else has changed about them.
+
+        Returns: the others.
+        """
+        for watch in self._watches:
+            note_written(watch.found())
+        written = [pair for pair in active if pair[0].was_written_unseen(pair[1])]
+        if written:
+            pack_all(written, silently=True)
+        return [pair for pair in active if pair not in written] if written else active
+
+
+def note_written(weights: Sequence[SparseWeight]) -> None:
+    """Notes that these weights were found written, a little late, and says so."""
+    for weight in weights:
+        weight.note_unseen_write()
+    if weights:
+        log.warning(
+            "%d sparse weight(s) (%s, ...) were written where nothing shows it (`p.data.copy_(...)`): since then one or "
+            "two forwards have used the weights of before. From now on they are packed before each forward. "
+            "s24compile.refresh(model) after such a write, or freshness='always', is exact from the first one on; "
+            "docs/trainers.md says more",
+            len(weights),
+            weights[0].name,
+        )
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Tensor, ...]]:
+    """The arguments at these places of a call."""
+    if len(places) == 1:
+        return lambda args: (args[places[0]],)
+    picked: Any = operator.itemgetter(*places) if places else lambda args: ()
+    return cast("Callable[[Sequence[Any]], tuple[Tensor, ...]]", picked)
