@@ -22,6 +22,7 @@ from s24compile.kernels.target import Target
 from s24compile.report import Report, Site
 from s24compile.training.random_state import RandomState
 from s24compile.weights.sharding import sharded_master
+from s24compile.wrappers import clean_name, named_parameters, unwrapped
 
 
 def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Report:
@@ -74,7 +75,7 @@ class _Findings:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = {id(parameter): _clean(name) for name, parameter in model.named_parameters()}
+        self.names = {id(parameter): name for name, parameter in named_parameters(model)}
         self.sites: list[Site] = []
         self.seen: set[int] = set()
         """ids of the parameters that some graph takes; the caller's model keeps them alive."""
@@ -102,7 +103,7 @@ class _Findings:
         """The report on the whole model, the one that this was made for."""
         unseen = [
             f"{path}.weight" if path else "weight"
-            for path, module in model.named_modules()
+            for path, module in unwrapped(model).named_modules()
             if isinstance(module, nn.Linear) and not any(id(p) in self.seen for p in _weights_of(module))
         ]
         return Report(
@@ -110,7 +111,7 @@ class _Findings:
             graphs=self.graphs,
             target=str(self.target),
             providers=tuple(serving(self.target, ("mm", "mvue_pack", "glu", "pack_weight_")).items()),
-            unseen=tuple(_clean(name) for name in unseen),
+            unseen=tuple(clean_name(name) for name in unseen),
         )
 
 
@@ -208,11 +209,6 @@ def _owned(parameter: nn.Parameter) -> nn.Parameter:
     """The object on the module: of a parameter that FSDP2 gathered, its shard."""
     master = sharded_master(parameter)
     return parameter if master is None else master
-
-
-def _clean(name: str) -> str:
-    """A module's or parameter's name as if nothing were compiled."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _natural(site: Site) -> list[tuple[int, str]]:

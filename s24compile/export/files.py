@@ -20,6 +20,7 @@ from s24compile.errors import MaskError, ModelError, TargetError
 from s24compile.export.baked import baked_weights
 from s24compile.export.bitmask import FIELDS, from_bitmask, to_bitmask
 from s24compile.tensor.sparse24 import Sparse24
+from s24compile.wrappers import clean_name, unwrapped
 
 FILE = "model.safetensors"
 
@@ -55,7 +56,7 @@ def save_compressed(
             accepted="the layout names modules, so a weight must be called <module>.weight; leave this one out of "
             "`names`, and it is saved dense, with its zeros",
         )  # fmt: skip
-    tensors = {name.replace("_orig_mod.", ""): t.detach() for name, t in _inner(model).state_dict().items()}
+    tensors = {clean_name(name): t.detach() for name, t in unwrapped(model).state_dict().items()}
     tensors |= baked
     tied = _tied(tensors, baked)
     if dtype is not None:
@@ -152,7 +153,7 @@ def _tied(tensors: dict[str, Tensor], baked: dict[str, Tensor]) -> dict[str, str
 
 
 def _write_config(model: nn.Module, directory: Path, modules: list[str], tensors: dict[str, Tensor]) -> None:
-    path, save = directory / "config.json", getattr(getattr(_inner(model), "config", None), "save_pretrained", None)
+    path, save = directory / "config.json", getattr(getattr(unwrapped(model), "config", None), "save_pretrained", None)
     if save is not None:
         save(directory)
     elements = max(sum(t.numel() for t in tensors.values()), 1)
@@ -160,12 +161,6 @@ def _write_config(model: nn.Module, directory: Path, modules: list[str], tensors
     content = json.loads(path.read_text()) if path.exists() else {}
     content["quantization_config"] = compression_config(modules, zeros / elements)
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    inner = getattr(model, "_orig_mod", model)
-    assert isinstance(inner, nn.Module)
-    return inner
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from s24compile.export.baked import baked_weights
 from s24compile.kernels import ops as _ops
 from s24compile.kernels.checks import check_choice, check_same_shape
 from s24compile.tensor.sparse24 import Sparse24
+from s24compile.wrappers import clean_name, unwrapped
 
 Backend = Literal["cutlass", "cusparselt"]
 
@@ -82,11 +83,13 @@ def to_torch_sparse_(model: nn.Module, *, backend: Backend = "cutlass", dtype: t
         ModelError: a sparse weight is not the weight of an nn.Linear, or torch's kernels don't take it; or
             `baked_weights` cannot tell them.
     """
+    # By the names that weights have; of a compiled module and the one in it, which share a name, the one in it.
+    modules: dict[str, Any] = {clean_name(name): module for name, module in unwrapped(model).named_modules()}
     converted: dict[str, Tensor] = {}
     for name, weight in baked_weights(model).items():
         owner, _, attribute = name.rpartition(".")
         try:
-            if attribute != "weight" or not isinstance(_inner(model).get_submodule(owner), nn.Linear):
+            if attribute != "weight" or not isinstance(modules.get(owner), nn.Linear):
                 raise ModelError(
                     what=f"weight {name!r}", found="its module is no nn.Linear", accepted="export it as it is"
                 )
@@ -96,7 +99,7 @@ def to_torch_sparse_(model: nn.Module, *, backend: Backend = "cutlass", dtype: t
                 what=f"weight {name!r}", found=str(error), accepted="no weight has been converted"
             ) from error
     for name, tensor in converted.items():
-        _inner(model).get_submodule(name.removesuffix(".weight")).weight = nn.Parameter(tensor, requires_grad=False)
+        modules[name.removesuffix(".weight")].weight = nn.Parameter(tensor, requires_grad=False)
     return list(converted)
 
 
@@ -111,9 +114,3 @@ def _check_taken(t: Tensor, cls: Any) -> None:
         raise ShapeError(
             what="t", shape=tuple(t.shape), accepted=f"torch's 2:4 kernels take multiples of {rows} x {cols} here"
         )
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    inner = getattr(model, "_orig_mod", model)
-    assert isinstance(inner, nn.Module)
-    return inner
