@@ -19,6 +19,7 @@ from s24compile.training.hooks import watch_optimizers
 from s24compile.weights.operand import Operand
 from s24compile.weights.operand_map import operand
 from s24compile.weights.operand_request import OperandRequest
+from s24compile.weights.packing import freshen
 
 
 class MLP(nn.Module):
@@ -68,7 +69,7 @@ def sparse_linear(x: Tensor, linear: nn.Linear, config: Config, name: str, dtype
     found = operand_of(linear.weight, config=config, names=(name,), dtype=dtype, transpose=dx == "sparse")
     if found.dense:
         return linear(x)
-    packed = found.freshen(dx == "sparse")
+    packed = freshen(found, dx == "sparse")
     pairs = (*packed, None, None)[:4]
     return torch.ops.s24.linear(x, [linear.weight], *pairs, linear.bias, "sm90", "out_in", dx, config.gradient)
 

@@ -22,7 +22,7 @@ from tests.on_cpu import ON_CPU
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "s24compile"
 
-LEAVES = ("config", "errors", "recipe", "report")
+LEAVES = ("config", "errors", "recipe", "report", "wrappers")
 """Modules that every package may import. They import each other alone."""
 
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -35,7 +35,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "lowering": ("graphs", "kernels"),
     "training": ("weights",),
     "export": ("tensor", "ops", "weights", "kernels"),
-    "integrations": (),
+    "integrations": ("weights",),
     "compiler": ("passes", "lowering", "training", "weights", "graphs", "kernels"),
     "demo": ("training", ""),
     "cli": ("demo", "compiler", "training", "kernels", ""),
@@ -49,6 +49,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "report": (),
     "recipe": ("errors",),
     "config": ("errors", "recipe"),
+    "wrappers": ("errors",),
     "graphs.layer": (),
     "graphs.tracing": (),
     "kernels": ("kernels", "errors"),  # kernels know no options

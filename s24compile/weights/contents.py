@@ -1,8 +1,8 @@
 """What a weight held when it was last packed or stepped, and whether it has been written since, and how.
 
-Nothing tells this alone: fused AdamW moves only the optimizer's tick, `add_` only the version counter, `p.data = x` only
-the address or, at an address that was freed, the storage; `p.data.add_(x)` moves none, and shows in the numbers alone
-(`weights/sample.py`).
+Nothing tells this alone: fused AdamW moves only the optimizer's tick, `add_` only the version counter, `p.data = x`
+only the address or, at an address that was freed, the storage; `p.data.add_(x)` moves none, and shows in the numbers
+alone (`weights/sample.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Contents:
         self.asked_again = False
         """Whether a forward has asked for the weight, on a GPU, which needed no pack: others may follow."""
         self.left_by_step = False
-        """Whether an optimizer's step has left the weight as it was last known, and no pack has read it since."""
+        """Whether an optimizer's step has left the weight as it was last known; else a pack has read it since."""
         self.edits_follow_steps = False
         """Whether the training loop edits the weight after each step, as one that normalises it does."""
         self._left: Content | None = None
@@ -54,7 +54,7 @@ class Contents:
         return version_of(parameter), parameter.data_ptr(), self.storage_number, self.unseen, tick
 
     def is_asked_again(self) -> bool:
-        """Notes that a forward asked for the weight which needed no pack. Whether it has no sample, and can have one."""
+        """Notes that a forward asked for the weight which needed no pack. Whether it lacks a sample, and should not."""
         first, self.asked_again = not self.asked_again, True
         return first and self.sample is None and not self.unseen
 

@@ -6,6 +6,7 @@ innermost model's `named_parameters()` does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,10 +20,13 @@ from s24compile.weights.following import follow
 from s24compile.weights.mask import writing_state
 from s24compile.weights.operand import pack_all
 from s24compile.weights.operand_map import operands_of
+from s24compile.weights.packing import pack_all
 from s24compile.weights.registry import TOLD, WEIGHTS, Load, told_about
 from s24compile.weights.schedule import PHASES, Phase
 from s24compile.weights.sparse_weight import SparseWeight
 from s24compile.wrappers import named_parameters, unwrapped
+
+log = logging.getLogger("s24compile")
 
 
 def sparse_weights(model: nn.Module) -> dict[str, SparseWeight]:
@@ -65,6 +69,11 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
         )
     parameters = dict(_named_parameters(model))
     _check_names(parameters, state)
+    if not state and all(TOLD.get(p) is None for p in parameters.values()):
+        log.warning(
+            "an empty s24 state was loaded: masks and step counts begin anew. torch.distributed.checkpoint reads "
+            "nothing else into a model that has not run yet: give it s24compile.Stateful(model), which has all names."
+        )
     for name, entry in state.items():
         weight = WEIGHTS.get(parameters[name])
         shape = tuple(parameters[name].shape)

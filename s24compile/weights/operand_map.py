@@ -42,7 +42,7 @@ class FakeOperand(Operand):
         """Fake buffers of the shapes, strides and dtypes of the real ones."""
         example = self._examples[0]
         with example.fake_mode:
-            self._allocate(example.device, needs_transpose)
+            self.allocate(example.device, needs_transpose)
         return super().buffers(needs_transpose)
 
     def forget(self) -> None:

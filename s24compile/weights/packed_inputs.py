@@ -18,9 +18,10 @@ from torch import Tensor
 
 from s24compile.weights.device_watch import DeviceWatch, watch_of
 from s24compile.weights.following import note_owners
-from s24compile.weights.operand import Operand, pack_all
+from s24compile.weights.operand import Operand
 from s24compile.weights.operand_map import OPERANDS, FakeOperand
 from s24compile.weights.operand_request import OperandRequest
+from s24compile.weights.packing import pack_all
 from s24compile.weights.registry import WEIGHTS
 from s24compile.weights.sample import HostSample
 from s24compile.weights.schedule import CLOCK, DRIVEN
@@ -68,14 +69,13 @@ class PackedInputs(Generic[S]):
         parameters = self._pick(args)
         key = tuple(map(id, parameters))
         call = self._calls.get(key)
-        generation = OPERANDS.generation, WEIGHTS.generation
-        if call is None or call.generation != generation:
+        if call is None or call.generation != _generation():
             operands = [slot.operand(args) for slot in self.slots]
             note_owners(parameters)
             # Those of fake parameters are nobody's.
             if any(isinstance(found, FakeOperand) for found in operands):
-                return _Call(self.slots, operands, generation).packed()
-            generation = OPERANDS.generation, WEIGHTS.generation
+                return _Call(self.slots, operands, _generation()).packed()
+            generation = _generation()
             self._calls = {k: known for k, known in self._calls.items() if known.generation == generation}
             call = self._calls[key] = _Call(self.slots, operands, generation)
         return call.fresh(parameters)
@@ -84,7 +84,7 @@ class PackedInputs(Generic[S]):
 class _Call(Generic[S]):
     """A graph's calls with the same parameters. Holds no operand alive: Dynamo keeps graphs longer than models."""
 
-    def __init__(self, slots: tuple[S, ...], operands: list[Operand], generation: tuple[int, int]) -> None:
+    def __init__(self, slots: tuple[S, ...], operands: list[Operand], generation: tuple[int, ...]) -> None:
         self.generation = generation
         self._operands = [
             (slot, weakref.ref(found), slot.request.needs_transpose)
@@ -104,7 +104,7 @@ class _Call(Generic[S]):
         self._frozen = False
         self._turn = 0
         self._watches: dict[DeviceWatch, int] = {}
-        """The watches of the weights' devices, and the number of the comparison that was the last at an earlier call."""
+        """The watches of the weights' devices, and the number of the last comparison at the call before."""
 
     def fresh(self, parameters: tuple[Tensor, ...]) -> tuple[frozenset[S], list[Tensor]]:
         """See `PackedInputs.fresh`."""
@@ -175,7 +175,7 @@ class _Call(Generic[S]):
                 # What an evaluation has set aside, and what is packed each time.
                 if weight.awaits_training or (self._watches and contents.unseen) or weight.config.freshness != "auto":
                     self._remembers = False
-        self._frozen = not any([parameter.requires_grad for parameter in parameters])
+        self._frozen = not any(parameter.requires_grad for parameter in parameters)
 
     def _finds_unseen_writes(self) -> bool:
         """Whether the numbers say of a weight, of which nothing else does, that it was written. Notes which."""
@@ -192,13 +192,13 @@ class _Call(Generic[S]):
         if not samples:
             return False
         if self._frozen or not torch.is_grad_enabled():
-            written = any([sample.differs() for sample in samples])
+            written = any(map(HostSample.differs, samples))
         else:
             # A forward that trains is soon followed by a step, after which all is packed: weights are looked at in one
             # place, and one of them in turn as a whole.
             self._turn += 1
-            written = any([s.differs_nearby() for s in samples]) or samples[self._turn % len(samples)].differs()
-        return written and any([w.find_unseen_write() for ref in self._weights if (w := ref()) is not None])
+            written = any(map(HostSample.differs_nearby, samples)) or samples[self._turn % len(samples)].differs()
+        return written and bool([w for ref in self._weights if (w := ref()) is not None and w.find_unseen_write()])
 
     def _pack_written(self, active: list[tuple[Operand, bool]]) -> list[tuple[Operand, bool]]:
         """Packs the operands of weights on a GPU that were found written, if nothing else has changed about them.
@@ -208,6 +208,8 @@ class _Call(Generic[S]):
         for watch in self._watches:
             note_written(watch.found())
         written = [pair for pair in active if pair[0].was_written_unseen(pair[1])]
+        for weight in {weight for found, _ in written for weight in found.weights if weight.contents.unseen}:
+            weight.note_unseen_write()  # it may have been, once more
         if written:
             pack_all(written, silently=True)
         return [pair for pair in active if pair not in written] if written else active
@@ -219,13 +221,18 @@ def note_written(weights: Sequence[SparseWeight]) -> None:
         weight.note_unseen_write()
     if weights:
         log.warning(
-            "%d sparse weight(s) (%s, ...) were written where nothing shows it (`p.data.copy_(...)`): since then one or "
-            "two forwards have used the weights of before. From now on they are packed before each forward. "
+            "%d sparse weight(s) (%s, ...) were written where nothing shows it (`p.data.copy_(...)`): since then one "
+            "or two forwards have used the weights of before. From now on they are packed before each forward. "
             "s24compile.refresh(model) after such a write, or freshness='always', is exact from the first one on; "
             "docs/trainers.md says more",
             len(weights),
             weights[0].name,
         )
+
+
+def _generation() -> tuple[int, ...]:
+    """Moves when a Parameter may have got another operand, or its id another owner."""
+    return OPERANDS.generation, WEIGHTS.generation, WEIGHTS.deaths
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Tensor, ...]]:

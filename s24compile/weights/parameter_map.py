@@ -20,7 +20,9 @@ class ParameterMap(Generic[V]):
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[torch.Tensor], V]] = {}
         self.generation = 0
-        """Moves with every `set`, `pop` and death, for those who remember what they found here."""
+        """Moves with every `set` and `pop`, for those who remember what they found here."""
+        self.deaths = 0
+        """Moves when a Parameter has died: its id may be another's from then on."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -41,7 +43,7 @@ class ParameterMap(Generic[V]):
             found = entries.get(key)
             if found is not None and found[0] is dead:
                 del entries[key]
-                self.generation += 1
+                self.deaths += 1
 
         self.generation += 1
         entries[key] = (weakref.ref(parameter, forget), value)

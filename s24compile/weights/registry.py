@@ -2,9 +2,10 @@
 
 State belongs to the Parameter object, never to a graph: one compiled graph serves many layers and models. It survives
 what keeps the object (`load_state_dict`, `.to()`, `.half()`, recompiles, tied weights), and is inherited where a
-Parameter is put in another's place in a module (`load_state_dict(assign=True)`, `to_empty`). A `copy.deepcopy` of a model has new
-parameters, and so starts its own state; carry it over with `s24compile.load_state_dict(copy, s24compile.state_dict(
-model))` where that is wanted. It dies with the Parameter. Packed values are another matter: see `weights/operand.py`.
+Parameter is put in another's place in a module (`load_state_dict(assign=True)`, `to_empty`). A `copy.deepcopy` of a
+model has new parameters, and so starts its own state; carry it over with `s24compile.load_state_dict(copy,
+s24compile.state_dict(model))` where that is wanted. It dies with the Parameter, or, where that was replaced, with the
+module that held it. Packed values are another matter: see `weights/operand.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sample of a weight in the host's memory, and what two samples say of each other.
 
-What a sample is, `kernels/watch/reference.py` says: no write of whole rows or columns goes unseen, one of fewer elements
-may.
+What a sample is, `kernels/watch/reference.py` says: no write of whole rows or columns goes unseen, one of fewer
+elements may.
 """
 
 from __future__ import annotations

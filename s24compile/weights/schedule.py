@@ -41,8 +41,8 @@ class StepClock:
     tick: int = 0
     """Steps of all optimizers."""
     turn: int = 0
-    """Turns: a new one begins when an optimizer steps that has stepped in this one already. With one optimizer each step
-    is a turn, and so it is with one for each of N parts of a model, that all step once in an iteration."""
+    """Turns: a new one begins when an optimizer steps that has stepped in this one already. With one optimizer each
+    step is a turn; with N, that all step once in an iteration, each iteration is."""
     moves: int = 0
     """Moves whenever the state of any weight changes: what was derived from it under the same number still holds."""
     _stepped: weakref.WeakSet[Optimizer] = dataclasses.field(default_factory=weakref.WeakSet)

@@ -10,6 +10,7 @@ from torch import nn
 
 from s24compile.config import Config
 from s24compile.training.flip_rate import flip_rates, global_flip_rate, is_exploding
+from s24compile.weights.packing import freshen
 from s24compile.weights.registry import WEIGHTS
 from tests.freshening import operand_of
 
@@ -21,7 +22,7 @@ def test_rate_several_weights_and_all_elements_together():
     optimizer = torch.optim.SGD([small, large], lr=1.0)
     weights = []
     for parameter in (small, large):
-        operand_of(parameter, config=EACH_STEP).freshen(False)
+        freshen(operand_of(parameter, config=EACH_STEP), False)
         weights.append(WEIGHTS.get(parameter))
     assert flip_rates(weights) == [None, None]
     assert global_flip_rate(weights) is None
@@ -29,7 +30,7 @@ def test_rate_several_weights_and_all_elements_together():
     small.grad, large.grad = torch.randn_like(small), torch.zeros_like(large)
     optimizer.step()
     for parameter in (small, large):
-        operand_of(parameter, config=EACH_STEP).freshen(False)
+        freshen(operand_of(parameter, config=EACH_STEP), False)
     changed = int((before[0] != weights[0].mask).sum())
     assert flip_rates(weights) == pytest.approx([changed / 64, 0.0])
     assert global_flip_rate(weights) == pytest.approx(changed / (64 + 512))
@@ -68,7 +69,7 @@ def test_advise_what_the_recipe_has(config, said, caplog):
     found = operand_of(parameter, config=config, transpose=config.recipe == "fst")
     with caplog.at_level(logging.WARNING, logger="s24compile"):
         for i in range(40 * 18):
-            found.freshen(config.recipe == "fst")
+            freshen(found, config.recipe == "fst")
             # From calm to chaos: the share of the weights that is drawn anew grows.
             parameter.grad = torch.where(torch.rand(32, 32) < i / 700, parameter.detach() - torch.randn(32, 32), 0.0)
             optimizer.step()
@@ -83,7 +84,7 @@ def test_warn_once_in_words(caplog):
     torch.manual_seed(0)
     with caplog.at_level(logging.WARNING, logger="s24compile"):
         for i in range(40 * 20):
-            found.freshen(False)
+            freshen(found, False)
             # From calm to chaos: the share of the weights that is drawn anew grows.
             parameter.grad = torch.where(torch.rand(32, 32) < i / 800, parameter.detach() - torch.randn(32, 32), 0.0)
             optimizer.step()
@@ -99,7 +100,7 @@ def test_stay_silent_while_training_calms_down(caplog):
     found = operand_of(parameter, config=EACH_STEP)
     with caplog.at_level(logging.WARNING, logger="s24compile"):
         for i in range(40 * 16):
-            found.freshen(False)
+            freshen(found, False)
             parameter.grad = torch.randn(32, 32) * 10 / (1 + i)
             optimizer.step()
     assert caplog.records == []

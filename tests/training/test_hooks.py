@@ -10,6 +10,7 @@ from s24compile import errors
 from s24compile.config import Config
 from s24compile.training.hooks import before_step
 from s24compile.weights.model_state import set_phase
+from s24compile.weights.packing import freshen
 from s24compile.weights.registry import WEIGHTS
 from tests.calls import count_calls
 from tests.freshening import operand_of
@@ -54,13 +55,13 @@ class Lookahead(torch.optim.Optimizer):
 
 def sparse_parameter(config=FST, dtype=torch.float32, layout="out_in"):
     parameter = nn.Parameter(torch.randn(16, 16, dtype=dtype))
-    operand_of(parameter, config=config, transpose=False, layout=layout).freshen(False)
+    freshen(operand_of(parameter, config=config, transpose=False, layout=layout), False)
     return parameter, WEIGHTS.get(parameter)
 
 
 def forward(parameter, config=FST):
     """What a forward does for a weight: it is packed, if a step has changed it."""
-    operand_of(parameter, config=config, transpose=False).freshen(False)
+    freshen(operand_of(parameter, config=config, transpose=False), False)
 
 
 def expected_gradient(grad, parameter, weight, factor=DECAY):
@@ -288,7 +289,7 @@ def test_see_parameters_and_weights_that_come_later():
     parameter.grad = torch.zeros(16, 16)
     optimizer.step()
     assert weight.steps == 1
-    operand_of(first, config=FST).freshen(False)
+    freshen(operand_of(first, config=FST), False)
     optimizer.step()
     assert weight.steps == 2
     assert WEIGHTS.get(first).steps == 1
