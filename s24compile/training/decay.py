@@ -23,8 +23,8 @@ from s24compile.weights.sparse_weight import SparseWeight
 def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeight]]) -> None:
     """Applies masked decay to the gradients (or weights) that an optimizer is about to use. Never syncs with the host.
 
-    Left alone: weights in their dense phase, never searched, without gradient, without a sparse forward since their last
-    step (they train dense now: pruned by `torch.nn.utils.prune`, run uncompiled); recipes without decay.
+    Left alone: weights in their dense phase, never searched, without gradient, or without a sparse forward since their
+    last step (they train dense now: pruned by `torch.nn.utils.prune`, run uncompiled); recipes without decay.
 
     Raises:
         ModelError: a gradient that is no plain dense tensor of the weight's shape.

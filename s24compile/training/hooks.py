@@ -146,6 +146,7 @@ def _meet(optimizer: Optimizer, weights: list[SparseWeight]) -> None:
     """Notes that an optimizer holds these weights, when it first steps them."""
     if weights:
         _warn_of_unused_entries(optimizer)
+        _warn_of_lost_steps(optimizer, weights)
     undriven = []
     for weight in weights:
         weight.hold()
@@ -175,6 +176,27 @@ def _warn_of_unused_entries(optimizer: Optimizer) -> None:
             "(targets, include, exclude) that it was saved with? Their masks are kept, and unused.",
             sum(told.load in loads for told in notes),
         )
+
+
+def _warn_of_lost_steps(optimizer: Optimizer, weights: list[SparseWeight]) -> None:
+    """Says that an optimizer has made more steps than its weights have counted: their state was not loaded."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return
+    for weight in weights:
+        parameter = weight.parameter()
+        made = None if parameter is None else optimizer.state.get(parameter, {}).get("step")
+        # This step has been made, and is not counted yet. A step count on the device is waited for, once.
+        if isinstance(made, (int, float, Tensor)) and float(made) > weight.steps + 1:
+            log.warning(
+                "the optimizer has made %d steps, and the sparse weights that it holds (%s, ...) count %d: if this run "
+                "was resumed, their state was not, and masks, phases (dense_after, dense_until, total_steps) and ages "
+                "begin anew. Load what s24compile.state_dict returned, or use s24compile.TrainerCallback or Stateful. "
+                "If sparse training begins now, all is well.",
+                int(made),
+                weight.name,
+                weight.steps + 1,
+            )
+            return
 
 
 def _warn_of_dense_forwards(held: Held) -> None:

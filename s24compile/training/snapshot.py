@@ -27,7 +27,7 @@ from s24compile.weights.schedule import DRIVEN, Phase
 from s24compile.weights.sparse_weight import SparseWeight
 
 
-class Stateful(Protocol):
+class HasState(Protocol):
     """What learning-rate schedulers, gradient scalers and stateful data loaders have in common."""
 
     def state_dict(self) -> Any: ...
@@ -38,7 +38,7 @@ class Stateful(Protocol):
 class Snapshot:
     """Takes the moment when it is made; `restore` may be called any number of times."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, also: Sequence[Stateful] = ()) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, also: Sequence[HasState] = ()) -> None:
         held = (p for group in optimizer.param_groups for p in group["params"])
         unique = {id(p): p for p in (*model.parameters(), *held)}
         self.parameters: tuple[Tensor, ...] = tuple(unique.values())
@@ -100,12 +100,12 @@ class _Sparse:
     def __init__(self, weight: SparseWeight) -> None:
         self.weight = weight
         self.entry: Entry = weight.entry()
-        self.decay, self.held = weight.decay, weight.held
+        self.held = weight.held
         self.history: History = history_of(weight)
 
     def restore(self) -> None:
         self.weight.restore(self.entry)
-        self.weight.decay, self.weight.held = self.decay, self.held
+        self.weight.held = self.held
         set_history(self.weight, self.history)
 
 

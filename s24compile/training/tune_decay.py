@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from s24compile.errors import ModelError, OptionError
 from s24compile.training.decay_search import DecaySearch, Trial, last_half
-from s24compile.training.snapshot import Snapshot, Stateful
+from s24compile.training.snapshot import HasState, Snapshot
 from s24compile.weights.model_state import set_phase, sparse_weights, state_dict
 from s24compile.weights.registry import WEIGHTS, told_about
 from s24compile.weights.sparse_weight import SparseWeight
@@ -35,7 +35,7 @@ def tune_decay(
     *,
     candidates: Sequence[float] = CANDIDATES,
     steps: int = 60,
-    also: Sequence[Stateful] = (),
+    also: Sequence[HasState] = (),
     on_step: Callable[[float | None, int], None] | None = None,
 ) -> DecaySearch:
     """Finds the masked decay that keeps the flip rate at 0.60-0.95 of the dense run's. Best called during warm-up.
