@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from s24compile.compiler.explanation import explain
     from s24compile.config import Config
     from s24compile.integrations.accelerate import register_with_accelerate
+    from s24compile.integrations.distributed_checkpoint import Stateful
+    from s24compile.integrations.trainer_callback import TrainerCallback
     from s24compile.kernels.packed import Packed24
     from s24compile.report import Report
     from s24compile.tensor.construct import to_sparse_semi_structured
@@ -46,6 +48,8 @@ __all__ = [
     "Report",
     "Sparse24",
     "SparseWeight",
+    "Stateful",
+    "TrainerCallback",
     "bake_",
     "errors",
     "explain",
@@ -71,6 +75,8 @@ _HOMES = {
     "Report": "report",
     "Sparse24": "tensor.sparse24",
     "SparseWeight": "weights.sparse_weight",
+    "Stateful": "integrations.distributed_checkpoint",
+    "TrainerCallback": "integrations.trainer_callback",
     "bake_": "weights.model_state",
     "explain": "compiler.explanation",
     "load_state_dict": "weights.model_state",
