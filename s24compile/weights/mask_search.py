@@ -1,11 +1,11 @@
 """When the mask of a weight is searched anew, and what is known of the contents that it is of.
 
-Beside the end of its interval:
-* A forward without gradients, or of a frozen weight, searches where the weight was edited and no optimizer stepped
+* At the first forward, and when the interval is over (a row-wise mask: when the weight was stepped or edited).
+* A forward without gradients, or of a frozen weight, also searches where the weight was edited and no optimizer stepped
   since (`load_state_dict`, another storage with other numbers, a write through `.data`): the mask was that of contents
-  which are gone. Of a weight that trains, the mask and its age are set aside for that, and come back with the next
-  forward that trains: no evaluation changes the training. Edits between which optimizers step, those of a momentum
-  teacher, wait for the end of the interval.
+  which are gone. Edits between which optimizers step, those of a momentum teacher, wait for the end of the interval.
+* No evaluation changes a training. Of a weight that trains, the mask and its age are set aside for the search of a
+  forward without gradients, and come back with the next forward that trains.
 * A forward that trains keeps the mask for the rest of its interval, whatever edits the weight. If the weight was edited
   before an optimizer has stepped it at all under its mask (weights loaded after a first forward), the interval ends
   with the first step.
@@ -34,6 +34,7 @@ class Aside:
     previous: Tensor | None
     searched_at: tuple[int, int]
     content: Content | None
+    search_after_step: bool
 
 
 class SearchedMask(WeightMask):
@@ -111,8 +112,8 @@ class SearchedMask(WeightMask):
             self._take_back()
             self._note_edit(parameter, content)
         due = self.search_due(parameter, content, training=training)
-        if due and not training:
-            self._set_aside(parameter, content)
+        if due and not training and not self._search_demanded:
+            self._set_aside()
         return due
 
     def next_patterns(self, parameter: Tensor) -> Tensor:
@@ -203,14 +204,15 @@ class SearchedMask(WeightMask):
         if edit != "unseen" and self.scheduled_age == 0 and contents.is_other(parameter, edit):
             self._search_after_step = True
 
-    def _set_aside(self, parameter: Tensor, content: Content) -> None:
+    def _set_aside(self) -> None:
         """Before a search for an evaluation alone: keeps the mask of a weight that trains, with its age."""
-        interval = self.recipe.uses_interval and self.ever_held and self.has_mask and self._aside is None
-        if not interval or not self._is_other(parameter, content):
+        if self._aside is not None or not (self.recipe.uses_interval and self.ever_held and self.has_mask):
             return
         assert self.patterns is not None
         previous = None if self.previous is None else self.previous.clone()
-        self._aside = Aside(self.patterns.clone(), previous, self.searched_at, self._searched_content)
+        self._aside = Aside(
+            self.patterns.clone(), previous, self.searched_at, self._searched_content, self._search_after_step
+        )
 
     def _take_back(self) -> None:
         if self._aside is None:
@@ -219,5 +221,6 @@ class SearchedMask(WeightMask):
         self.patterns.copy_(self._aside.patterns)
         self.previous = self._aside.previous
         self.searched_at, self._searched_content = self._aside.searched_at, self._aside.content
+        self._search_after_step = self._aside.search_after_step
         self._aside = None
         self.touch()

@@ -114,9 +114,8 @@ class _Call(Generic[S]):
             versions = []
         addresses = list(map(_address, parameters))
         seen = CLOCK.moves, DRIVEN.generation, versions, addresses
-        if seen != self._seen or any(map(has_expired, self._storages)):
-            self._look_closely(parameters)
-        if self._finds_unseen_writes():
+        changed = seen != self._seen or any(map(has_expired, self._storages))
+        if not (changed and self._look_closely(parameters)) and self._finds_unseen_writes():
             self._look_closely(parameters)
         self._seen = (CLOCK.moves, DRIVEN.generation, versions, addresses) if self._remembers and versions else ()
         return self._dense, self._buffers()
@@ -147,11 +146,12 @@ class _Call(Generic[S]):
         self._dense = frozenset(dense)
         return active
 
-    def _look_closely(self, parameters: tuple[Tensor, ...]) -> None:
-        """Asks each operand, and packs the stale ones."""
+    def _look_closely(self, parameters: tuple[Tensor, ...]) -> bool:
+        """Asks each operand, and packs the stale ones. Returns whether that was all of them."""
         active = self._settle()
         devices = dict.fromkeys([parameter.device for parameter in parameters])
-        self._watches = {watch: watch.number for device in devices if (watch := watch_of(device)) is not None}
+        watches = [watch for device in devices if (watch := watch_of(device)) is not None]
+        self._watches = {watch: self._watches.get(watch, watch.number) for watch in watches}
         if self._watches:
             active = self._pack_written(active)
         stale = [(found, transpose) for found, transpose in active if found.shows_change(transpose)]
@@ -161,6 +161,10 @@ class _Call(Generic[S]):
         if packs != self._packs:
             self._packs = packs
             self._note_weights(parameters)
+        if len(stale) < len(self._active):
+            return False
+        self._watches = {watch: watch.number for watch in watches}
+        return True
 
     def _note_weights(self, parameters: tuple[Tensor, ...]) -> None:
         """Notes what the next calls ask of the weights, which have been packed since this was asked last."""

@@ -6,12 +6,15 @@ Legend: N output features (rows of all weights stacked), K input features.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils.checkpoint import CheckpointFunction
 
 from s24compile.kernels import providers
 from s24compile.weights.contents import Content
@@ -40,7 +43,7 @@ def pack_all(stale: Sequence[tuple[Operand, bool]], *, silently: bool = False) -
             that backwards which wait for them go on. Where they have, those use the new weights, as a dense model's do
             after a write through `.data`.
     """
-    training = torch.is_grad_enabled()
+    training = torch.is_grad_enabled() or _is_to_be_recomputed()
     wanted: dict[Operand, bool] = {}
     for operand, needs_transpose in stale:
         wanted[operand] = wanted.get(operand, False) or needs_transpose
@@ -155,6 +158,16 @@ def _pack_kind(packs: list[_Pack], silently: bool) -> None:
         *(list(buffers) for buffers in (values, metadata, values_t, metadata_t)),
         *options,
     )
+
+
+def _is_to_be_recomputed() -> bool:
+    """Whether a reentrant checkpoint (`use_reentrant=True`) runs this forward: without gradients, but for training."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _run(op: str, silently: bool, *args: Any) -> None:
