@@ -55,7 +55,6 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     Returns: None, or new (args, kwargs) where the closure is wrapped (torch's contract for pre-hooks).
     """
     outer = nesting.outer_steps()
-    nesting.begin(optimizer, outer)
     if not outer:
         _DECAYED.clear()
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -83,14 +82,14 @@ def _before_update(optimizer: Optimizer, outer: list[Optimizer]) -> None:
     if _changes_nothing(optimizer, held):
         _IDLE.add(optimizer)
         return
-    inside = nesting.step_of(optimizer, outer).inside
+    inside = nesting.left_to_others(optimizer, outer)
     _warn_of_dense_forwards([(group, weight) for group, weight in held if weight not in inside])
     _decay_what_is_stepped(optimizer, outer)
 
 
 def _decay_what_is_stepped(optimizer: Optimizer, outer: list[Optimizer]) -> None:
     """Decays gradients, but for those that a step inside this one is going to step, or that are decayed already."""
-    inside = nesting.step_of(optimizer, outer).inside
+    inside = nesting.left_to_others(optimizer, outer)
     held: Held = []
     for group, weight in held_by(optimizer):
         gradient = _gradient(weight)
@@ -112,9 +111,9 @@ def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, An
         return
     outer = nesting.outer_steps()
     CLOCK.step(optimizer, whole=not outer)
-    inside = nesting.step_of(optimizer, outer).stepped
+    nesting.note(held, outer)
+    inside = nesting.left_to_others(optimizer, outer)
     counted = [weight for weight in held if weight not in inside]
-    nesting.end(optimizer, outer, held)
     _meet(optimizer, [weight for weight in counted if not weight.held])
     for weight in counted:
         weight.steps += 1

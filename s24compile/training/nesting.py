@@ -1,8 +1,9 @@
 """Which steps are parts of others: an optimizer around another, or a subclass that calls `super().step()`.
 
 Every one of them fires the hooks. The gradients that are used are those that the innermost one steps, and that one is
-the step that counts; but when an outer one begins, nobody can know that there will be one inside. So it is remembered
-from the step before, for each weight, and the first time what was done for the outer one is not done again.
+the step that counts; but when an outer one begins, nobody can know that there will be one inside, or whether this time
+(some optimizers step the one in them once in several steps). So it is remembered, for each weight, which optimizers
+leave it to others. The first time, what was done for the outer step is not done again for the one in it.
 """
 
 from __future__ import annotations
@@ -19,39 +20,23 @@ from s24compile.weights.sparse_weight import SparseWeight
 _STEP_WRAPPER: CodeType = Optimizer.profile_hook_step(lambda self: None).__code__
 
 
-class Step:
-    """The steps of an optimizer that begin while `level` of its own are running already (`super().step()`)."""
-
-    def __init__(self) -> None:
-        self.inside: weakref.WeakSet[SparseWeight] = weakref.WeakSet()
-        """The weights that steps inside the last one have stepped."""
-        self.stepped: weakref.WeakSet[SparseWeight] = weakref.WeakSet()
-        """Those that steps inside the present one have stepped so far."""
+_Weights = weakref.WeakSet[SparseWeight]
+_INSIDE: weakref.WeakKeyDictionary[Optimizer, dict[int, _Weights]] = weakref.WeakKeyDictionary()
+"""(optimizer, how many of its own steps are running already) -> what steps inside that one have stepped."""
+_NOTHING: _Weights = weakref.WeakSet()
 
 
-_STEPS: weakref.WeakKeyDictionary[Optimizer, dict[int, Step]] = weakref.WeakKeyDictionary()
-_NOTHING = Step()
-
-
-def step_of(optimizer: Optimizer, outer: list[Optimizer]) -> Step:
-    """What is known of a step of this optimizer inside those of `outer`; not to be written to."""
-    levels = _STEPS.get(optimizer)
+def left_to_others(optimizer: Optimizer, outer: list[Optimizer]) -> _Weights:
+    """The weights that steps inside this one, itself inside those of `outer`, have stepped, now or earlier."""
+    levels = _INSIDE.get(optimizer)
     return _NOTHING if levels is None else levels.get(_level(optimizer, outer), _NOTHING)
 
 
-def begin(optimizer: Optimizer, outer: list[Optimizer]) -> None:
-    """Forgets a step that was left by an exception."""
-    step_of(optimizer, outer).stepped.clear()
-
-
-def end(optimizer: Optimizer, outer: list[Optimizer], stepped: list[SparseWeight]) -> None:
-    """Notes that a step is over, for the steps around it, and for the next one."""
+def note(stepped: list[SparseWeight], outer: list[Optimizer]) -> None:
+    """Notes that a step inside those of `outer` has stepped these weights."""
     for place, around in enumerate(outer):
         level = _level(around, outer[place + 1 :])
-        _STEPS.setdefault(around, {}).setdefault(level, Step()).stepped.update(stepped)
-    step = step_of(optimizer, outer)
-    if step is not _NOTHING:
-        step.inside, step.stepped = step.stepped, weakref.WeakSet()
+        _INSIDE.setdefault(around, {}).setdefault(level, weakref.WeakSet()).update(stepped)
 
 
 def outer_steps() -> list[Optimizer]:
