@@ -57,6 +57,7 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     outer = nesting.outer_steps()
     if not outer:
         _DECAYED.clear()
+    _IDLE.discard(optimizer)
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if not callable(closure):
         _before_update(optimizer, outer)
@@ -64,6 +65,7 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
 
     @functools.wraps(closure)
     def closure_and_decay() -> Any:
+        _DECAYED.clear()  # each evaluation makes gradients anew, in the same tensors perhaps
         loss = closure()
         # Asked only now: the first forward of all, which makes the weights sparse, may be the closure's.
         _decay_what_is_stepped(optimizer, outer)
@@ -75,7 +77,6 @@ def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _before_update(optimizer: Optimizer, outer: list[Optimizer]) -> None:
-    _IDLE.discard(optimizer)
     held = held_by(optimizer)
     if not held:
         return

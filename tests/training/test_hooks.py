@@ -112,10 +112,34 @@ def test_decay_after_the_closure_has_made_the_gradients(kind, by_keyword):
     assert weight.steps == 1
 
 
-def test_decay_in_each_evaluation_of_lbfgs():
+class Evaluating(Seen):
+    """Evaluates its closure three times, as LBFGS does in a step, and writes down the gradients of each time."""
+
+    def step(self, closure):
+        for _ in range(3):
+            super().step.__wrapped__(self, closure)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_decay_in_each_evaluation_of_a_closure(to_none):
+    parameter, weight = sparse_parameter()
+    optimizer = Evaluating([parameter])
+    grad = torch.randn(16, 16)
+
+    def closure():
+        optimizer.zero_grad(set_to_none=to_none)
+        (parameter * grad).sum().backward()
+
+    optimizer.step(closure)
+    assert len(optimizer.grads) == 3
+    for (seen,) in optimizer.grads:
+        torch.testing.assert_close(seen, expected_gradient(grad, parameter, weight))
+    assert weight.steps == 1
+
+
+def test_count_a_step_of_lbfgs_once():
     parameter, weight = sparse_parameter()
     optimizer = torch.optim.LBFGS([parameter], max_iter=3)
-    seen = []
 
     def closure():
         optimizer.zero_grad()
@@ -123,10 +147,7 @@ def test_decay_in_each_evaluation_of_lbfgs():
         loss.backward()
         return loss
 
-    handle = parameter.register_hook(lambda grad: seen.append(grad))
     optimizer.step(closure)
-    handle.remove()
-    assert len(seen) >= 2
     assert weight.steps == 1
 
 
