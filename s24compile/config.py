@@ -116,8 +116,9 @@ class Config:
     """Length of the run in optimizer steps: "fst", "fst-exact" and "fst-down" end dense for its last 1/6, unless
     `dense_after` is given, and the latter two start dense for its first 1/6, unless `dense_until` is given."""
     freshness: Literal["auto", "always"] = "auto"
-    """"auto": pack again after an optimizer step or an in-place edit. "always": before every forward, for code that
-    writes weights through `.data`; each forward that waits for its backward then holds packed weights of its own."""
+    """"auto": pack again after an optimizer step or an edit; of edits through `.data`, which only the numbers show,
+    a sample is compared, on a GPU with an answer one or two forwards later. "always": before every forward; each
+    forward that waits for its backward then holds packed weights of its own."""
     min_speedup: float = 1.0
     """Rewrite only where the cost model of the GPU promises this factor over dense; 0 forces. No effect on CPU."""
     memory: Literal["speed", "save"] = "speed"

@@ -120,7 +120,9 @@ def set_phase(model: nn.Module, phase: Phase) -> None:
 
 
 def refresh(model: nn.Module, *, search: bool = False) -> None:
-    """Re-packs the model's sparse weights now, for code that writes them where nothing shows (`p.data.add_`).
+    """Re-packs the model's sparse weights now, for code that writes them where nothing shows it (`p.data.add_`).
+
+    Most such writes are found without it (docs/trainers.md), on a GPU a little late; with it none is missed.
 
     Args:
         search: also search the masks anew, instead of keeping them until their interval is over. Recipes without
