@@ -325,6 +325,44 @@ def test_run_the_page_about_export(tmp_path, monkeypatch):
     assert isinstance(names["fresh"][0].weight, Sparse24)
 
 
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "DataParallel of a compiled one": lambda model: nn.DataParallel(torch.compile(model)),
+    "compiled DataParallel": lambda model: torch.compile(nn.DataParallel(model)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_export_what_is_in_any_wrapper(wrap, tmp_path):
+    net, _, _ = trained()
+    wrapped, fresh = WRAPPERS[wrap](net), Net()
+    assert list(export.baked_weights(wrapped)) == WEIGHTS
+    assert export.save_compressed(wrapped, tmp_path) == WEIGHTS
+    fresh.load_state_dict(export.load_compressed(tmp_path))
+    for name, weight in export.baked_weights(net).items():
+        assert torch.equal(fresh.get_parameter(name), weight)
+    assert export.to_torch_sparse_(wrapped, dtype=torch.bfloat16) == WEIGHTS
+    assert isinstance(net.mlp.up.weight, torch.sparse.SparseSemiStructuredTensor)
+
+
+def test_export_a_model_whose_layers_are_compiled_one_by_one(tmp_path):
+    net, _, _ = trained()
+    net.mlp = torch.compile(net.mlp)
+    assert export.save_compressed(net, tmp_path) == WEIGHTS
+    fresh = Net()
+    fresh.load_state_dict(export.load_compressed(tmp_path))
+    assert export.to_torch_sparse_(net, dtype=torch.bfloat16) == WEIGHTS
+
+
+def test_record_baked_weights_with_torch_export():
+    net, compiled, tokens = trained()
+    with torch.no_grad():
+        expected = compiled(tokens)
+        s24compile.bake_(net)
+        program = torch.export.export(net, (tokens,))
+        torch.testing.assert_close(program.module()(tokens), expected)
+
+
 class GPT2MLP(nn.Module):
     """Hugging Face's Conv1D spelling: weights [in, out]."""
 

@@ -14,7 +14,7 @@ elements that are compared have not changed (`weights/contents.py`).
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class Operand:
         # Once a forward and weight, in the hot path: `SparseWeight.content` written out.
         state: list[_State] = []
         for weight in self.weights:
-            parameter = cast(Parameter, weight.parameter())
+            parameter: Any = weight.parameter()
             try:
                 version = parameter._version
             except RuntimeError:  # an inference tensor

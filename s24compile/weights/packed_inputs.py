@@ -91,15 +91,17 @@ class _Call(Generic[S]):
             for slot, found in zip(slots, operands, strict=True)
         ]
         self._seen: tuple[object, ...] = ()
-        """What showed when everything was true; () where that is not enough to go by."""
-        self._storages: list[int] = []
+        """What showed when everything was true; () where nothing shows."""
         self._dense: frozenset[S] = frozenset()
         self._active: list[tuple[weakref.ref[Operand], bool]] = []
         """(operand, whether W^T is needed) of the slots that are in their sparse phase."""
-        self._packs: list[int] = []
-        """How often each of them had been packed when the next four were noted."""
+        self._packs: list[tuple[int, int]] = []
+        """Which they were, and how often packed, when the next six were noted."""
+        self._looked = True
+        """Whether they may have been packed since."""
         self._weights: list[weakref.ref[SparseWeight]] = []
         self._samples: list[HostSample] = []
+        self._storages: list[int] = []
         self._remembers = False
         self._frozen = False
         self._turn = 0
@@ -114,10 +116,16 @@ class _Call(Generic[S]):
             versions = []
         addresses = list(map(_address, parameters))
         seen = CLOCK.moves, DRIVEN.generation, versions, addresses
-        changed = seen != self._seen or any(map(has_expired, self._storages))
-        if not (changed and self._look_closely(parameters)) and self._finds_unseen_writes():
-            self._look_closely(parameters)
-        self._seen = (CLOCK.moves, DRIVEN.generation, versions, addresses) if self._remembers and versions else ()
+        if seen == self._seen and self._is_remembered(parameters):
+            all_packed = False
+        else:
+            all_packed = self._look_closely(parameters)
+        # What has just been packed needs no second look; and after a forward that trains, a step comes first.
+        if not all_packed:
+            self._note_weights(parameters)
+            if self._finds_unseen_writes():
+                self._look_closely(parameters)
+        self._seen = (CLOCK.moves, DRIVEN.generation, versions, addresses) if versions else ()
         return self._dense, self._buffers()
 
     def packed(self) -> tuple[frozenset[S], list[Tensor]]:
@@ -126,10 +134,11 @@ class _Call(Generic[S]):
         return self._dense, self._buffers()
 
     def _buffers(self) -> list[Tensor]:
-        found: list[Tensor] = []
+        buffers: list[Tensor] = []
         for ref, transpose in self._active:
-            found += cast(Operand, ref()).buffers(transpose)
-        return found
+            found: Any = ref()  # its parameters have arrived, so it is there; a `cast` takes as long as the rest
+            buffers += found.buffers(transpose)
+        return buffers
 
     def _settle(self) -> list[tuple[Operand, bool]]:
         """Notes which slots are dense now. Returns the operands of the others."""
@@ -137,7 +146,7 @@ class _Call(Generic[S]):
         dense: list[S] = []
         self._active = []
         for slot, ref, transpose in self._operands:
-            found = cast(Operand, ref())
+            found: Any = ref()
             if found.dense:
                 dense.append(slot)
             else:
@@ -157,20 +166,30 @@ class _Call(Generic[S]):
         stale = [(found, transpose) for found, transpose in active if found.shows_change(transpose)]
         if stale:
             pack_all(stale)
-        packs = [cast(Operand, ref()).times_packed for ref, _ in self._active]
-        if packs != self._packs:
-            self._packs = packs
-            self._note_weights(parameters)
+        self._looked = True
         if len(stale) < len(self._active):
             return False
         self._watches = {watch: watch.number for watch in watches}
         return True
 
+    def _is_remembered(self, parameters: tuple[Tensor, ...]) -> bool:
+        """Whether this call may go by what shows: all storages are there, and no weight is packed in any case."""
+        self._note_weights(parameters)
+        return self._remembers and not any(map(has_expired, self._storages))
+
     def _note_weights(self, parameters: tuple[Tensor, ...]) -> None:
-        """Notes what the next calls ask of the weights, which have been packed since this was asked last."""
+        """Notes what calls ask of the weights, if they have been packed since this was noted."""
+        if not self._looked:
+            return
+        self._looked = False
+        operands: list[Any] = [ref() for ref, _ in self._active]
+        packs = [(id(found), found.times_packed) for found in operands]
+        if packs == self._packs:
+            return
+        self._packs = packs
         self._weights, self._samples, self._storages, self._remembers = [], [], [], True
-        for ref, _ in self._active:
-            for weight in cast(Operand, ref()).weights:
+        for found in operands:
+            for weight in found.weights:
                 contents = weight.contents
                 self._weights.append(weakref.ref(weight))
                 self._storages.append(contents.storage.cdata)

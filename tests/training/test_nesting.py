@@ -60,7 +60,7 @@ class Clipping(torch.optim.SGD):
 class Parts(torch.optim.Optimizer):
     """Steps the first parameter itself, and leaves the others to an optimizer in it."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, parameters: list[Any]) -> None:
         super().__init__(parameters, {"lr": 0.1})
         self.base = torch.optim.SGD(parameters[1:], lr=0.1)
 

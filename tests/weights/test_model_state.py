@@ -202,12 +202,18 @@ def broken(how):
         up["phase_at"] = 10**6
     elif how == "no patterns":
         del up["patterns"], up["previous"]
+    elif how == "format":
+        up["format"] = 99
+    elif how == "format type":
+        up["format"] = "2"
+    elif how == "decay":
+        up["decay"] = float("nan")
     return state
 
 
 BROKEN = [
     "foreign", "prefixed", "partial", "extra", "shape", "patterns", "illegal codes", "recipe", "field", "unknown field",
-    "type", "model's own", "scale", "negative", "age", "phase_at", "no patterns",
+    "type", "model's own", "scale", "negative", "age", "phase_at", "no patterns", "format", "format type", "decay",
 ]  # fmt: skip
 
 
@@ -270,6 +276,45 @@ def test_take_nothing_of_a_checkpoint_that_a_later_weight_refuses(how):
     load_state_dict(model, whole)
     sparse_forward(model, torch.randn(8, 16), FST)
     assert_same_state(state_dict(model), whole)
+
+
+def test_refuse_a_file_of_a_later_version_in_a_sentence():
+    with pytest.raises(
+        errors.CheckpointError, match=r"a later version of s24compile, in format 99, and this one reads"
+    ):
+        load_state_dict(trained(), broken("format"))
+
+
+def test_read_a_file_of_the_first_format():
+    saved, model = state_dict(trained()), MLP()
+    for entry in saved.values():
+        assert entry.pop("format") == 2
+    load_state_dict(model, through_a_file(saved))
+    sparse_forward(model, torch.randn(8, 16), FST)
+    weight = sparse_weights(model)["up.weight"]
+    assert (weight.steps, weight.decay) == (4, FST.decay)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_keep_a_decay_that_was_set_during_the_run(warm):
+    donor, model = trained(), MLP()
+    sparse_weights(donor)["up.weight"].decay = 1e-3
+    saved = through_a_file(state_dict(donor))
+    if warm:
+        sparse_forward(model, torch.randn(8, 16), FST)
+        sparse_weights(model)["down.weight"].decay = 0.5
+    load_state_dict(model, saved)
+    sparse_forward(model, torch.randn(8, 16), FST)
+    weights = sparse_weights(model)
+    assert (weights["up.weight"].decay, weights["down.weight"].decay) == (1e-3, FST.decay)
+    assert_same_state(state_dict(model), saved)
+
+
+def test_take_the_decay_of_the_options_where_none_was_set():
+    model = MLP()
+    load_state_dict(model, state_dict(trained()))
+    sparse_forward(model, torch.randn(8, 16), Config(mask_interval=3, decay=0.25))
+    assert sparse_weights(model)["up.weight"].decay == 0.25
 
 
 def test_refuse_what_is_no_module():
