@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from s24compile.kernels.watch.reference import BITS, sampled
+from s24compile.kernels.watch.sample import BITS, sampled
 from s24compile.weights.sample import HostSample, same_values
 from s24compile.weights.schedule import CLOCK
 from s24compile.weights.storage_reference import StorageReference

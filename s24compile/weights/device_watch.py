@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from s24compile.kernels.watch.reference import sampled
+from s24compile.kernels.watch.sample import sampled
 from s24compile.weights.contents import Content
 from s24compile.weights.sample import HostSample
 from s24compile.weights.sparse_weight import SparseWeight

@@ -18,7 +18,6 @@ from s24compile.errors import CheckpointError, ModelError, OptionError
 from s24compile.weights.checkpoint import Entry, problem_of_entry, scheduled_steps
 from s24compile.weights.following import follow
 from s24compile.weights.mask import writing_state
-from s24compile.weights.operand import pack_all
 from s24compile.weights.operand_map import operands_of
 from s24compile.weights.packing import pack_all
 from s24compile.weights.registry import TOLD, WEIGHTS, Load, told_about

@@ -1,6 +1,6 @@
 """The sample of a weight in the host's memory, and what two samples say of each other.
 
-What a sample is, `kernels/watch/reference.py` says: no write of whole rows or columns goes unseen, one of fewer
+What a sample is, `kernels/watch/sample.py` says: no write of whole rows or columns goes unseen, one of fewer
 elements may.
 """
 
@@ -11,7 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from s24compile.kernels.watch.reference import BITS
+from s24compile.kernels.watch.sample import BITS
 
 _WINDOW_BYTES = 64
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s24compile.kernels import ops
-from s24compile.kernels.watch.reference import memory_shape, sample_stride, sampled
+from s24compile.kernels.watch.sample import memory_shape, sample_stride, sampled
 
 SIZES = st.integers(1, 40)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from s24compile.kernels.samples.maker import Maker, Sample, Samples
-from s24compile.kernels.watch.reference import sampled
+from s24compile.kernels.watch.sample import sampled
 
 
 def _copies(make: Maker) -> Iterator[Sample]:

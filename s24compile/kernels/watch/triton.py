@@ -11,7 +11,7 @@ from s24compile.kernels.providers import Provider
 from s24compile.kernels.triton.batch import table
 from s24compile.kernels.triton.launch import launch
 from s24compile.kernels.triton.tiles import SAMPLES
-from s24compile.kernels.watch.reference import memory_shape, sample_stride
+from s24compile.kernels.watch.sample import memory_shape, sample_stride
 from s24compile.kernels.watch.triton_kernels import samples_many
 
 _BITS = {2: tl.int16, 4: tl.int32}
