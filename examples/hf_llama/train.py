@@ -6,7 +6,8 @@
 
 The Trainer's argument `torch_compile_backend="s24"` is all. accelerate, on which it stands, has a closed list of
 backend names; `register_with_accelerate` adds ours. Gradients are accumulated over two batches and activations are
-checkpointed, as a larger model would need. Needs transformers and accelerate: pip install -e ".[examples]".
+checkpointed, as a larger model would need. `TrainerCallback` keeps masks and step counts in the checkpoints, of which
+this short run writes none. Needs transformers and accelerate: pip install -e ".[examples]".
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def main() -> None:
             report_to="none",
             disable_tqdm=True,
         )
-        trainer = Trainer(model, arguments, train_dataset=ByteWindows(Path(__file__).read_bytes(), 32))
+        data = ByteWindows(Path(__file__).read_bytes(), 32)
+        trainer = Trainer(model, arguments, train_dataset=data, callbacks=[s24compile.TrainerCallback()])
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     weights = s24compile.sparse_weights(model)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from s24compile.kernels.watch.sample import sampled
+from s24compile.kernels.watch.sample import sample_length, sampled
 from s24compile.weights.contents import Content
 from s24compile.weights.sample import HostSample
 from s24compile.weights.sparse_weight import SparseWeight
@@ -43,17 +43,18 @@ class DeviceWatch:
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def take(self, weights: Iterable[SparseWeight]) -> None:
-        """Takes the samples of these weights, as they have just been packed."""
+        """Takes the samples of these weights, as they have just been packed. Call outside of inference mode."""
         parameters: list[Parameter] = []
         samples: list[Tensor] = []
         for weight in weights:
             parameter = weight.parameter()
-            elements = None if parameter is None else sampled(parameter)
-            if parameter is None or elements is None:
+            length = None if parameter is None else sample_length(parameter)
+            if parameter is None or length is None:
                 continue
+            kind = parameter.dtype, parameter.device
             held = weight.contents.sample
-            if not isinstance(held, Tensor) or _kind(held) != _kind(elements):
-                held = weight.contents.sample = torch.empty_like(elements, memory_format=torch.contiguous_format)
+            if not isinstance(held, Tensor) or (held.dtype, held.device) != kind or held.numel() != length:
+                held = weight.contents.sample = torch.empty(length, dtype=kind[0], device=kind[1])
             if weight not in self._taken:
                 self._round = None
             self._taken[weight] = self.number, weight.content(parameter)
@@ -70,7 +71,7 @@ class DeviceWatch:
                 self._round = None
 
     def look(self) -> None:
-        """Launches a comparison of all samples."""
+        """Launches a comparison of all samples. Call outside of inference mode."""
         self.number += 1
         if self._round is None or not self._round.launch(self.number):
             self._round = _Round(list(self._taken), self.device)
@@ -173,7 +174,3 @@ def take_samples(weights: Iterable[SparseWeight], training: bool) -> None:
         (watch.drop if watch.is_capturing else watch.take)(found)
     for watch, found in outdated.items():
         watch.drop(found)
-
-
-def _kind(tensor: Tensor) -> tuple[torch.dtype, int, torch.device]:
-    return tensor.dtype, tensor.numel(), tensor.device

@@ -208,8 +208,9 @@ class _Call(Generic[S]):
             # One comparison is of all weights: a model of many graphs, called one after the other, needs but one.
             if number == watch.number and not watch.is_capturing:
                 weights = [weight for ref in self._weights if (weight := ref()) is not None]
-                watch.take([weight for weight in weights if weight.contents.is_asked_again()])
-                watch.look()
+                with torch.inference_mode(False):  # what is made here serves any later call
+                    watch.take([weight for weight in weights if weight.contents.is_asked_again()])
+                    watch.look()
             self._watches[watch] = watch.number
         samples = self._samples
         if not samples:

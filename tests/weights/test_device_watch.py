@@ -138,6 +138,20 @@ def test_compare_once_a_pass_however_many_graphs_a_model_has() -> None:
     assert all(graph.is_true() for graph in graphs)
 
 
+def test_find_writes_between_forwards_in_and_out_of_inference_mode() -> None:
+    parameter = nn.Parameter(torch.randn(32, 16))
+    graph = Graph(parameter)
+    for _ in range(2):
+        with torch.inference_mode():
+            assert graph.is_true()
+            assert graph.is_true()
+        assert graph.is_true()
+    with torch.inference_mode():
+        parameter.data.add_(1.0)
+        graph()
+    assert graph.is_true()
+
+
 def test_take_no_step_for_an_unseen_write() -> None:
     student, teacher = nn.Parameter(torch.randn(32, 16)), frozen()
     optimizer, graphs = torch.optim.SGD([student], lr=0.1), (Graph(student), Graph(teacher))

@@ -7,6 +7,7 @@ Legend: R, C the sizes of a weight as it lies in memory, C contiguous.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -16,6 +17,7 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """An integer type of each size in bytes: NaN equals itself there, and -0.0 is not 0.0."""
 
 
+@functools.cache
 def sample_stride(rows: int, columns: int) -> int:
     """The distance in memory between sampled elements: the largest that passes over no row and no column.
 
@@ -33,6 +35,12 @@ def memory_shape(weight: Tensor) -> tuple[int, int] | None:
     if weight.is_contiguous():
         return rows, columns
     return (columns, rows) if weight.t().is_contiguous() else None
+
+
+def sample_length(weight: Tensor) -> int | None:
+    """How many elements `sampled` takes; None where `memory_shape` is."""
+    shape = memory_shape(weight)
+    return None if shape is None else -(-weight.numel() // sample_stride(*shape))
 
 
 def sampled(weight: Tensor) -> Tensor | None:
