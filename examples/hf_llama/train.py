@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
@@ -70,7 +71,8 @@ def main() -> None:
             disable_tqdm=True,
         )
         data = ByteWindows(Path(__file__).read_bytes(), 32)
-        trainer = Trainer(model, arguments, train_dataset=data, callbacks=[s24compile.TrainerCallback()])
+        callbacks: list[Any] = [s24compile.TrainerCallback()]  # no subclass: accelerate's users need no transformers
+        trainer = Trainer(model, arguments, train_dataset=data, callbacks=callbacks)
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     weights = s24compile.sparse_weights(model)
