@@ -11,8 +11,9 @@ import functools
 
 from s24compile.kernels.costs import H100, Costs
 
-PROVIDERS = ("cutlass", "triton", "torch", "cusparselt", "reference")
-"""Names of all providers of kernels. "torch" is torch's own 2:4 GEMM, for compute capability 8.x."""
+PROVIDERS = ("cutlass", "triton", "cublas", "torch", "cusparselt", "reference")
+"""Names of all providers of kernels. "torch" is torch's own 2:4 GEMM, for compute capability 8.x, "cublas" are torch's
+dense products of eight-bit floats."""
 
 Capability = tuple[int, int]
 
@@ -52,13 +53,13 @@ class Arch:
         return f"sm_{self.major}{'x' if self.minor is None else self.minor}"
 
 
-CPU = Arch("CPU", None, None, format="sm90", providers=("reference",), alignment_bytes=None)
+CPU = Arch("CPU", None, None, format="sm90", providers=("reference",), fp8=True, alignment_bytes=None)
 """What the reference computes on a CPU is what Hopper does, so that lowering for it can be tested here."""
 
 HOPPER = Arch(
     "Hopper", 9, 0,
     format="sm90",
-    providers=("cutlass", "triton", "cusparselt", "reference"),
+    providers=("cutlass", "triton", "cublas", "cusparselt", "reference"),
     gated_format="sm90_gated",
     stand_in="cusparselt",
     fp8=True,

@@ -33,3 +33,33 @@ class Packed24(NamedTuple):
     def flat(self) -> tuple[Any, ...]:
         """The arguments that stand for it in the schema of an op: the inverse of `of`."""
         return self.values, self.metadata, *self.shape, self.format
+
+
+class ScaledPair(NamedTuple):
+    """The operands of an eight-bit product: A packed and B dense, each with what its values are multiplied by."""
+
+    a: Packed24
+    descale_a: Tensor
+    """fp32 [1], as `descale_b`: `scaling.py`."""
+    b: Tensor
+    descale_b: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        values: Tensor,
+        metadata: Tensor,
+        rows: int,
+        cols: int,
+        format: str,
+        descale_a: Tensor,
+        b: Tensor,
+        descale_b: Tensor,
+    ) -> ScaledPair:
+        """From the arguments that stand for them in the schema of an op (`signature.py`)."""
+        return cls(Packed24.of(values, metadata, rows, cols, format), descale_a, b, descale_b)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(m, n, k) of the product A [m, k] B [k, n]."""
+        return self.a.shape[0], self.b.shape[1], self.a.shape[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 16
-"""Bytes that both libraries want addresses to be multiples of."""
+"""Bytes that both libraries, and TMA, want addresses to be multiples of."""
 
 
 def round_up(size: int, to: int = 8) -> int:
@@ -31,6 +31,12 @@ def dense_operand(b: Tensor, rows: int, cols: int) -> Tensor:
     padded = b.new_empty((rows, cols)) if whole else b.new_zeros((rows, cols))
     padded[: b.shape[0], : b.shape[1]].copy_(b)
     return padded
+
+
+def empty_rows(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[rows, cols] of eight-bit elements with a row pitch of whole 16 bytes."""
+    # Not a slice of [rows, pitch]: where sizes are symbols that would guard on cols mod 16.
+    return torch.empty_strided((rows, cols), (round_up(cols, ALIGNMENT), 1), dtype=dtype, device=device)
 
 
 def bias_vector(bias: Tensor | None, rows: int, dtype: torch.dtype) -> Tensor | None:

@@ -61,6 +61,19 @@ FOLDER_OF: dict[str, str] = {
     "masked_decay_many_": "decay",
     "copy_samples_": "watch",
     "compare_samples_": "watch",
+    "amax": "fp8",
+    "quantise": "fp8",
+    "quantise_pack": "fp8",
+    "glu_backward_amax": "fp8",
+    "glu_backward_quantise_pack": "fp8",
+    "pack_weights_fp8_": "fp8",
+    "scaled_mm": "gemm",
+    "scaled_mm_act": "gemm",
+    "scaled_mm_dact": "gemm",
+    "scaled_mm_add": "gemm",
+    "scaled_mm_glu": "gemm",
+    "scaled_mm_dglu": "gemm",
+    "scaled_dense": "gemm",
 }
 """The folder that holds the kernels of each op."""
 

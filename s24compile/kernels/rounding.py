@@ -1,9 +1,11 @@
-"""From one dtype to another, as every reference does it. A leaf."""
+"""From one dtype to another, as every reference does it. A leaf beside `scaling`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from s24compile.kernels.scaling import quantised
 
 
 def widen(x: Tensor) -> Tensor:
@@ -17,7 +19,4 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
         return x
     if dtype == torch.int8:
         return x.to(torch.float32).round().clamp(-128, 127).to(torch.int8)
-    if dtype.itemsize == 1:
-        limit = torch.finfo(dtype).max
-        return x.to(torch.float32).clamp(-limit, limit).to(dtype)
-    return x.to(dtype)
+    return quantised(x, 1.0, dtype) if dtype.itemsize == 1 else x.to(dtype)

@@ -17,12 +17,14 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from s24compile.kernels.packed import Packed24
+from s24compile.kernels.packed import Packed24, ScaledPair
 from s24compile.kernels.stacks import Packing, Stack, Stacks
 
 Arguments = tuple[Any, ...]
 
-GROUPS: dict[type, Callable[..., Any]] = {Packed24: Packed24.of, Stack: Stack, Stacks: Stacks, Packing: Packing}
+GROUPS: dict[type, Callable[..., Any]] = {
+    Packed24: Packed24.of, ScaledPair: ScaledPair.of, Stack: Stack, Stacks: Stacks, Packing: Packing,
+}  # fmt: skip
 """Annotation of a grouped parameter -> what makes it of its part of the flat arguments, whose parameters name those."""
 
 

@@ -18,4 +18,5 @@ WORDS: dict[str, tuple[str, ...]] = {
     "weight_layout": ("out_in", "in_out"),
     "dx": ("sparse", "dense", "mvue"),
     "dw": ("mvue", "dense"),
+    "layout": ("row", "col", "both"),  # what `quantise` writes of a matrix: itself, its transpose
 }

@@ -35,6 +35,7 @@ from torch import Tensor
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.philox import uniforms
 from s24compile.kernels.rounding import cast, widen
+from s24compile.kernels.scaling import quantised
 
 _CHUNK_GROUPS = 65536
 """Groups handled at once: some 15 live fp32 planes of them fit in a CPU's cache, and torch still splits each in two."""
@@ -93,12 +94,15 @@ def mvue(g: Tensor, seed: Tensor, dim: int) -> Tensor:
     return out.movedim(-1, dim).contiguous()
 
 
-def mvue_pack(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor]:
+def mvue_pack(
+    g: Tensor, seed: Tensor, dtype: torch.dtype, format: str, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Packed MVUE of g^T: unpack(mvue_pack(g)) == mvue(g^T, dim=-1) at the same seed.
 
     Args:
         g: [T, F], any strides; T is padded with zeros to a multiple of 4.
         seed: one int64 element.
+        scale: fp32 [1], what an 8-bit `dtype` is quantised by; no argument of the op.
 
     Returns:
         (values, metadata) of the sparse operand [F, T].
@@ -117,7 +121,7 @@ def mvue_pack(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple
         chunk = widen(chunk).unflatten(0, (-1, 4))
         u = uniforms(seed, rows, start, chunk.shape[0], rows_last=True)
         values, places = _kept(chunk, u, 1)
-        kept[start : start + step] = cast(values, dtype)
+        kept[start : start + step] = cast(values, dtype) if scale is None else quantised(values, scale, dtype)
         codes[start : start + step] = places[:, 0] | places[:, 1] << 2
     values, metadata = FORMATS[format].empty(features, tokens, dtype, g.device)
     values.copy_(FORMATS[format].store_rows(kept.flatten(0, 1).t()))

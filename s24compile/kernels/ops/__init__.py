@@ -10,6 +10,10 @@
 `activation`              act, act_backward, glu, glu_backward
 `decay`                   masked_decay_, masked_decay_patterns_, masked_decay_many_
 `watching`                copy_samples_, compare_samples_
+`fp8`                     amax, quantise, quantise_pack, glu_backward_amax, glu_backward_quantise_pack,
+                          pack_weights_fp8_
+`scaled`                  scaled_mm, scaled_mm_act, scaled_mm_dact, scaled_mm_add, scaled_mm_glu, scaled_mm_dglu,
+                          scaled_dense
 ========================  =====================================================================================
 
 An op is what its reference computes (`kernels/<folder>/reference.py`); `providers.run` picks a faster way to say it.
@@ -25,8 +29,25 @@ from s24compile.kernels.ops.devices import refuse_mixed_meta
 from s24compile.kernels.ops.direct import define_direct_ops
 from s24compile.kernels.ops.epilogues import mm_act, mm_add, mm_dact, mm_dact_sum, mm_dglu, mm_glu
 from s24compile.kernels.ops.estimation import mvue, mvue_pack, mvue_pack_sum
+from s24compile.kernels.ops.fp8 import (
+    amax,
+    glu_backward_amax,
+    glu_backward_quantise_pack,
+    pack_weights_fp8_,
+    quantise,
+    quantise_pack,
+)
 from s24compile.kernels.ops.gemm import linear, mm
 from s24compile.kernels.ops.packing import pack, pack_both, pack_weight_, pack_weights_, unpack
+from s24compile.kernels.ops.scaled import (
+    scaled_dense,
+    scaled_mm,
+    scaled_mm_act,
+    scaled_mm_add,
+    scaled_mm_dact,
+    scaled_mm_dglu,
+    scaled_mm_glu,
+)
 from s24compile.kernels.ops.selection import (
     expand_patterns,
     flip_rate,
@@ -73,6 +94,19 @@ OPS = (
     masked_decay_many_,
     copy_samples_,
     compare_samples_,
+    amax,
+    quantise,
+    quantise_pack,
+    glu_backward_amax,
+    glu_backward_quantise_pack,
+    pack_weights_fp8_,
+    scaled_mm,
+    scaled_mm_act,
+    scaled_mm_dact,
+    scaled_mm_add,
+    scaled_mm_glu,
+    scaled_mm_dglu,
+    scaled_dense,
 )
 """Every op, as torch's CustomOpDef."""
 

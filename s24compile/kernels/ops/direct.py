@@ -19,8 +19,15 @@ from s24compile.kernels import providers
 from s24compile.kernels.ops.shortcut import shorten
 
 DIRECT: dict[str, tuple[str, ...]] = {
-    "cutlass": ("mm", "mm_act", "mm_dact", "mm_dact_sum", "mm_add", "mm_glu", "mm_dglu"),
-    "triton": ("mvue_pack", "mvue_pack_sum", "glu", "glu_backward"),
+    "cutlass": (
+        *("mm", "mm_act", "mm_dact", "mm_dact_sum", "mm_add", "mm_glu", "mm_dglu"),
+        *("scaled_mm", "scaled_mm_act", "scaled_mm_dact", "scaled_mm_add", "scaled_mm_glu", "scaled_mm_dglu"),
+    ),
+    "cublas": ("scaled_dense",),
+    "triton": (
+        *("mvue_pack", "mvue_pack_sum", "glu", "glu_backward"),
+        *("amax", "quantise", "quantise_pack", "glu_backward_amax", "glu_backward_quantise_pack"),
+    ),
 }
 """Provider -> its ops that stand in lowered graphs."""
 

@@ -126,7 +126,7 @@ def pack_weight_(stack: Stack, scale: Tensor | None, packing: Packing) -> None:
     Patterns are written where the search runs, read where it does not.
 
     Args:
-        scale: 0-d, or one per weight; "soft_threshold" packs scale * S(w).
+        scale: what kept values are multiplied by, in fp32: 0-d, or one per weight.
     """
     select, form, logical = packing.select, FORMATS[packing.format], packing.logical(stack.weights)
     values, values_t = stack.values, stack.values_t
@@ -136,8 +136,8 @@ def pack_weight_(stack: Stack, scale: Tensor | None, packing: Packing) -> None:
             pattern.copy_(find(w))
     if select == "soft_threshold":
         logical = [masks.soft_threshold(w) for w in logical]
-        if scale is not None:
-            logical = [beta.float() * w.float() for beta, w in zip(scale.expand(len(logical)), logical, strict=True)]
+    if scale is not None:
+        logical = [factor.float() * w.float() for factor, w in zip(scale.expand(len(logical)), logical, strict=True)]
     codes = [_codes_of_patterns(p, select, transposed=False) for p in stack.patterns]
     kept = [gather_kept(w, c) for w, c in zip(logical, codes, strict=True)]
     values.copy_(form.store_rows(cast(torch.cat(kept), values.dtype)))

@@ -1,0 +1,1 @@
+"""Eight-bit floats: tensors quantised by one scale each, and packing into them."""
