@@ -15,6 +15,7 @@ def command(
     listing: Annotated[
         bool, typer.Option("--list", help="List the kernels and whether they are built, then stop.")
     ] = False,
+    fp8: Annotated[bool, typer.Option("--fp8", help="The kernels of training in fp8 instead of bf16's.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Compile the Hopper kernels (sm_90a) now and keep them in the cache.
@@ -23,7 +24,7 @@ def command(
     """
     from s24compile.kernels.gemm.cutlass import build, objects, tools
 
-    kernels = build.default_kernels()
+    kernels = build.default_kernels(narrow=fp8)
     if listing:
         built = {kernel.name: objects.object_path(kernel) for kernel in kernels}
         if json:

@@ -21,7 +21,8 @@ from benchmarks.ffn import LAYERS, TOKENS
 from benchmarks.gemm_parts.check import SIZES
 from s24compile.kernels import providers
 from s24compile.kernels.gemm.cutlass import build, objects, tuned
-from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature, training_set
+from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature
+from s24compile.kernels.gemm.cutlass.training_sets import training_set
 from s24compile.kernels.samples import samples
 from tests.kernels.recorder import recording
 from tests.kernels.test_cutlass_gpu import KERNELS

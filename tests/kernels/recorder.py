@@ -16,7 +16,8 @@ from s24compile.kernels.gemm.cutlass import loader, plan
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel
 
 FIELDS = (
-    *("values", "metadata", "b", "d", "source", "aux", "bias", "workspace", "workspace_bytes"),
+    *("values", "metadata", "b", "d", "source", "aux", "bias", "descale_a", "descale_b", "amax"),
+    *("workspace", "workspace_bytes"),
     *("values_stride", "metadata_stride", "b_stride", "d_stride", "aux_stride", "other"),
     *("m", "n", "k", "raster", "swizzle", "splits", "device", "sm_count", "metadata_rows", "pdl", "alpha", "beta"),
 )  # fmt: skip

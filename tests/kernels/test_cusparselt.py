@@ -20,7 +20,7 @@ from s24compile.kernels.format import FORMATS
 from s24compile.kernels.gemm import availability
 from s24compile.kernels.gemm.availability import ALLOW
 from s24compile.kernels.gemm.cutlass import objects, tools
-from s24compile.kernels.gemm.cutlass.instantiations import training_set
+from s24compile.kernels.gemm.cutlass.training_sets import training_set
 from s24compile.kernels.target import Target, _cuda_target
 from tests.closeness import assert_as_close_as_torch
 from tests.kernels import cusparselt_library as stand_in

@@ -114,5 +114,5 @@ def test_wait_for_the_kernel_before(call):
 
 def test_refuse_a_misaligned_problem():
     loaded = loader.load(KERNELS[0])
-    odd = loader.PROBLEM.pack(8, *[0] * 14, *[64] * 3, *[0] * 4, 132, 1, 0, 1.0, 0.0)
+    odd = loader.PROBLEM.pack(8, *[0] * 17, *[64] * 3, *[0] * 4, 132, 1, 0, 1.0, 0.0)
     assert loaded.gemm(odd, 0) == loader.MISALIGNED

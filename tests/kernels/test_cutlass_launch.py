@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from s24compile.kernels.gemm.cutlass import gated, launch, layouts, plan
-from s24compile.kernels.gemm.cutlass.instantiations import Schedule, training_set
+from s24compile.kernels.gemm.cutlass.instantiations import Schedule
+from s24compile.kernels.gemm.cutlass.training_sets import training_set
 from s24compile.kernels.gemm.cutlass.tuned import Choice, schedules
 from s24compile.kernels.packed import Packed24
 from tests.kernels import prebuild

@@ -15,7 +15,8 @@ from filelock import FileLock
 
 from s24compile.errors import BuildError
 from s24compile.kernels.gemm.cutlass import objects, tools
-from s24compile.kernels.gemm.cutlass.instantiations import Kernel, training_set
+from s24compile.kernels.gemm.cutlass.instantiations import Kernel
+from s24compile.kernels.gemm.cutlass.training_sets import narrow_training_set, training_set
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +80,11 @@ def build_all(
     return [future.result() for future in running]
 
 
-def default_kernels() -> list[Kernel]:
-    """What `s24 build` builds."""
+def default_kernels(narrow: bool = False) -> list[Kernel]:
+    """What `s24 build` builds; with `narrow` what training in 8 bits needs."""
     from s24compile.kernels.gemm.cutlass.tuned import schedules
 
-    return training_set("bf16", schedules())
+    return narrow_training_set(schedules(narrow)) if narrow else training_set("bf16", schedules())
 
 
 def parallel_builds() -> int:

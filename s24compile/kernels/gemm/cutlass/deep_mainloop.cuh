@@ -15,10 +15,34 @@ using namespace cute;
 
 // What CUTLASS's builder made, unchanged: the other choice for Gemm's `MainloopOf`.
 template <class Base>
-struct AsBuilt : Base {};
+struct AsBuilt : Base {
+  static constexpr bool kScaled = false;
+};
+
+// Where one lane finds its metadata of a k tile in shared memory, two words an atom: one for each wgmma along K.
+// format.py draws the atoms, cute::GMMA::ELayout_64x32 and _64x64 which lane holds what.
+template <int kElementBytes>
+struct LaneMetadata;
+
+template <>
+struct LaneMetadata<2> {  // rows m0 and m0 + 8 of chunk k1: both k blocks lie side by side
+  static constexpr int kWordsPerAtom = 64 * 64 / 32;
+  CUTLASS_DEVICE static int first(int lane, int warp) { return 2 * ((warp * 2 + lane % 2) * 8 + lane / 4); }
+  CUTLASS_DEVICE static uint2 load(uint32_t const* at) { return *reinterpret_cast<uint2 const*>(at); }
+};
+
+template <>
+struct LaneMetadata<1> {  // row m0 + 8 (lane % 2), half of a k block; a row is 16 bytes, a k block 8 of them
+  static constexpr int kWordsPerAtom = 64 * 128 / 32;
+  CUTLASS_DEVICE static int first(int lane, int warp) {
+    return 4 * (16 * warp + 8 * (lane % 2) + lane / 4) + lane / 2 % 2;
+  }
+  CUTLASS_DEVICE static uint2 load(uint32_t const* at) { return {at[0], at[2]}; }
+};
 
 template <class Base>
 struct DeepMainloop : Base {
+  static constexpr bool kScaled = false;
   using typename Base::ElementEMma;
   using typename Base::MainloopPipeline;
   using typename Base::Params;
@@ -32,7 +56,7 @@ struct DeepMainloop : Base {
   static constexpr int kWarpGroups = size(TiledMma{}) / cutlass::NumThreadsPerWarpGroup;
   static constexpr int kAtoms = size<0>(TileShape{}) / 64;        // of metadata, along M
   static constexpr int kAtomsPerGroup = kAtoms / kWarpGroups;     // wgmmas along M of one warpgroup
-  static constexpr int kPairsPerAtom = 64 * 64 / 16 * 2 / 8;      // uint2, each one lane's metadata of a whole k tile
+  using Lane = LaneMetadata<sizeof(typename Base::ElementA)>;
 
   template <class Accumulator>
   CUTLASS_DEVICE void mma(MainloopPipeline pipeline, PipelineState read, Accumulator& accum, int k_tiles,
@@ -45,10 +69,8 @@ struct DeepMainloop : Base {
     Tensor rA = thread_mma.make_fragment_A(thread_mma.partition_A(sA));  // (MMA, MMA_M, MMA_K, stage)
     Tensor rB = thread_mma.make_fragment_B(thread_mma.partition_B(sB));
 
-    // One lane's 8 bytes per atom: rows m0 and m0 + 8 of chunk k1, for both k blocks (format.py draws the atom).
-    int lane = thread_idx % 32, warp = thread_idx / 32 % 4;
-    int mine = group * kPairsPerAtom + (warp * 2 + lane % 2) * 8 + lane / 4;
-    uint2 const* metadata = reinterpret_cast<uint2 const*>(&storage.smem_E) + mine;
+    uint32_t const* metadata = reinterpret_cast<uint32_t const*>(&storage.smem_E) + group * Lane::kWordsPerAtom +
+                               Lane::first(thread_idx % 32, thread_idx / 32 % 4);
     Tensor even = make_tensor<ElementEMma>(Shape<_32, Int<kAtomsPerGroup>, _2>{});
     Tensor odd = make_fragment_like(even);
 
@@ -58,7 +80,7 @@ struct DeepMainloop : Base {
       Tensor words = recast<uint32_t>(rE);
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < kAtomsPerGroup; ++i) {
-        uint2 pair = metadata[(stage * kAtoms + i * kWarpGroups) * kPairsPerAtom];
+        uint2 pair = Lane::load(metadata + (stage * kAtoms + i * kWarpGroups) * Lane::kWordsPerAtom);
         words(0, i, 0) = pair.x;
         words(0, i, 1) = pair.y;
       }

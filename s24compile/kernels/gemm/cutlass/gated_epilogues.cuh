@@ -5,17 +5,16 @@
 #pragma once
 
 #include "activations.cuh"
-#include "sparse_gemm.cuh"
+#include "amax.cuh"
 
 namespace s24 {
-
-namespace fusion = cutlass::epilogue::fusion;
 
 // ---------------------------------------------------------------------------------------------------- forward
 // D's rows are interleaved by eight (rows 16 i .. 16 i + 7: features 8 i .. 8 i + 7 of the first half, the next eight
 // rows: the same features of the second), because wgmma gives a thread rows r and r + 8. So both halves of a feature
 // meet in one thread, and D itself is never stored: three tiles of half its height are, of Z's halves and of H.
-template <class Descriptor, class Function, class Element>
+// Beyond the edges of D its sums are 0 (a GLU takes no bias), so H is 0 there and counts for no amax.
+template <class Descriptor, class Function, class Element, bool kAmax>
 struct GluStore {
   using ElementAux = Element;  // what CUTLASS asks for where D is void
   static constexpr int kFeatures = size<0>(typename Descriptor::EpilogueTile{}) / 2;
@@ -40,6 +39,7 @@ struct GluStore {
     Element* h = nullptr;
     int64_t other = 0;  // negative: the activation is of the second half
     int64_t z_stride = 0, h_stride = 0;
+    float* amax = nullptr;  // of H
   };
   using Tma = decltype(make_tma_copy(
       SM90_TMA_STORE{},
@@ -47,6 +47,7 @@ struct GluStore {
   struct Params {
     Tma first, second, h;
     bool swapped;
+    float* amax;
   };
 
   template <class ProblemShape>
@@ -57,7 +58,8 @@ struct GluStore {
       return make_tma_copy(SM90_TMA_STORE{}, make_tensor(at, layout), SmemTile{});
     };
     int64_t apart = args.other < 0 ? -args.other : args.other;
-    return {tma(args.z, args.z_stride), tma(args.z + apart, args.z_stride), tma(args.h, args.h_stride), args.other < 0};
+    return {tma(args.z, args.z_stride), tma(args.z + apart, args.z_stride), tma(args.h, args.h_stride), args.other < 0,
+            args.amax};
   }
   template <class ProblemShape>
   static bool can_implement(ProblemShape const&, Arguments const&) {
@@ -94,6 +96,7 @@ struct GluStore {
     GmemTma g_first, g_second, g_h;  // (TMA, TMA_M, TMA_N, EPI_M, EPI_N)
     int feature, token;              // where this lane's addresses for stmatrix are
     uint32_t first[4], second[4], h[4];  // two tokens of a feature each: one register of an 8x8 matrix
+    Largest largest;
 
     CUTLASS_DEVICE Callbacks(Params const* params, Smem s, SmemTma s_tma, GmemTma g_first, GmemTma g_second,
                              GmemTma g_h, int feature, int token)
@@ -118,6 +121,9 @@ struct GluStore {
         for (int j = 0; j < 2; ++j) {
           float a = z[4 * i + j], b = z[4 * i + 2 + j];
           out[j] = Function::forward(swapped ? b : a) * (swapped ? a : b);
+          if constexpr (kAmax) {
+            largest.see(out[j]);
+          }
         }
         first[i] = pack(z[4 * i], z[4 * i + 1]);
         second[i] = pack(z[4 * i + 2], z[4 * i + 3]);
@@ -132,6 +138,12 @@ struct GluStore {
         put(first, stage);
         put(second, stage + 1);
         put(h, stage + 2);
+      }
+    }
+
+    CUTLASS_DEVICE void end() {
+      if constexpr (kAmax) {
+        largest.store(params->amax);
       }
     }
 
@@ -168,28 +180,48 @@ struct GluStore {
   }
 };
 
-template <class Function, class ElementD>
+template <class Function, class ElementD, bool kAmax = false>
 struct Glu {
   using Source = void;
   using Destination = void;
   using Subtile = cutlass::epilogue::collective::EpilogueTileAuto;
   template <class Descriptor>
-  using FusionFor = fusion::Sm90EVT<GluStore<Descriptor, Function, ElementD>, fusion::Sm90AccFetch>;
+  using FusionFor = fusion::Sm90EVT<GluStore<Descriptor, Function, ElementD, kAmax>, fusion::Sm90AccFetch>;
   template <class Thread, class StrideAux>
   static void fill(Thread& thread, Problem const& p, StrideAux const&) {
-    thread.op_1 = {static_cast<ElementD*>(p.aux), static_cast<ElementD*>(p.d), p.other, p.aux_stride, p.d_stride};
+    thread.op_1 = {static_cast<ElementD*>(p.aux), static_cast<ElementD*>(p.d), p.other, p.aux_stride, p.d_stride,
+                   p.amax};
   }
 };
 
 // ---------------------------------------------------------------------------------------------------- backward
 // From acc = dH and both halves of Z: D = dH up f'(gate), the half of dZ that the activation saw, and aux = dH f(gate).
-template <class Function, class Store>
+// Both count for the amax of dZ; beyond its edges dH is 0.
+template <class Function, class Store, bool kAmax>
 struct GluGradientStore : Store {
-  using Store::Store;
+  struct Arguments : Store::Arguments {
+    float* amax = nullptr;
+  };
+  struct Params : Store::Params {
+    float* amax;
+  };
+  template <class ProblemShape>
+  static Params to_underlying_arguments(ProblemShape const& shape, Arguments const& args, void* workspace) {
+    return {Store::to_underlying_arguments(shape, args, workspace), args.amax};
+  }
+
+  float* amax = nullptr;
+
+  CUTLASS_HOST_DEVICE GluGradientStore() {}
+  CUTLASS_HOST_DEVICE GluGradientStore(Params const& params, typename Store::SharedStorage const& storage)
+      : Store(params, storage), amax(params.amax) {}
 
   template <class Base>
   struct Callbacks : Base {
-    CUTLASS_DEVICE Callbacks(Base&& base) : Base(cute::forward<Base>(base)) {}
+    float* amax;
+    Largest largest;
+
+    CUTLASS_DEVICE Callbacks(Base&& base, float* amax) : Base(cute::forward<Base>(base)), amax(amax) {}
 
     template <class Accumulator, class Element, int N>
     CUTLASS_DEVICE cutlass::Array<float, N> visit(cutlass::Array<Accumulator, N> const& acc, int v, int m, int n,
@@ -202,20 +234,31 @@ struct GluGradientStore : Store {
         Both f = Function::both(float(gate[i]));
         d_up[i] = dh[i] * f.value;
         d_gate[i] = dh[i] * float(up[i]) * f.slope;
+        if constexpr (kAmax) {
+          largest.see(d_up[i]);
+          largest.see(d_gate[i]);
+        }
       }
       Base::visit(acc, v, m, n, d_up);
       return d_gate;
+    }
+
+    CUTLASS_DEVICE void end() {
+      if constexpr (kAmax) {
+        largest.store(amax);
+      }
+      Base::end();
     }
   };
 
   template <bool ReferenceSrc, class... Args>
   CUTLASS_DEVICE auto get_consumer_store_callbacks(fusion::ConsumerStoreArgs<Args...> const& args) {
     auto base = Store::template get_consumer_store_callbacks<ReferenceSrc>(args);
-    return Callbacks<decltype(base)>(cute::move(base));
+    return Callbacks<decltype(base)>(cute::move(base), amax);
   }
 };
 
-template <class Function, class ElementD, class LayoutD>
+template <class Function, class ElementD, class LayoutD, bool kAmax = false>
 struct DGlu {
   using Source = void;
   using Destination = ElementD;
@@ -230,7 +273,7 @@ struct DGlu {
     using Store = fusion::Sm90AuxStore<Out::Stages, typename Out::EpilogueTile, ElementD,
                                        cutlass::FloatRoundStyle::round_to_nearest, typename Out::Stride,
                                        typename Out::SmemLayoutAtom, typename Out::CopyOpR2S>;
-    using Type = fusion::Sm90EVT<GluGradientStore<Function, Store>, fusion::Sm90AccFetch, Load, Load>;
+    using Type = fusion::Sm90EVT<GluGradientStore<Function, Store, kAmax>, fusion::Sm90AccFetch, Load, Load>;
   };
   template <class Descriptor>
   using FusionFor = typename Tree<Descriptor>::Type;
@@ -245,6 +288,7 @@ struct DGlu {
     thread.op_2.dAux = stride_aux;
     thread.op_3.ptr_aux = static_cast<ElementD*>(p.d) + p.other;
     thread.op_3.dAux = pitched<StrideAux>(p.d_stride);
+    thread.op_3.amax = p.amax;
   }
 };
 

@@ -12,11 +12,16 @@ from typing import Literal, get_args
 
 from s24compile.kernels.activations import ACTIVATIONS
 
-ELEMENTS = {"bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t", "fp32": "float"}
+ELEMENTS = {
+    "bf16": "cutlass::bfloat16_t", "fp16": "cutlass::half_t", "fp32": "float",
+    "e4m3": "cutlass::float_e4m3_t", "e5m2": "cutlass::float_e5m2_t",
+}  # fmt: skip
+NARROW = ("e4m3", "e5m2")
+"""8-bit elements: K-major operands only, one factor a tensor, sums multiplied by both before the epilogue."""
 FUNCTIONS = {row.name: row.cuda for row in ACTIVATIONS.values() if row.cuda}
 """Activation to the type of activations.cuh."""
 
-Element = Literal["bf16", "fp16"]
+Element = Literal["bf16", "fp16", "e4m3", "e5m2"]
 Output = Literal["bf16", "fp16", "fp32"]
 Epilogue = Literal["plain", "bias", "act", "dact", "dact_sum", "add", "glu", "dglu"]
 
@@ -26,7 +31,7 @@ class Signature:
     """What a kernel computes."""
 
     dtype: Element
-    """Of S's values and of B; products accumulate in fp32."""
+    """Of S's values, and of B where `other` is empty; products accumulate in fp32."""
     a: Literal["k", "m"]
     """Contiguous direction of the packed values: along K ([m, k/2] row-major) or along M."""
     b: Literal["k", "n"]
@@ -43,18 +48,37 @@ class Signature:
     """Name in FUNCTIONS, for those five that have one."""
     bias: Literal["", "bf16", "fp16", "fp32"] = ""
     """Type of the bias, for "bias" and "act"; the pointer may be null for "act"."""
+    other: Literal["", "e4m3", "e5m2"] = ""
+    """Type of B, where it is not S's."""
+    sums: Literal["", "exact"] = ""
+    """8-bit operands only. "": wgmma's own sums of them, which drop what is below some 2^-13 of the largest. "exact":
+    these over 128 k only, added up in fp32 registers: twice the registers, so smaller tiles."""
 
     @property
     def name(self) -> str:
         """Part of the object's file name."""
-        parts = (self.dtype, f"a{self.a}", f"b{self.b}", f"d{self.d}", self.out, self.epilogue, self.act, self.bias)
-        return "_".join(part for part in parts if part)
+        types = f"{self.dtype}x{self.other}" if self.other else self.dtype
+        parts = (types, f"a{self.a}", f"b{self.b}", f"d{self.d}", self.out, self.epilogue, self.act, self.bias)
+        return "_".join(part for part in (*parts, self.sums) if part)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the operands are 8 bits wide."""
+        return self.dtype in NARROW
 
     @property
     def type(self) -> str:
-        """The C++ epilogue type."""
+        """The C++ epilogue type. Those of 8-bit products also record the amax of H or dZ, to quantise it by."""
         out, layout = ELEMENTS[self.out], _LAYOUT_D[self.d]
         bias = ELEMENTS[self.bias] if self.bias else out
+        if self.narrow and self.epilogue in _OBSERVED:
+            return {
+                "act": f"s24::ActAmax<s24::{self.act}, {out}, {layout}, {bias}>",
+                "dact": f"s24::DActAmax<s24::d{self.act}, {out}, {layout}>",
+                "dact_sum": f"s24::DActSum<s24::d{self.act}, {out}, {layout}, true>",
+                "glu": f"s24::Glu<s24::{FUNCTIONS.get(self.act)}, {out}, true>",
+                "dglu": f"s24::DGlu<s24::{FUNCTIONS.get(self.act)}, {out}, {layout}, true>",
+            }[self.epilogue]
         return {
             "plain": f"s24::Plain<{out}>",
             "add": f"s24::Add<{out}>",
@@ -69,7 +93,7 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How a kernel runs. K tiles are always 64: the metadata format's K atom."""
+    """How a kernel runs. K tiles are always the metadata format's K atom: 64, or 128 of 8-bit operands."""
 
     tile: tuple[int, int] = (128, 256)
     """Rows (M) and columns (N) of D per thread block."""
@@ -99,6 +123,8 @@ class Schedule:
 
 DEFAULT = Schedule(deep=True)
 """The fastest, or within 3% of it, for most shapes (H100, 2026-11-24, benchmarks/results/gemm.json)."""
+EXACT = Schedule((128, 128))
+"""For sums in fp32 registers, of which a 128 x 256 tile would need all 256 of a thread. CUTLASS's own main loop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +145,8 @@ class Kernel:
         found = _NAME.fullmatch(name)
         if found is None:
             return None
-        *parts, schedule = found.groups(default="")
-        return cls(Signature(*parts), Schedule.parse(schedule))  # type: ignore[arg-type]
+        dtype, other, *parts, sums, schedule = found.groups(default="")
+        return cls(Signature(dtype, *parts, other, sums), Schedule.parse(schedule))  # type: ignore[arg-type]
 
     def source(self) -> str:
         """The .cu file: the template's arguments, spelled out."""
@@ -129,28 +155,33 @@ class Kernel:
         mainloop = "Cooperative" if cooperative else "Pingpong"
         epilogue = "TmaWarpSpecializedCooperative" if cooperative else "TmaWarpSpecialized"
         scheduler = "StreamKScheduler" if how.stream_k else "PersistentScheduler"
+        headers = [(_OBSERVED if s.narrow else _HEADERS).get(s.epilogue, "sparse_gemm.cuh")]
+        headers += ["scaled_mainloop.cuh"] * s.narrow
+        kind = "AsBuilt" if not how.deep else "Deep" if s.narrow else "DeepMainloop"
+        fast = s.narrow and not s.sums
         return _TEMPLATE.format(
             # Programmatic dependent launch; CUTLASS 4.2's stream-K scheduler does not compile with it.
             define="" if how.stream_k else "#define CUTLASS_ENABLE_GDC_FOR_SM90 1\n",
-            header=_HEADERS.get(s.epilogue, "sparse_gemm.cuh"),
+            headers="\n".join(f'#include "{header}"' for header in headers),
             element=ELEMENTS[s.dtype],
+            element_b=ELEMENTS[s.other or s.dtype],
             layout_a=_LAYOUT_A[s.a],
             layout_b=_LAYOUT_B[s.b],
             element_d=ELEMENTS[s.out],
             layout_d=_LAYOUT_D[s.d],
             epilogue=s.type,
-            tile=f"_{how.tile[0]}, _{how.tile[1]}, _64",
+            tile=f"_{how.tile[0]}, _{how.tile[1]}, {'_128' if s.narrow else '_64'}",
             cluster=f"_{how.cluster[0]}, _{how.cluster[1]}, _1",
-            mainloop_schedule=f"cutlass::gemm::KernelTmaWarpSpecialized{mainloop}",
-            mainloop="s24::DeepMainloop" if how.deep else "s24::AsBuilt",
+            mainloop_schedule=f"cutlass::gemm::KernelTmaWarpSpecialized{mainloop}{'FP8FastAccum' * fast}",
+            mainloop=f"s24::{'Scaled' * s.narrow}{kind}",
             epilogue_schedule=f"cutlass::epilogue::{epilogue}",
             scheduler=f"cutlass::gemm::{scheduler}",
         )
 
 
 _NAME = re.compile(
-    r"(bf16|fp16)_a([km])_b([kn])_d(row|col)_(bf16|fp16|fp32)"
-    rf"_({'|'.join(get_args(Epilogue))})(?:_({'|'.join(FUNCTIONS)}))?(?:_(bf16|fp16|fp32))?"
+    rf"({'|'.join(get_args(Element))})(?:x({'|'.join(NARROW)}))?_a([km])_b([kn])_d(row|col)_(bf16|fp16|fp32)"
+    rf"_({'|'.join(get_args(Epilogue))})(?:_({'|'.join(FUNCTIONS)}))?(?:_(bf16|fp16|fp32))?(?:_(exact))?"
     r"-(\d+x\d+_\d+x\d+_(?:coop|ping)(?:_sk)?(?:_deep)?)"
 )
 _HEADERS = {
@@ -160,15 +191,17 @@ _HEADERS = {
     "glu": "gated_epilogues.cuh",
     "dglu": "gated_epilogues.cuh",
 }
+_OBSERVED = _HEADERS | {"act": "observed_epilogues.cuh", "dact": "observed_epilogues.cuh"}
+"""Epilogues that record an amax where the operands are 8 bits wide."""
 _LAYOUT_A = {"k": "s24::Row", "m": "s24::Col"}
 _LAYOUT_B = {"k": "s24::Col", "n": "s24::Row"}
 _LAYOUT_D = {"row": "s24::Row", "col": "s24::Col"}
 
 _TEMPLATE = """\
-{define}#include "{header}"
+{define}{headers}
 
 using namespace cute;
-using Gemm = s24::Gemm<{element}, {layout_a}, {layout_b}, {element_d}, {layout_d}, {epilogue},
+using Gemm = s24::Gemm<{element}, {layout_a}, {element_b}, {layout_b}, {element_d}, {layout_d}, {epilogue},
                        Shape<{tile}>, Shape<{cluster}>, {mainloop_schedule}, {mainloop}, {epilogue_schedule},
                        {scheduler}>;
 
@@ -183,37 +216,3 @@ def _x(pair: tuple[int, int]) -> str:
 def _pair(text: str) -> tuple[int, int]:
     first, second = text.split("x")
     return int(first), int(second)
-
-
-def _prebuilt(kind: str) -> list[str]:
-    return [row.name for row in ACTIVATIONS.values() if kind in row.prebuilt]
-
-
-def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEFAULT,)) -> list[Kernel]:
-    """The kernels that training one model needs, which `s24 build` builds ahead of time.
-
-    Forward and dX: packed weights K-major times row-major activations, column-major D (its transpose is row-major),
-    with and without bias, with GELU in the epilogue (forward and backward, there with and without the bias gradient),
-    with GLUs, with a residual, and dX straight in fp32. dW: packed gradients K-major or M-major times row-major X,
-    row-major D (column-major for Conv1D's transposed weights), in the operands' dtype and straight to fp32 master
-    gradients.
-    """
-    forward = [
-        Signature(dtype, "k", "k", "col", dtype),
-        Signature(dtype, "k", "k", "col", dtype, "bias", bias=dtype),
-        Signature(dtype, "k", "k", "col", dtype, "bias", bias="fp32"),
-        Signature(dtype, "k", "k", "col", "fp32"),
-        Signature(dtype, "k", "k", "col", dtype, "add"),
-        Signature(dtype, "k", "k", "col", "fp32", "add"),
-    ]
-    outputs: tuple[Output, ...] = (dtype, "fp32")
-    derivatives: tuple[Epilogue, ...] = ("dact", "dact_sum")
-    for act in _prebuilt("plain"):
-        forward += [Signature(dtype, "k", "k", "col", dtype, "act", act, bias) for bias in outputs]
-        forward += [Signature(dtype, "k", "k", "col", dtype, way, act) for way in derivatives]
-    gated: tuple[Epilogue, ...] = ("glu", "dglu")
-    forward += [Signature(dtype, "k", "k", "col", dtype, way, act) for act in _prebuilt("gated") for way in gated]
-    majors: tuple[Literal["k", "m"], ...] = ("k", "m")
-    layouts: tuple[Literal["row", "col"], ...] = ("row", "col")
-    gradients = [Signature(dtype, a, "n", d, out) for a in majors for d in layouts for out in outputs]
-    return [Kernel(signature, schedule) for schedule in schedules for signature in forward + gradients]

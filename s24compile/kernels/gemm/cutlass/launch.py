@@ -10,7 +10,7 @@ import torch
 from s24compile.kernels.activations import activation
 from s24compile.kernels.gemm.cutlass import tuned
 from s24compile.kernels.gemm.cutlass.layouts import empty, like_output, operand, output
-from s24compile.kernels.gemm.cutlass.plan import NAMES, make_plan, metadata_pitch, submit
+from s24compile.kernels.gemm.cutlass.plan import NAMES, Scales, make_plan, metadata_pitch, submit, sums_of
 from s24compile.kernels.packed import Packed24
 
 
@@ -27,7 +27,7 @@ def mm(
         d = empty(a.shape[0], b.shape[1], out_layout, out_dtype, b.device).zero_()
         return d if bias is None else d.add_(bias[:, None])
     epilogue = "plain" if bias is None else "bias"
-    return _run(a, b, epilogue, "", bias, None, out_layout, out_dtype, choice=choice)[0]
+    return run(a, b, epilogue, "", bias, None, out_layout, out_dtype, choice=choice)[0]
 
 
 def mm_act(
@@ -45,7 +45,7 @@ def mm_act(
     if min(*a.shape, b.shape[1]) == 0:
         nothing = mm(a, b, bias, out_layout, b.dtype)
         return nothing, activation(act).value(nothing)
-    h, z = _run(a, b, "act", act, bias, None, out_layout, b.dtype, choice=choice)
+    h, z = run(a, b, "act", act, bias, None, out_layout, b.dtype, choice=choice)
     assert z is not None
     return z, h
 
@@ -61,7 +61,7 @@ def mm_dact(
     """dZ = (A B) * act'(Z): the backward of `mm_act`, Z [M, N] in any layout (copied unless it is `out_layout`)."""
     if min(*a.shape, b.shape[1]) == 0:
         return mm(a, b, None, out_layout, b.dtype)
-    return _run(a, b, "dact", act, None, z, out_layout, b.dtype, choice=choice)[0]
+    return run(a, b, "dact", act, None, z, out_layout, b.dtype, choice=choice)[0]
 
 
 def mm_dact_sum(
@@ -79,7 +79,7 @@ def mm_dact_sum(
     if min(*a.shape, b.shape[1]) == 0:
         dz = mm(a, b, None, out_layout, b.dtype)
         return dz, torch.zeros(a.shape[0], dtype=torch.float32, device=b.device)
-    dz, partial = _run(a, b, "dact_sum", act, None, z, out_layout, b.dtype, choice=choice)
+    dz, partial = run(a, b, "dact_sum", act, None, z, out_layout, b.dtype, choice=choice)
     assert partial is not None
     return dz, partial[:, : a.shape[0]].sum(0)
 
@@ -88,10 +88,10 @@ def mm_add(a: Packed24, b: torch.Tensor, c: torch.Tensor, beta: float = 1.0, out
     """D = A B + beta C, C [M, N] of D's dtype: accumulation or a residual."""
     if min(*a.shape, b.shape[1]) == 0:
         return mm(a, b, None, out_layout, c.dtype).add_(c, alpha=beta)
-    return _run(a, b, "add", "", None, c, out_layout, c.dtype, beta)[0]
+    return run(a, b, "add", "", None, c, out_layout, c.dtype, beta)[0]
 
 
-def _run(
+def run(
     a: Packed24,
     b: torch.Tensor,
     epilogue: str,
@@ -102,7 +102,14 @@ def _run(
     out_dtype: torch.dtype,
     beta: float = 0.0,
     choice: tuned.Choice | None = None,
+    scales: Scales | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(D, what the epilogue writes beside it) of a problem that is not empty.
+
+    Args:
+        source: Z ("dact", "dact_sum") or C ("add"), any layout.
+        scales: of 8-bit operands.
+    """
     (m, k), n, metadata = a.shape, b.shape[1], a.metadata
     device = b.get_device()
     a_major, values, a_pitch = operand(a.values, "k", "m")
@@ -110,7 +117,8 @@ def _run(
     bias_name = "" if bias is None else NAMES[bias.dtype]
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    plan = make_plan(values.dtype, a_major, b_major, out_layout, out_dtype, epilogue, act, bias_name, m, n, k, choice)
+    types = values.dtype, a_major, b_major, out_layout, out_dtype
+    plan = make_plan(*types, epilogue, act, bias_name, m, n, k, choice, b.dtype, sums_of(scales))
 
     target, d = output(m, n, out_layout, out_dtype, b.device)
     pitch = target.stride(0 if out_layout == "row" else 1)
@@ -130,7 +138,7 @@ def _run(
     pointers = [values.data_ptr(), metadata.data_ptr(), b.data_ptr(), target.data_ptr(), source_pointer, aux]
     pointers.append(0 if bias is None else bias.data_ptr())
     strides = (a_pitch, metadata_pitch(metadata), b_pitch, pitch, aux_pitch, 0)
-    submit(plan, pointers, strides, (m, n, k), metadata.shape[1], device, beta)
+    submit(plan, pointers, strides, (m, n, k), metadata.shape[1], device, beta, scales)
     if target is not d:
         d.copy_(target[:m, :n])
         if z is not None:

@@ -13,20 +13,20 @@ from s24compile.kernels.padding import round_up
 
 def operand(t: torch.Tensor, row_major: str, col_major: str) -> tuple[str, torch.Tensor, int]:
     """Which direction of a 2-D operand is contiguous, the operand (copied if TMA cannot take it), and its pitch."""
-    (rows, cols), (down, right) = t.shape, t.stride()
+    (rows, cols), (down, right), unit = t.shape, t.stride(), 16 // t.element_size()
     if right == 1 and (down >= cols or rows == 1):
-        pitch = down if rows > 1 else round_up(cols)
-        if pitch % 8 == 0 and t.data_ptr() % 16 == 0:
+        pitch = down if rows > 1 else round_up(cols, unit)
+        if pitch % unit == 0 and t.data_ptr() % 16 == 0:
             return row_major, t, pitch
     elif down == 1 and (right >= rows or cols == 1):
-        pitch = right if cols > 1 else round_up(rows)
-        if pitch % 8 == 0 and t.data_ptr() % 16 == 0:
+        pitch = right if cols > 1 else round_up(rows, unit)
+        if pitch % unit == 0 and t.data_ptr() % 16 == 0:
             return col_major, t, pitch
         if pitch != 0:
-            copy = t.new_empty((cols, round_up(rows)))
+            copy = t.new_empty((cols, round_up(rows, unit)))
             copy[:, :rows].copy_(t.t())
             return col_major, copy.t()[:rows], copy.shape[1]
-    copy = t.new_empty((rows, round_up(cols)))
+    copy = t.new_empty((rows, round_up(cols, unit)))
     copy[:, :cols].copy_(t)
     return row_major, copy[:, :cols], copy.shape[1]
 

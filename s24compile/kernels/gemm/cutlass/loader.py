@@ -12,8 +12,8 @@ from s24compile.errors import BuildError
 from s24compile.kernels.gemm.cutlass import build
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel
 
-PROBLEM = struct.Struct("=15q10i2f")
-"""`struct Problem` of sparse_gemm.cuh: 8 pointers, workspace bytes, 6 strides; 10 ints; alpha, beta."""
+PROBLEM = struct.Struct("=18q10i2f")
+"""`struct Problem` of sparse_gemm.cuh: 11 pointers, workspace bytes, 6 strides; 10 ints; alpha, beta."""
 
 MISALIGNED, BAD_CONFIG = -1, -2
 

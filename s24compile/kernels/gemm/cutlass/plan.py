@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,9 +16,32 @@ from s24compile.errors import TargetError
 from s24compile.kernels.gemm.cutlass import loader, objects, tools, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature
 
-NAMES: dict[torch.dtype, Any] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-ATOM = 256
-"""uint16 of metadata that describe one atom of 64 rows x 64 k."""
+NAMES: dict[torch.dtype, Any] = {
+    torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32",
+    torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2",
+}  # fmt: skip
+
+
+class Scales(NamedTuple):
+    """What 8-bit operands have beside their values."""
+
+    descale_a: torch.Tensor
+    """fp32 [1], as `descale_b`: what S's values are multiplied by."""
+    descale_b: torch.Tensor
+    exact: bool
+    """Whether sums are kept in fp32 registers: `Signature.sums`."""
+    amax: torch.Tensor | None = None
+    """fp32 [1], 0 before: receives that of H or dZ."""
+
+    @property
+    def pointers(self) -> tuple[int, int, int]:
+        """As `submit` takes them."""
+        return self.descale_a.data_ptr(), self.descale_b.data_ptr(), 0 if self.amax is None else self.amax.data_ptr()
+
+
+def sums_of(scales: Scales | None) -> str:
+    """`Signature.sums` of a product with these scales, or of 16-bit operands."""
+    return "exact" if scales is not None and scales.exact else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +70,19 @@ def make_plan(
     n: int,
     k: int,
     choice: tuned.Choice | None,
+    other: torch.dtype | None = None,
+    sums: Any = "",
 ) -> Plan:
     """Chooses and loads the kernel for one shape; builds it where it is missing.
 
     The bias may be null in "act": the one kernel then serves both, typed by the output.
+
+    Args:
+        other: B's dtype, where it is not `dtype`; sums: see `Signature`.
     """
     bias = bias or (NAMES[out_dtype] if epilogue == "act" else "")
-    signature = Signature(NAMES[dtype], a_major, b_major, out_layout, NAMES[out_dtype], epilogue, act, bias)
+    types = NAMES[dtype], a_major, b_major, out_layout, NAMES[out_dtype]
+    signature = Signature(*types, epilogue, act, bias, "" if other in (None, dtype) else NAMES[other], sums)
     choice = choice or tuned.choose(signature, m, n, k)
     loaded = _load(Kernel(signature, choice.schedule))
     return Plan(
@@ -73,16 +102,16 @@ def _load(kernel: Kernel) -> loader.Loaded:
         BuildError: neither is possible.
     """
     if tools.missing_tools() is not None and objects.object_path(kernel) is None:
-        for schedule in tuned.schedules():
+        for schedule in tuned.schedules(kernel.signature.narrow):
             if objects.object_path(Kernel(kernel.signature, schedule)) is not None:
                 return loader.load(Kernel(kernel.signature, schedule))
     return loader.load(kernel)
 
 
 def metadata_pitch(metadata: torch.Tensor) -> int:
-    """uint16 from one K atom to the next."""
-    k_atoms, m_atoms = metadata.shape[0], metadata.shape[1]
-    return metadata.stride(0) if k_atoms > 1 else m_atoms * ATOM
+    """Cells from one K atom to the next."""
+    k_atoms, m_atoms, cells = metadata.shape
+    return metadata.stride(0) if k_atoms > 1 else m_atoms * cells
 
 
 _NEEDS: dict[tuple[Kernel, tuple[int, int, int], int], int] = {}
@@ -97,11 +126,13 @@ def submit(
     m_atoms: int,
     device: int,
     beta: float = 0.0,
+    scales: Scales | None = None,
 ) -> None:
     """Launches one problem on the current stream of `device`.
 
     Args:
         pointers: values, metadata, B, D, C, aux, bias; 0 for what the epilogue lacks.
+        scales: of 8-bit operands.
         strides: those of values, metadata, B, D and aux; then `Problem::other`.
         m_atoms: metadata atoms along M that the view holds.
 
@@ -111,15 +142,16 @@ def submit(
     stream = torch._C._cuda_getCurrentRawStream(device)
     settings = (plan.raster, plan.swizzle, plan.splits, device, _sm_count(device), m_atoms, plan.pdl)
     tail = (*strides, *shape, *settings, 1.0, beta)
+    narrow = (0, 0, 0) if scales is None else scales.pointers
     if plan.stream_k:
         key = plan.loaded.kernel, shape, plan.splits
         need = _NEEDS.get(key)
         if need is None:
-            need = _NEEDS[key] = plan.loaded.workspace(loader.PROBLEM.pack(*pointers, 0, 0, *tail))
+            need = _NEEDS[key] = plan.loaded.workspace(loader.PROBLEM.pack(*pointers, *narrow, 0, 0, *tail))
         workspace = _workspace(need, device, stream)
-        problem = loader.PROBLEM.pack(*pointers, workspace.data_ptr(), need, *tail)
+        problem = loader.PROBLEM.pack(*pointers, *narrow, workspace.data_ptr(), need, *tail)
     else:
-        problem = loader.PROBLEM.pack(*pointers, 0, 0, *tail)
+        problem = loader.PROBLEM.pack(*pointers, *narrow, 0, 0, *tail)
     code = plan.loaded.gemm(problem, stream)
     if code != 0:
         raise TargetError(

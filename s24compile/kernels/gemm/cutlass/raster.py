@@ -24,20 +24,23 @@ Raster = Literal["m", "n"]
 BYTES_PER_US = 3.0e6
 """Device memory of an H100 80GB, measured with a copy."""
 FLOPS_PER_US = 1.06e9
-"""Dense-equivalent rate of full waves of 128x256 tiles, measured at 8192^3 and on dW."""
+"""Dense-equivalent rate of full waves of 128x256 tiles of 16-bit operands, measured at 8192^3 and on dW."""
+NARROW_FLOPS_PER_US = 1.82e9
+"""The same of 8-bit operands, measured at 8192^3 with a plain builder kernel."""
 L2_BYTES = 20e6
 """What stays in the 50 MB of L2 while outputs stream through it."""
 SMS = 132
 A_BYTES, B_BYTES = 1.125, 2.0
 """Per logical element: half of the values and two bits for each of them; a dense 16-bit element."""
+NARROW_A_BYTES, NARROW_B_BYTES = 0.625, 1.0
 
 
 @functools.lru_cache(maxsize=4096)
-def choose_raster(m: int, n: int, k: int, schedule: Schedule) -> tuple[Raster, int]:
+def choose_raster(m: int, n: int, k: int, schedule: Schedule, narrow: bool = False) -> tuple[Raster, int]:
     """(raster, swizzle) of the least modelled time; then of the fewest bytes, then of the narrowest band."""
     rasters: tuple[Raster, ...] = ("m", "n")
     options = [(raster, swizzle) for swizzle in (1, 2, 4, 8) for raster in rasters]
-    return min(options, key=lambda option: _rounded(estimate_us(m, n, k, schedule, *option)))
+    return min(options, key=lambda option: _rounded(estimate_us(m, n, k, schedule, *option, narrow)))
 
 
 def _rounded(estimate: tuple[float, float]) -> tuple[float, float]:
@@ -45,8 +48,15 @@ def _rounded(estimate: tuple[float, float]) -> tuple[float, float]:
     return round(math.log(estimate[0]), 2), round(math.log(estimate[1]), 2)
 
 
-def estimate_us(m: int, n: int, k: int, schedule: Schedule, raster: Raster, swizzle: int) -> tuple[float, float]:
-    """(modelled microseconds, those of the memory traffic alone) of D [m, n] with 2-byte elements."""
+def estimate_us(
+    m: int, n: int, k: int, schedule: Schedule, raster: Raster, swizzle: int, narrow: bool = False
+) -> tuple[float, float]:
+    """(modelled microseconds, those of the memory traffic alone) of D [m, n] with 2-byte elements.
+
+    narrow: the operands have 8 bits instead of 16.
+    """
+    rate = NARROW_FLOPS_PER_US if narrow else FLOPS_PER_US
+    a_bytes, b_bytes = (NARROW_A_BYTES, NARROW_B_BYTES) if narrow else (A_BYTES, B_BYTES)
     (tile_m, tile_n), (cluster_m, cluster_n) = schedule.tile, schedule.cluster
     swizzle = _effective_swizzle(_ceil(m, tile_m), _ceil(n, tile_n), swizzle)
     rows = _ceil(_ceil(m, tile_m), swizzle * cluster_m) * swizzle
@@ -56,9 +66,9 @@ def estimate_us(m: int, n: int, k: int, schedule: Schedule, raster: Raster, swiz
     waves: float = _ceil(rows * columns, at_once)
     if schedule.stream_k:
         waves = rows * columns / at_once
-    arithmetic = waves * tile_flops / FLOPS_PER_US
+    arithmetic = waves * tile_flops / rate
 
-    a, b = m * k * A_BYTES, n * k * B_BYTES
+    a, b = m * k * a_bytes, n * k * b_bytes
     (along, major), (across, minor) = ((a, rows), (b, columns)) if raster == "m" else ((b, columns), (a, rows))
     bands = minor // swizzle
     passes = 1.0 if along <= L2_BYTES else max(1.0, bands / max(1.0, at_once / (swizzle * major)))

@@ -33,9 +33,10 @@ using namespace cute;
 using Row = cutlass::layout::RowMajor;
 using Col = cutlass::layout::ColumnMajor;
 
-// Mirrored by loader.py (struct format "=15q10i2f"): 64-bit fields first, so that both sides agree without padding.
+// Mirrored by loader.py (struct format "=18q10i2f"): 64-bit fields first, so that both sides agree without padding.
 // Strides are in elements of their own tensor: the distance between two consecutive rows (or columns) of the major
-// direction. `metadata_stride`: uint16 between two K atoms, so that a row range of a larger operand is just a view.
+// direction. `metadata_stride`: cells (16 bits beside 16-bit values, 8 beside 8-bit ones) between two K atoms, so that
+// a row range of a larger operand is just a view.
 struct Problem {
   void const* values;
   void const* metadata;
@@ -44,6 +45,9 @@ struct Problem {
   void const* source;  // C of the "add" epilogue, added with weight beta
   void* aux;           // Z: written by "act", read by "dact"
   void const* bias;    // one per row of D, or null
+  float const* descale_a;  // 8-bit operands: what S's and B's values are multiplied by, one number each, in device
+  float const* descale_b;  // memory
+  float* amax;             // receives the largest finite magnitude of H or dZ; holds 0 before
   void* workspace;
   int64_t workspace_bytes;
   int64_t values_stride, metadata_stride, b_stride, d_stride, aux_stride;
@@ -124,12 +128,14 @@ Stride pitched(int64_t pitch) {  // fills the one dynamic stride of a 2-D operan
   return stride;
 }
 
-template <class Element, class LayoutA, class LayoutB, class ElementD, class LayoutD, class Epilogue, class Tile,
-          class Cluster, class MainloopSchedule, template <class> class MainloopOf, class EpilogueSchedule,
+template <class Element, class LayoutA, class ElementB, class LayoutB, class ElementD, class LayoutD, class Epilogue,
+          class Tile, class Cluster, class MainloopSchedule, template <class> class MainloopOf, class EpilogueSchedule,
           class Scheduler>
 struct Gemm {
-  static constexpr int kAlign = 8;  // 16-bit elements in TMA's 16 bytes
+  static_assert(sizeof(Element) == sizeof(ElementB));
+  static constexpr int kAlign = 16 / sizeof(Element);  // elements in TMA's 16 bytes
   static constexpr int kAlignD = 16 / sizeof(ElementD);
+  static constexpr int kPerCell = 8 * sizeof(Element);  // logical elements that one cell of metadata describes
 
   using Descriptor = cutlass::epilogue::collective::detail::EpilogueDescriptor<
       Tile, typename Epilogue::Subtile, typename Epilogue::Source, typename Epilogue::Destination, EpilogueSchedule>;
@@ -138,7 +144,7 @@ struct Gemm {
       float, typename Epilogue::Source, LayoutD, kAlignD, typename Epilogue::Destination, LayoutD, kAlignD,
       EpilogueSchedule, typename Epilogue::template FusionFor<Descriptor>>::CollectiveOp;
   using BuiltMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlign, Element, LayoutB, kAlign,
+      cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlign, ElementB, LayoutB, kAlign,
       float, Tile, Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
           sizeof(typename CollectiveEpilogue::SharedStorage))>,
@@ -148,7 +154,8 @@ struct Gemm {
                                                       CollectiveEpilogue, Scheduler>;
   using Adapter = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
   using StrideD = typename Kernel::StrideD;
-  static_assert(size<2>(Tile{}) == 64, "the metadata format has K atoms of 64: so must the tile");
+  static_assert(size<2>(Tile{}) * sizeof(Element) == 128, "the metadata format has K atoms of 128 bytes of B: so must "
+                                                          "the tile");
   static constexpr bool kStreamK = cute::is_same_v<Scheduler, cutlass::gemm::StreamKScheduler>;
 
   static bool aligned(void const* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
@@ -156,7 +163,7 @@ struct Gemm {
   // TMA's demands; tensors that the epilogue ignores are null, their strides 0.
   static bool aligned(Problem const& p) {
     return aligned(p.values) && aligned(p.metadata) && aligned(p.b) && aligned(p.d) && aligned(p.aux) &&
-           aligned(p.source) && p.values_stride % kAlign == 0 && p.metadata_stride % 8 == 0 &&
+           aligned(p.source) && p.values_stride % kAlign == 0 && p.metadata_stride % kAlign == 0 &&
            p.b_stride % kAlign == 0 && p.d_stride % kAlignD == 0 && p.aux_stride % kAlignD == 0;
   }
 
@@ -167,7 +174,7 @@ struct Gemm {
     args.problem_shape = make_shape(p.m, p.n, p.k, 1);
 
     // A: fill_layoutA gives the dense-looking sparse layout; only its pitch is ours (in logical elements: twice).
-    auto layout_a = Mainloop::SparseConfig::fill_layoutA(make_shape(p.m, p.n, round_up(p.k, 16), 1));
+    auto layout_a = Mainloop::SparseConfig::fill_layoutA(make_shape(p.m, p.n, round_up(p.k, 2 * kAlign), 1));
     auto stride_a = layout_a.stride();
     auto shape_a = layout_a.shape();
     if constexpr (Mainloop::is_A_mn_major) {
@@ -182,14 +189,18 @@ struct Gemm {
     auto layout_e = Mainloop::SparseConfig::fill_layoutE(make_shape(p.m, p.n, p.k, 1));
     auto stride_e = layout_e.stride();
     auto shape_e = layout_e.shape();
-    get<1, 1>(stride_e) = p.metadata_stride * 16;  // one uint16 describes 16 logical elements
+    get<1, 1>(stride_e) = p.metadata_stride * kPerCell;
     get<0, 1>(shape_e) = p.metadata_rows;
     args.mainloop.layout_e = make_layout(shape_e, stride_e);
 
     args.mainloop.ptr_A = static_cast<Element const*>(p.values);
     args.mainloop.ptr_E = static_cast<typename Mainloop::ElementE const*>(p.metadata);
-    args.mainloop.ptr_B = static_cast<Element const*>(p.b);
+    args.mainloop.ptr_B = static_cast<ElementB const*>(p.b);
     args.mainloop.dB = pitched<typename Kernel::StrideB>(p.b_stride);
+    if constexpr (Mainloop::kScaled) {
+      args.mainloop.descale_a = p.descale_a;
+      args.mainloop.descale_b = p.descale_b;
+    }
 
     StrideD stride_d = pitched<StrideD>(p.d_stride);
     args.epilogue.ptr_D = static_cast<ElementD*>(p.d);

@@ -1,7 +1,8 @@
 """Which schedule runs a shape: a committed table, made by `benchmarks/gemm.py --tune`, read at the nearest entry.
 
 No tuning happens in training. Layouts and 16-bit types cost the same within 3% (measured), so an entry serves all of
-them; epilogues differ in shared memory and in what they overlap, so each class of them has its own entries.
+them, and another all 8-bit types; epilogues differ in shared memory and in what they overlap, so each class of them has
+its own entries.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from s24compile.kernels.gemm.cutlass.instantiations import DEFAULT, Schedule, Signature
+from s24compile.kernels.gemm.cutlass.instantiations import DEFAULT, EXACT, Schedule, Signature
 from s24compile.kernels.gemm.cutlass.raster import choose_raster
 
 TABLE = Path(__file__).with_name("tuned.json")
 CLASSES = {"plain": "plain", "bias": "plain", "add": "plain", "dact_sum": "dact"}
 """Epilogues that share entries; the others have their own."""
+NARROW_ROWS = "fp8 "
+"""Begins the names of entries for 8-bit operands."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +55,26 @@ def choose(signature: Signature, m: int, n: int, k: int) -> Choice:
 
     Where nothing was tuned, the default schedule with the raster that the model of raster.py prefers.
     """
-    return _nearest(CLASSES.get(signature.epilogue, signature.epilogue), signature.out == "fp32", m, n, k)
+    if signature.sums:
+        return Choice(EXACT, *choose_raster(m, n, k, EXACT, signature.narrow))
+    return _nearest(row_of(signature), signature.out == "fp32", signature.narrow, m, n, k)
+
+
+def row_of(signature: Signature) -> str:
+    """What the entries that serve a signature are called in the table."""
+    row = CLASSES.get(signature.epilogue, signature.epilogue)
+    return f"{NARROW_ROWS}{row}" if signature.narrow else row
 
 
 @functools.lru_cache(maxsize=4096)
-def _nearest(epilogue: str, wide: bool, m: int, n: int, k: int) -> Choice:
+def _nearest(epilogue: str, wide: bool, narrow: bool, m: int, n: int, k: int) -> Choice:
     def distance(entry: dict[str, Any]) -> float:
         shape = zip(entry["shape"], (m, n, k), strict=True)
         return sum(math.log(tuned / asked) ** 2 for tuned, asked in shape) + 0.1 * (entry["fp32"] != wide)
 
     entries = [entry for entry in table()["entries"] if entry["epilogue"] == epilogue]
     if not entries:
-        raster, swizzle = choose_raster(m, n, k, DEFAULT)
-        return Choice(DEFAULT, raster, swizzle)
+        return Choice(DEFAULT, *choose_raster(m, n, k, DEFAULT, narrow))
     return Choice.parse(min(entries, key=distance)["choice"])
 
 
@@ -77,7 +87,7 @@ def table() -> dict[str, Any]:
     return loaded
 
 
-def schedules() -> tuple[Schedule, ...]:
+def schedules(narrow: bool = False) -> tuple[Schedule, ...]:
     """Every schedule that the table names, the default first: what `s24 build` builds for each signature."""
-    named = [Choice.parse(entry["choice"]).schedule for entry in table()["entries"]]
-    return tuple(dict.fromkeys([DEFAULT, *named]))
+    entries = [entry for entry in table()["entries"] if entry["epilogue"].startswith(NARROW_ROWS) == narrow]
+    return tuple(dict.fromkeys([DEFAULT, *(Choice.parse(entry["choice"]).schedule for entry in entries)]))
