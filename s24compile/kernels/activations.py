@@ -1,7 +1,7 @@
 """The activations, one row each: what they compute, and who takes them. A leaf.
 
 A name that no row has is an error wherever an op is given it. A new activation is a row here; its Triton formulas are
-in glu/triton_math.py, its CUTLASS function in gemm/cutlass/activations.cuh.
+in triton/activations.py, its CUTLASS function in gemm/cutlass/activations.cuh.
 """
 
 from __future__ import annotations

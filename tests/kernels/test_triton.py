@@ -11,7 +11,14 @@ import torch
 
 
 @pytest.mark.parametrize(
-    "checks", ["triton_checks.py", "triton_format_checks.py", "triton_mask_checks.py", "triton_far_checks.py"]
+    "checks",
+    [
+        "triton_checks.py",
+        "triton_format_checks.py",
+        "triton_mask_checks.py",
+        "triton_far_checks.py",
+        "triton_fp8_checks.py",
+    ],
 )
 def test_triton_kernels_agree_with_their_references(checks):
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}

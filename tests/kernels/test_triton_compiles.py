@@ -76,12 +76,12 @@ CASES = {
 }  # fmt: skip
 
 
-def build(kernel, tile, blocks, constants):
+def build(kernel, tile, blocks, constants, pointers=POINTERS):
     """The kernel compiled for sm_90 at a tile, all pointers and sizes multiples of 16."""
     names = kernel.arg_names
     extents = dict(zip(blocks, (tile.rows, tile.columns), strict=True))
     constants = {**constants, **{name: extent for name, extent in extents.items() if name in names}}
-    kinds = {n: POINTERS.get(n, "i32" if n in SIZES else "i64") for n in names}
+    kinds = {n: pointers.get(n, "i32" if n in SIZES else "i64") for n in names}
     signature = {n: "constexpr" if n in constants else kinds[n] for n in names}
     places = {(names.index(n),): value for n, value in constants.items()}
     aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in names if n not in constants}

@@ -5,43 +5,25 @@ Legend: z [..., 2F] and h [..., F], their leading dims flattened to T.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from s24compile.kernels.activations import ACTIVATIONS
 from s24compile.kernels.glu.triton_kernels import glu_forward, glu_gradient
 from s24compile.kernels.providers import Provider
 from s24compile.kernels.triton import tiles
 from s24compile.kernels.triton.launch import launch
-from s24compile.kernels.triton.supports import supports_reading
+from s24compile.kernels.triton.planes import halves, plane
+from s24compile.kernels.triton.supports import supports_act, supports_reading
 from s24compile.kernels.triton.tiles import Tile
 
 
 def _supports(z: Tensor, act: str, gate: str) -> str | None:
-    return supports_reading(z) or _supports_act(act)
+    return supports_reading(z) or supports_act(act)
 
 
 def _supports_backward(dh: Tensor, z: Tensor, act: str, gate: str) -> str | None:
-    return supports_reading(dh, z) or _supports_act(act)
-
-
-def _supports_act(act: str) -> str | None:
-    known = [row.name for row in ACTIVATIONS.values() if row.triton]
-    return None if act in known else f"computes {', '.join(known)} only, not {act}"
-
-
-def plane(x: Tensor) -> tuple[Tensor, int, int]:
-    """x [..., C] as [T, C] and its two strides; a view wherever the leading dims allow."""
-    flat = x.detach().reshape(math.prod(x.shape[:-1]), x.shape[-1])  # not -1, which C = 0 leaves undecided
-    return flat, flat.stride(0), flat.stride(1)
-
-
-def halves(z: Tensor, gate: str) -> tuple[Tensor, int]:
-    """(the half of z [T, 2F] that the activation sees, columns from it to the other)."""
-    hidden = z.shape[1] // 2
-    return (z[:, :hidden], hidden) if gate == "first" else (z[:, hidden:], -hidden)
+    return supports_reading(dh, z) or supports_act(act)
 
 
 def _layout(*tensors: Tensor) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s24compile.kernels.glu.triton_math import activate, activate_with_slope
+from s24compile.kernels.triton.activations import activate, activate_with_slope
 from s24compile.kernels.triton.values import narrow, widen
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from s24compile.kernels.format import FORMATS
@@ -41,23 +42,30 @@ def planes(metadata: Tensor, format: str) -> Tensor:
     return FORMATS[format].wide.planes(metadata)
 
 
-def separable(logical: Sequence[Tensor], format: str, both_ways: bool) -> bool:
+def separable(logical: Sequence[Tensor], format: str, both_ways: bool, dtype: torch.dtype = torch.bfloat16) -> bool:
     """Whether weights [n_i, k] can be packed one by one: no two of them write into one cell, or one tile's padding.
 
-    Along the columns of W^T they meet unless all but the last have whole atoms of 64; along the rows of W also, unless
-    the format interleaves two halves.
+    Along the columns of W^T they meet unless all but the last have whole atoms of 64 (128 beside values of 8 bits);
+    along the rows of W also, unless the format interleaves two halves.
     """
     rows = [w.shape[0] for w in logical]
-    whole = all(n % 64 == 0 for n in rows[:-1])
+    atom = 128 if both_ways and dtype.itemsize == 1 else 64
+    whole = all(n % atom == 0 for n in rows[:-1])
     if not FORMATS[format].interleaved:
         return whole
     return len(rows) == 1 or (len(rows) == 2 and rows[0] == rows[1] and (whole or not both_ways))
 
 
-def parts(logical: Sequence[Tensor], operand: Buffers, transposed: Buffers | None, format: str) -> list[Part]:
-    """The part of each of several separable weights [n_i, k], in their order."""
+def parts(
+    logical: Sequence[Tensor],
+    operand: Buffers,
+    transposed: Buffers | None,
+    format: str,
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[Part]:
+    """The part of each of several separable weights [n_i, k], in their order; dtype: of the values."""
     form = FORMATS[format]
-    layout, layout_t = form.wide, FORMATS[form.transposed].wide
+    layout, layout_t = form.layout(dtype), FORMATS[form.transposed].layout(dtype)
     found, row = [], 0
     for w in logical:
         stop = row + w.shape[0]

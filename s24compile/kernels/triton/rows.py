@@ -51,7 +51,7 @@ def two_of(a, b, c, d, pair):
 
 
 @triton.jit
-def _shrink(x, threshold):
+def shrink(x, threshold):
     """sign(x) (|x| - threshold), the sign kept also where that is 0."""
     size = tl.abs(x) - threshold
     return ((size.to(tl.uint32, bitcast=True)) | (x.to(tl.uint32, bitcast=True) & 0x80000000)).to(
@@ -75,8 +75,8 @@ def select(x0, x1, x2, x3, word, scale, RULE: tl.constexpr, WEIGHT: tl.constexpr
             # The two that go are those of the complement.
             low, high = two_of(x0, x1, x2, x3, 5 - pair)
             threshold = tl.maximum(tl.abs(low), tl.abs(high))
-            first = scale * narrow(_shrink(first, threshold), WEIGHT).to(tl.float32)
-            second = scale * narrow(_shrink(second, threshold), WEIGHT).to(tl.float32)
+            first = scale * narrow(shrink(first, threshold), WEIGHT).to(tl.float32)
+            second = scale * narrow(shrink(second, threshold), WEIGHT).to(tl.float32)
         # Codes of the six pairs, a nibble each: kernels/patterns.py.
         code = (tl.full(pair.shape, 0xED9C84, tl.uint32) >> (4 * pair).to(tl.uint32)) & 15
         return bits(first, DTYPE) | (bits(second, DTYPE) << 16), code, pair.to(tl.uint32)
@@ -188,7 +188,7 @@ def pack_rows(
     else:
         pattern_at = patterns + row * (K // 4) + 4 * chunk
         near = (row < M) & (16 * chunk < K)
-        w0, w1, w2, w3 = _pair_words(pattern_at, near, 4 * chunk, K // 4, RULE)
+        w0, w1, w2, w3 = pair_words(pattern_at, near, 4 * chunk, K // 4, RULE)
     p0, e0, n0 = select(a0, a1, a2, a3, w0, scale, RULE, WEIGHT, DTYPE)
     p1, e1, n1 = select(b0, b1, b2, b3, w1, scale, RULE, WEIGHT, DTYPE)
     p2, e2, n2 = select(c0, c1, c2, c3, w2, scale, RULE, WEIGHT, DTYPE)
@@ -204,7 +204,7 @@ def pack_rows(
 
 
 @triton.jit
-def _pair_words(at, near, group, groups, RULE: tl.constexpr):
+def pair_words(at, near, group, groups, RULE: tl.constexpr):
     """The given pair numbers of each chunk's four groups; 0 outside, and where there are none to read."""
     if RULE == "given":
         return (

@@ -102,7 +102,17 @@ def _either(mask, x, y):
 
 @triton.jit
 def sample(x0, x1, x2, x3, u, DTYPE: tl.constexpr):
-    """The kept pair of a group in DTYPE and its code, both uint32; u: its draw. Steps are the reference's."""
+    """The kept pair of a group in the 16-bit DTYPE and its code, both uint32; u: its draw."""
+    first, second, h, code = choose(x0, x1, x2, x3, u)
+    return _kept_pair(first, second, h, DTYPE), code
+
+
+@triton.jit
+def choose(x0, x1, x2, x3, u):
+    """The two elements of a group that are kept, the least size of a kept one, and the code (uint32); u: the draw.
+
+    Steps are the reference's.
+    """
     a0, a1, a2, a3 = tl.abs(x0), tl.abs(x1), tl.abs(x2), tl.abs(x3)
     q01, q23 = a0 + a1, a2 + a3
     half = 0.5 * q01 + 0.5 * q23
@@ -128,4 +138,4 @@ def sample(x0, x1, x2, x3, u, DTYPE: tl.constexpr):
     first = _either(s1, b2, _either(s0, b1, b0)).to(tl.float32, bitcast=True)
     second = _either(e2, b3, _either(e1, b2, b1)).to(tl.float32, bitcast=True)
     # first | second << 2 with first = number of s, second = 1 + number of e; a mask is minus one.
-    return _kept_pair(first, second, h, DTYPE), 4 - (s0 + s1) - 4 * (e1 + e2)
+    return first, second, h, 4 - (s0 + s1) - 4 * (e1 + e2)

@@ -37,7 +37,7 @@ def store_pairs(
         tile = tl.reshape(tl.permute(stack(x0, x1, x2, x3), (0, 2, 1)), (4 * P, Q))
     else:
         tile = tl.reshape(tl.permute(stack(x0, x1, x2, x3), (1, 2, 0)), (4 * Q, P))
-    _store_rows(values, pitch, M, columns, row, column, tile, split, FORMAT)
+    store_rows(values, pitch, M, columns, row, column, tile, split, FORMAT)
 
 
 @triton.jit
@@ -54,12 +54,12 @@ def store_chunk_pairs(
         tile = tl.reshape(stack(x0, x1, x2, x3), (A, 4 * B))
     else:
         tile = tl.reshape(tl.permute(stack(x0, x1, x2, x3), (1, 0, 2)), (B, 4 * A))
-    _store_rows(values, pitch, M, columns, row, column, tile, split, FORMAT)
+    store_rows(values, pitch, M, columns, row, column, tile, split, FORMAT)
 
 
 @triton.jit
-def _store_rows(values, pitch, M, columns, row, column, tile, split, FORMAT: tl.constexpr):
-    """tile: uint32 [rows, pairs]."""
+def store_rows(values, pitch, M, columns, row, column, tile, split, FORMAT: tl.constexpr):
+    """tile: [rows, words]; pitch, columns and column count words of its dtype."""
     at_row = row + tl.arange(0, tile.shape[0])
     at_column = column + tl.arange(0, tile.shape[1])
     if FORMAT == "sm90_gated":
@@ -69,7 +69,7 @@ def _store_rows(values, pitch, M, columns, row, column, tile, split, FORMAT: tl.
         stored = (local + (local & ~7) + 8 * second).to(tl.int64)
     else:
         stored = at_row
-    at = values.to(tl.pointer_type(tl.uint32)) + stored[:, None] * pitch + at_column[None, :]
+    at = values.to(tl.pointer_type(tile.dtype)) + stored[:, None] * pitch + at_column[None, :]
     tl.store(at, tile, mask=(at_row < M)[:, None] & (at_column < columns)[None, :])
 
 
@@ -144,7 +144,7 @@ def _store_cells(metadata, stride, M, K, m_atom, k_atom, cells, split, FORMAT: t
         # 32 cells for each eight rows, [k1][m0][k2], in every second place: the other half fills the gaps.
         column = k_atom + tl.arange(0, cells.shape[0])
         place = tl.arange(0, cells.shape[1])
-        group, groups = _stored_groups((m_atom * 8).to(tl.int32) + place // 32, M, split)
+        group, groups = stored_groups((m_atom * 8).to(tl.int32) + place // 32, M, split)
         entry = 64 * (group >> 1) + (group & 1) + 2 * (place % 32)
         at += column[:, None] * stride + entry[None, :]
         tl.store(at, cells, mask=(column < (K + 63) // 64)[:, None] & (group < groups)[None, :])
@@ -161,7 +161,7 @@ def _store_cells(metadata, stride, M, K, m_atom, k_atom, cells, split, FORMAT: t
 
 
 @triton.jit
-def _stored_groups(group, M, split):
+def stored_groups(group, M, split):
     """(which eight stored rows each eight rows of a part become, how many eights the operand has with its padding).
 
     Padding belongs to the half before it; a part that holds both halves keeps its padding where it is.

@@ -1,10 +1,11 @@
-"""What the Triton kernels of packing take. Refusals are sentences; None means yes."""
+"""What the Triton kernels take. Refusals are sentences; None means yes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from s24compile.kernels.activations import ACTIVATIONS
 from s24compile.kernels.format import FORMATS
 
 _LOADED = (torch.float32, torch.bfloat16, torch.float16)
@@ -50,3 +51,9 @@ def unaligned_operand(values: Tensor) -> str | None:
     if values.storage_offset() % 2:
         return "takes kept values two at a time only, not from an odd storage offset"
     return None
+
+
+def supports_act(act: str) -> str | None:
+    """Why an activation is not computed, or None if it is."""
+    known = [row.name for row in ACTIVATIONS.values() if row.triton]
+    return None if act in known else f"computes {', '.join(known)} only, not {act}"
