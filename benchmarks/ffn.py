@@ -1,10 +1,12 @@
 """One feed-forward layer, forward and backward: s24 against Inductor dense on the layers of GPT-2 and Llama.
 
-    python benchmarks/ffn.py                      every layer, against Inductor default and max-autotune-no-cudagraphs
+    python benchmarks/ffn.py          every layer, against Inductor default and max-autotune-no-cudagraphs, and float8
     python benchmarks/ffn.py --layers gpt2 --dense inductor
+    python benchmarks/ffn.py --layers llama --fp8           training in eight bits beside them
 
 T = 16384 tokens, bf16 autocast, fp32 master weights, packing once a step included. TFLOP/s are dense-equivalent: 2 T D
-F a linear, three times that with its backward. Checked against masked dense arithmetic before timing. --gradients times
+F a linear, three times that with its backward. Checked against masked dense arithmetic before timing. "ratio" is over
+the best bf16 dense, "over_float8" over float8 dense (torchao's tensorwise recipe: float8_dense.py). --gradients times
 other values of the option `gradient` too: what the 2:4 weight gradient is worth. --also times any options, for
 results/ffn_options.json:
 
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import record
-from benchmarks.training import DENSE, check, host_us, medians_ms, peak_bytes, variants
+from benchmarks.training import DENSE, FLOAT8, check, host_us, medians_ms, peak_bytes, variants
 
 NEEDS_GPU = True
 TOKENS = 16384
@@ -63,6 +65,8 @@ LAYERS: dict[str, tuple[str, int, int, float]] = {
     "gpt2-774m gelu": ("gelu", 1280, 5120, 1.50),
     "gpt2-1558m gelu": ("gelu", 1600, 6400, 1.45),
     "geglu 1024-2816": ("geglu", 1024, 2816, 1.45),
+    "llama-1b swiglu": ("swiglu", 2048, 8192, 1.40),
+    "llama-3b swiglu": ("swiglu", 3072, 8192, 1.35),
     "llama-7b swiglu": ("swiglu", 4096, 11008, 1.40),
     "llama-8b swiglu": ("swiglu", 4096, 14336, 1.40),
 }
@@ -86,9 +90,11 @@ def measure(name: str, dense: tuple[str, ...], also: dict[str, dict[str, Any]]) 
     sparse: dict[str, dict[str, Any]] = {"s24": {"min_speedup": 0.0}}
     sparse |= {f"s24 {name}": {"min_speedup": 0.0, **options} for name, options in also.items()}
     candidates = variants(make(kind, width, hidden), dense, sparse)
-    error = max(check(v, x) for v in candidates if v.sparse)
+    narrow = {name for name, options in sparse.items() if options.get("precision") == "fp8"}
+    error = max(check(v, x, v.name in narrow) for v in candidates if v.sparse)
     times = medians_ms(candidates, x)
-    best = min(times[d] for d in dense)
+    wide = [d for d in dense if d != FLOAT8] or list(dense)
+    best = min(times[d] for d in wide)
     flop = 3 * (2 if kind == "gelu" else 3) * 2 * TOKENS * width * hidden
     return {
         "layer": name,
@@ -102,6 +108,7 @@ def measure(name: str, dense: tuple[str, ...], also: dict[str, dict[str, Any]]) 
         "peak_bytes": {v.name: peak_bytes(v, x) for v in candidates},
         "ratio": best / times["s24"],
         "ratios": {n: best / times[n] for n in sparse},
+        "over_float8": {n: times[FLOAT8] / times[n] for n in sparse if FLOAT8 in times},
         "bar": bar,
     }
 
@@ -112,10 +119,13 @@ def main() -> int:
     parser.add_argument("--layers", nargs="*", default=[], help="parts of layer names; default: all")
     parser.add_argument("--dense", nargs="*", default=list(DENSE), choices=list(DENSE))
     parser.add_argument("--gradients", nargs="*", default=[], choices=["dense", "auto"], help="further values to time")
+    parser.add_argument("--fp8", action="store_true", help="time precision=fp8 too")
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=JSON", help="further options to time")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     given = parser.parse_args()
     also: dict[str, dict[str, Any]] = {f"{gradient} dW": {"gradient": gradient} for gradient in given.gradients}
+    if given.fp8:
+        also["fp8"] = {"precision": "fp8"}
     also |= {name: json.loads(options) for name, _, options in (word.partition("=") for word in given.also)}
     for name in LAYERS:
         if given.layers and not any(part in name for part in given.layers):
@@ -124,8 +134,10 @@ def main() -> int:
         spelled = ", ".join(f"{n} {t:.3f} ms" for n, t in row["ms"].items())
         queued = "/".join(f"{us:.0f}" for us in row["host_us"].values())
         memory = "/".join(f"{size / 1e6:.0f}" for size in row["peak_bytes"].values())
+        over = "".join(f", {n} x{r:.2f} over float8" for n, r in row["over_float8"].items())
         print(
-            f"{name:18} {spelled}; x{row['ratio']:.2f} (bar {row['bar']:.2f}); host {queued} us, peak {memory} MB",
+            f"{name:18} {spelled}; x{row['ratio']:.2f} (bar {row['bar']:.2f}){over}; host {queued} us, "
+            f"peak {memory} MB",
             flush=True,
         )
         record.add_rows("ffn_options" if given.also else "ffn", [row], ("layer",), given.out)

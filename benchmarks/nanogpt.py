@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import s24compile
 from benchmarks import record
 from benchmarks.timing import gpu_ms, in_turns, queue_us, repeat
-from benchmarks.training import DENSE
+from benchmarks.training import DENSE, FLOAT8
 from s24compile.demo.model import GPT, GPTConfig
 
 NEEDS_GPU = True
@@ -118,7 +118,7 @@ def main() -> int:
     """Measures, prints a row a model, writes results/nanogpt.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--dense", nargs="*", default=["inductor"], choices=list(DENSE))
+    parser.add_argument("--dense", nargs="*", default=["inductor"], choices=[n for n in DENSE if n != FLOAT8])
     parser.add_argument("--targets", nargs="*", default=["ffn"], choices=["ffn", "linear"])
     parser.add_argument("--gradients", nargs="*", default=["mvue"], choices=["mvue", "auto", "dense"])
     parser.add_argument("--steps", type=int, default=40, help="steps a burst; 40 hold one mask search")
