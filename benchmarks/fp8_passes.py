@@ -57,9 +57,9 @@ def check() -> None:
     g = normal(2000, 1536)
     calls: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [("amax", lambda: (x,))]
     for dtype in (E4M3, E5M2):
-        views = x, x.t(), x[:1999, :1001]
+        views = [x, x.t(), x[:1999, :1001]]
         calls += [("quantise", functools.partial(_quantising, view, dtype)) for view in views]
-        views = g, g.t().contiguous().t(), g[:1999, :1001], x
+        views = [g, g.t().contiguous().t(), g[:1999, :1001], x]
         calls += [("quantise_pack", functools.partial(_packing, view, dtype)) for view in views]
     for select, search, parts in (
         ("transposable", True, 1), ("transposable", False, 2), ("magnitude", True, 1), ("soft_threshold", True, 2),

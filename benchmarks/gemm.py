@@ -5,6 +5,7 @@
     python benchmarks/gemm.py --check              correctness only, over every kernel that is built
     python benchmarks/gemm.py --calls              only the CPU time of a call, in place of that in results/gemm.json
     python benchmarks/gemm.py --models gpt2 --tokens 4096
+    python benchmarks/gemm.py --fp8                in eight bits, on Llama's shapes; with --check and --tune as above
 
 Speed is 2 m n k / time in dense-equivalent TFLOP/s; a ratio is the better of two cuBLAS layouts over ours, from
 interleaved bursts of one run. Random normal data (zeros flatter every kernel). Predictions and outcomes: NOTES-gemm.md.
@@ -14,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import functools
 import json
 import math
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.gemm_parts import chart, check, peers, tune
+from benchmarks.gemm_parts import chart, check, narrow, peers, tune
+from benchmarks.gemm_parts.narrow_check import check_narrow
 from benchmarks.gemm_parts.operands import random_sparse, relative_error
 from benchmarks.gemm_parts.ours import activations, sparse_mm
 from benchmarks.gemm_parts.shapes import TOKENS, TUNED_TOO, Shape, shapes
@@ -51,27 +55,33 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="stop after the correctness checks")
     parser.add_argument("--tune", action="store_true", help="sweep and write the tuned table")
     parser.add_argument("--table", type=Path, default=tuned.TABLE, help="where --tune writes")
-    parser.add_argument("--out", type=Path, default=RESULTS / "gemm.json")
+    parser.add_argument("--fp8", action="store_true", help="operands of eight bits, against torch._scaled_mm")
+    parser.add_argument("--out", type=Path, help="default: results/gemm.json or results/gemm_fp8.json")
     parser.add_argument("--no-cusparselt", action="store_true", help="leave its 32 trials a shape out")
     parser.add_argument("--seconds", type=float, default=3600, help="start no new shape after this long")
     parser.add_argument("--calls", action="store_true", help="time calls on the CPU alone, for the rows that are there")
     given = parser.parse_args()
+    name = "gemm_fp8" if given.fp8 else "gemm"
+    out = given.out or RESULTS / f"{name}.json"
     if given.calls:
-        return renew_calls(RESULTS / "gemm.json", given.out)
+        return renew_calls(RESULTS / "gemm.json", out)
     deadline = time.monotonic() + given.seconds
     torch.manual_seed(0)
-    if not check_all():
+    if not (check_all(narrow.built_kernels(), check_narrow) if given.fp8 else check_all(built_kernels())):
         return 1
     if given.check:
         return 0
-    chosen = shapes(tuple(given.models), tuple(given.tokens))
+    models, tokens = tuple(given.models), tuple(given.tokens)
+    chosen = narrow.narrow_shapes(models, tokens) if given.fp8 else shapes(models, tokens)
     if given.tune:
-        more = shapes(tuple(given.models), tuple(given.tokens), TUNED_TOO)
-        tune_all(chosen + more, given.table, given.out.with_suffix(".sweep.json"), deadline)
-    results = time_all(chosen, deadline, not given.no_cusparselt)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(results, indent=1) + "\n")
-    chart.draw(results, given.out.with_suffix(".png"))
+        more = [] if given.fp8 else shapes(models, tokens, TUNED_TOO)
+        sweep = narrow.tune_shape if given.fp8 else tune.tune
+        tune_all(chosen + more, sweep, given.table, out.with_suffix(".sweep.json"), deadline)
+    each = narrow.time_shape if given.fp8 else functools.partial(time_shape, cusparselt=not given.no_cusparselt)
+    results = time_all(chosen, each, deadline, name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    chart.draw(results, out.with_suffix(".png"), "fp8" if given.fp8 else "bf16")
     print(f"geometric mean {results['geomean']:.3f}, least {results['least']:.3f}, over {len(results['shapes'])} GEMMs")
     return 0
 
@@ -118,19 +128,19 @@ def built_kernels() -> list[Kernel]:
     return [kernel for kernel in kernels if objects.object_path(kernel) is not None]
 
 
-def check_all() -> bool:
-    """Checks every built kernel at every size; prints failures and the worst ratio."""
+def check_all(kernels: list[Kernel], each: Callable[..., Iterable[check.Check]] = check.check_kernel) -> bool:
+    """Checks every kernel at every size; prints failures and the worst ratio."""
     failed, worst, count = 0, 0.0, 0
-    for kernel in built_kernels():
+    for kernel in kernels:
         for size in check.SIZES:
-            for result in check.check_kernel(kernel, size):
+            for result in each(kernel, size):
                 count += 1
                 worst = max(worst, result.error / max(result.dense_error, 1e-6))
                 if not result.passes:
                     failed += 1
                     print(f"WRONG {result}")
     try:
-        views = list(check.check_views())
+        views = list(check.check_views()) if each is check.check_kernel else []
     except BuildError as error:
         print(f"views are not checked: {error}")
         views = []
@@ -143,7 +153,9 @@ def check_all() -> bool:
     return failed == 0
 
 
-def tune_all(chosen: list[Shape], table: Path, sweep: Path, deadline: float) -> None:
+def tune_all(
+    chosen: list[Shape], each: Callable[[Shape, tune.Epilogue], tune.Tuned], table: Path, sweep: Path, deadline: float
+) -> None:
     """Sweeps every shape and writes the table after each, so that a cut run leaves what it has."""
     results: list[tune.Tuned] = []
     done: set[tuple[int, int, int, str]] = set()
@@ -154,7 +166,7 @@ def tune_all(chosen: list[Shape], table: Path, sweep: Path, deadline: float) -> 
             if key in done or time.monotonic() > deadline:
                 continue
             done.add(key)
-            results.append(tune.tune(shape, epilogue=epilogue))
+            results.append(each(shape, epilogue))
             entry = results[-1].entry
             tflops = shape.flops / entry["us"] / 1e6
             print(
@@ -168,13 +180,15 @@ def tune_all(chosen: list[Shape], table: Path, sweep: Path, deadline: float) -> 
     tuned._nearest.cache_clear()
 
 
-def time_all(chosen: list[Shape], deadline: float, cusparselt: bool = True) -> dict[str, Any]:
+def time_all(
+    chosen: list[Shape], each: Callable[[Shape], dict[str, Any]], deadline: float, name: str
+) -> dict[str, Any]:
     """Checks a sample of each result, then times ours, cuBLAS and cuSPARSELt together."""
     rows: list[dict[str, Any]] = []
     for shape in chosen:
         if time.monotonic() > deadline:
             break
-        row = time_shape(shape, cusparselt)
+        row = each(shape)
         rows.append(row)
         peer = row["cusparselt_speedup"]
         print(
@@ -186,7 +200,7 @@ def time_all(chosen: list[Shape], deadline: float, cusparselt: bool = True) -> d
         torch.cuda.empty_cache()
     logs = [math.log(row["speedup"]) for row in rows]
     return {
-        "benchmark": "gemm",
+        "benchmark": name,
         "machine": machine(),
         "date": dt.date.today().isoformat(),
         "geomean": math.exp(sum(logs) / max(1, len(logs))),

@@ -15,7 +15,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.gemm import built_kernels
+from benchmarks.gemm_parts import narrow
 from benchmarks.gemm_parts.check import check_kernel
+from benchmarks.gemm_parts.narrow_check import check_narrow
 from s24compile.kernels import providers
 from s24compile.kernels.samples import samples
 
@@ -27,10 +29,11 @@ def main() -> int:
     """Returns 1 where a result is wrong; what is accessed out of bounds is the sanitizer's to say."""
     torch.manual_seed(0)
     failed = 0
-    kernels = built_kernels()
-    for kernel in kernels:
+    checks = [(kernel, check_kernel) for kernel in built_kernels()]
+    checks += [(kernel, check_narrow) for kernel in narrow.built_kernels()]
+    for kernel, check in checks:
         for size in SIZES:
-            failed += sum(not result.passes for result in check_kernel(kernel, size))
+            failed += sum(not result.passes for result in check(kernel, size))
     calls = 0
     for op in providers.FOLDER_OF:
         for sample in samples(op, "cuda", torch.bfloat16):
@@ -38,7 +41,7 @@ def main() -> int:
                 providers.kernel(op, "triton")(*sample.args)
                 calls += 1
     torch.cuda.synchronize()
-    print(f"{len(kernels)} GEMM kernels, {calls} Triton calls, {failed} wrong")
+    print(f"{len(checks)} GEMM kernels, {calls} Triton calls, {failed} wrong")
     return int(failed > 0)
 
 

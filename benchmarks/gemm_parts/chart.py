@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path, dtype: str) -> None:
     """One horizontal bar per GEMM, grouped by model; a line at 1 (cuBLAS) and one at the geometric mean."""
     import matplotlib as mpl
 
@@ -27,8 +27,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.axvline(results["geomean"], color="#2a78d6", lw=1, ls="--", label=f"geometric mean {results['geomean']:.2f}")
     axes.set_yticks(list(places), labels, fontsize=6)
     axes.invert_yaxis()
-    axes.set_xlabel("speed over cuBLAS bf16 (same run, GPU time)")
-    axes.set_title(f"2:4 GEMM in bf16 on {results['machine']['gpu']}, {results['date']}", fontsize=9)
+    axes.set_xlabel(f"speed over cuBLAS {dtype} (same run, GPU time)")
+    axes.set_title(f"2:4 GEMM in {dtype} on {results['machine']['gpu']}, {results['date']}", fontsize=9)
     axes.legend(fontsize=7, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=150)

@@ -109,23 +109,25 @@ def check_gated(kernel: Kernel, size: tuple[int, int, int], device: str = "cuda"
             exact_z, eager_z = (x.unflatten(0, (-1, 2, 8)).transpose(0, 1).flatten(0, 2) for x in (exact, eager))
             z, h = gated.mm_glu(s.packed("sm90_gated"), b, act, gate, choice)
             yield report(f"Z, gate {gate}", z, exact_z, eager_z)
-            yield report(f"H, gate {gate}", h, _glu(exact_z, act, gate), _glu(eager_z.float(), act, gate).to(dtype))
+            yield report(f"H, gate {gate}", h, glu(exact_z, act, gate), glu(eager_z.float(), act, gate).to(dtype))
         else:
             z = torch.randn(n, 2 * m, device=device, dtype=dtype).t()
             dz = gated.mm_dglu(s.packed(), b, z, act, gate, choice)
-            wide = _glu_gradient(eager.float(), z.float(), act, gate)
-            yield report(f"dZ, gate {gate}", dz, _glu_gradient(exact, z.double(), act, gate), wide.to(dtype))
+            wide = glu_gradient(eager.float(), z.float(), act, gate)
+            yield report(f"dZ, gate {gate}", dz, glu_gradient(exact, z.double(), act, gate), wide.to(dtype))
 
 
-def _glu(z: Tensor, act: str, gate: str) -> Tensor:
+def glu(z: Tensor, act: str, gate: str) -> Tensor:
+    """H [F, n] of Z [2F, n]."""
     first, second = z.chunk(2)
     return ACTIVATIONS[act].value(first) * second if gate == "first" else first * ACTIVATIONS[act].value(second)
 
 
-def _glu_gradient(dh: Tensor, z: Tensor, act: str, gate: str) -> Tensor:
+def glu_gradient(dh: Tensor, z: Tensor, act: str, gate: str) -> Tensor:
+    """dZ [2F, n], by autograd."""
     leaf = z.detach().requires_grad_()
     with torch.enable_grad():
-        return torch.autograd.grad(_glu(leaf, act, gate), leaf, dh)[0]
+        return torch.autograd.grad(glu(leaf, act, gate), leaf, dh)[0]
 
 
 def _laid_out(t: Tensor, layout: str) -> Tensor:

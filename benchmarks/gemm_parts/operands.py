@@ -44,12 +44,13 @@ def random_sparse(m: int, k: int, dtype: torch.dtype, device: str, major: str = 
     table = torch.tensor(PAIR_CODES, dtype=torch.uint8, device=device)
     codes = table[torch.randint(len(PAIR_CODES), (m, groups), device=device)]
     values, _ = form.empty(m, k, dtype, torch.device(device))
-    values.normal_()
+    drawn = torch.randn(values.shape, device=device)
     if k % 4:
         # What lies beyond K in the last group reads B out of bounds (as zero): keep it zero on our side too.
         last = codes[:, -1]
         for slot, position in enumerate((last & 3, last >> 2)):
-            values[:, -2 + slot].masked_fill_(position >= k % 4, 0)
+            drawn[:, -2 + slot].masked_fill_(position >= k % 4, 0)
+    values.copy_(drawn)
     if major == "m":
         pitch = (m + 7) // 8 * 8
         store = torch.zeros(values.shape[1], pitch, dtype=dtype, device=device)

@@ -18,7 +18,7 @@ from benchmarks.gemm_parts.shapes import Shape
 from benchmarks.timing import Run, burst_us, compare_us
 from s24compile.kernels.gemm.cutlass import gated, launch, objects
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Schedule, Signature
-from s24compile.kernels.gemm.cutlass.tuned import Choice
+from s24compile.kernels.gemm.cutlass.tuned import NARROW_ROWS, Choice, row_of
 
 SCHEDULES = tuple(
     Schedule.parse(name)
@@ -40,7 +40,8 @@ class Tuned:
 
     shape: Shape
     times: dict[str, float]
-    epilogue: Epilogue = "plain"
+    row: str
+    """What its entries are called in the table."""
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -48,7 +49,7 @@ class Tuned:
         best = next(iter(self.times))
         dims = [self.shape.m, self.shape.n, self.shape.k]
         return {
-            "epilogue": self.epilogue, "shape": dims, "fp32": False, "choice": best, "us": round(self.times[best], 2)
+            "epilogue": self.row, "shape": dims, "fp32": False, "choice": best, "us": round(self.times[best], 2)
         }  # fmt: skip
 
 
@@ -82,14 +83,18 @@ def runner(shape: Shape, epilogue: Epilogue) -> Callable[[Choice], Run]:
     return lambda choice: lambda i: launch.mm_dact(packed, bs[i % 2], z, "gelu", "col", choice)
 
 
-def tune(shape: Shape, schedules: Sequence[Schedule] = SCHEDULES, epilogue: Epilogue = "plain") -> Tuned:
+def tune(shape: Shape, epilogue: Epilogue = "plain") -> Tuned:
+    """`sweep` in bf16."""
+    return sweep(shape, signature(shape, epilogue), runner(shape, epilogue), SCHEDULES)
+
+
+def sweep(shape: Shape, signature: Signature, run: Callable[[Choice], Run], schedules: Sequence[Schedule]) -> Tuned:
     """Two rounds: every built schedule with every raster order and two swizzles in short bursts; then the five fastest,
     and the fastest one's other swizzles, interleaved, by medians.
     """
-    run = runner(shape, epilogue)
     if shape.flops > LARGE:
         schedules = [how for how in schedules if how.tile == (128, 256) and not how.stream_k]
-    kernels = [Kernel(signature(shape, epilogue), how) for how in schedules]
+    kernels = [Kernel(signature, how) for how in schedules]
     built = [kernel.schedule for kernel in kernels if objects.object_path(kernel) is not None]
     first = [Choice(how, raster, swizzle) for how, raster, swizzle in itertools.product(built, RASTERS, (1, 4))]
     first += [Choice(how, "n", 1, splits) for how in built if how.stream_k for splits in (-1, 2, 4)]
@@ -102,11 +107,22 @@ def tune(shape: Shape, schedules: Sequence[Schedule] = SCHEDULES, epilogue: Epil
     finalists += [Choice(leader.schedule, raster, swizzle, leader.splits) for raster in RASTERS for swizzle in (2, 8)]
     timed = compare_us({choice.name: run(choice) for choice in finalists}, burst_ms=3.0, rounds=3)
     rest = {name: quick[name] for name in order[5:] if name not in timed}
-    return Tuned(shape, dict(sorted(timed.items(), key=lambda item: item[1])) | rest, epilogue)
+    return Tuned(shape, dict(sorted(timed.items(), key=lambda item: item[1])) | rest, row_of(signature))
 
 
 def write_table(path: Path, results: Sequence[Tuned], machine: dict[str, Any]) -> None:
-    """Writes the committed table: for each shape the fastest choice and its time."""
-    lines = ",\n".join("  " + json.dumps(result.entry) for result in results)
-    head = json.dumps({"machine": machine, "date": dt.date.today().isoformat()})
+    """Writes the committed table: for each shape the fastest choice and its time.
+
+    Entries of other shapes, and those of the other width of operands, stay: a sweep may be cut, or take several runs.
+    """
+    old = json.loads(path.read_text()) if path.is_file() else {"entries": []}
+    entries = {_key(entry): entry for entry in (*old.pop("entries"), *(result.entry for result in results))}
+    measured = {"machine": machine, "date": dt.date.today().isoformat()}
+    narrow = all(result.row.startswith(NARROW_ROWS) for result in results)
+    head = json.dumps(old | ({NARROW_ROWS.strip(): measured} if narrow else measured))
+    lines = ",\n".join("  " + json.dumps(entry) for entry in entries.values())
     path.write_text(f'{head[:-1]}, "entries": [\n{lines}\n]}}\n')
+
+
+def _key(entry: dict[str, Any]) -> tuple[object, ...]:
+    return entry["epilogue"], tuple(entry["shape"]), entry["fp32"]

@@ -3,6 +3,7 @@
     python -m tests.kernels.prebuild            before `pytest`, which would build them one after the other
     python -m tests.kernels.prebuild --list
     python -m tests.kernels.prebuild --budget-s 540     again, until it exits with 0
+    python -m tests.kernels.prebuild --fp8-sweep        only what `benchmarks/gemm.py --fp8 --tune` compares
 
 What the samples of the ops ask for is found by asking: they run on a CPU against a recorder.
 """
@@ -18,18 +19,19 @@ import time
 import torch
 
 from benchmarks.ffn import LAYERS, TOKENS
+from benchmarks.gemm_parts import narrow
 from benchmarks.gemm_parts.check import SIZES
 from s24compile.kernels import providers
 from s24compile.kernels.gemm.cutlass import build, objects, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature
-from s24compile.kernels.gemm.cutlass.training_sets import training_set
+from s24compile.kernels.gemm.cutlass.training_sets import narrow_training_set, training_set
 from s24compile.kernels.samples import samples
 from tests.kernels.recorder import recording
-from tests.kernels.test_cutlass_gpu import KERNELS
+from tests.kernels.test_cutlass_gpu import KERNELS, NARROW_KERNELS
 
 SECONDS_PER_BUILD = 120
 """One nvcc run takes 85 to 110 s."""
-OPS = ("mm", "mm_act", "mm_dact", "mm_dact_sum", "mm_add", "mm_glu", "mm_dglu")
+OPS = [op for op, folder in providers.FOLDER_OF.items() if folder == "gemm" and providers.find(op, "cutlass")]
 
 
 def asked_by_samples() -> list[Kernel]:
@@ -92,7 +94,7 @@ def _shapes(signature: Signature, width: int, up: int, hidden: int) -> list[tupl
 
 def wanted() -> list[Kernel]:
     """All of them, once each."""
-    sets = training_set("bf16") + training_set("fp16")
+    sets = training_set("bf16") + training_set("fp16") + narrow_training_set() + NARROW_KERNELS
     asked = asked_by_layers() + asked_by_samples() + asked_by_checks() + asked_by_layouts()
     return list(dict.fromkeys(sets + asked))
 
@@ -119,8 +121,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="list the kernels, then stop")
     parser.add_argument("--budget-s", type=float, default=math.inf, help="start no build that ends after these seconds")
+    parser.add_argument("--fp8-sweep", action="store_true", help="what benchmarks/gemm.py --fp8 --tune compares")
     flags = parser.parse_args()
-    kernels = wanted()
+    kernels = narrow.to_sweep() if flags.fp8_sweep else wanted()
     if flags.list:
         print("\n".join(kernel.name for kernel in kernels))
         return 0

@@ -1,14 +1,16 @@
 """The CUTLASS kernels on a Hopper GPU: against fp64 beside dense torch's own error, then how they are called."""
 
+import dataclasses
 import threading
 
 import pytest
 import torch
 
 from benchmarks.gemm_parts.check import SIZES, check_kernel, check_views
+from benchmarks.gemm_parts.narrow_check import check_narrow
 from benchmarks.gemm_parts.operands import random_sparse
 from s24compile.kernels.gemm.cutlass import launch, loader
-from s24compile.kernels.gemm.cutlass.instantiations import DEFAULT, Kernel, Schedule, Signature
+from s24compile.kernels.gemm.cutlass.instantiations import DEFAULT, EXACT, Kernel, Schedule, Signature
 from s24compile.kernels.gemm.cutlass.tuned import Choice
 
 pytestmark = pytest.mark.gpu
@@ -28,6 +30,23 @@ SIGNATURES = [
     Signature("bf16", "k", "k", "col", "bf16", "dact", "gelu"),
 ]
 KERNELS = [Kernel(signature, DEFAULT) for signature in SIGNATURES] + [Kernel(SIGNATURES[0], STREAM_K)]
+FORWARD, INPUTS, WEIGHTS = {"dtype": "e4m3"}, {"dtype": "e4m3", "other": "e5m2"}, {"dtype": "e5m2", "other": "e4m3"}
+NARROW = [
+    Signature(**FORWARD, a="k", b="k", d="col", out="bf16"),
+    Signature(**FORWARD, a="k", b="k", d="col", out="bf16", epilogue="bias", bias="bf16"),
+    Signature(**FORWARD, a="k", b="k", d="col", out="fp32", epilogue="add"),
+    Signature(**FORWARD, a="k", b="k", d="col", out="bf16", epilogue="act", act="gelu", bias="bf16"),
+    Signature(**FORWARD, a="k", b="k", d="col", out="bf16", epilogue="glu", act="silu"),
+    Signature(**INPUTS, a="k", b="k", d="col", out="bf16"),
+    Signature(**INPUTS, a="k", b="k", d="col", out="bf16", epilogue="dact", act="gelu"),
+    Signature(**INPUTS, a="k", b="k", d="col", out="bf16", epilogue="dact_sum", act="gelu"),
+    Signature(**INPUTS, a="k", b="k", d="col", out="bf16", epilogue="dglu", act="silu"),
+    Signature(**WEIGHTS, a="k", b="k", d="row", out="bf16"),
+    Signature(**WEIGHTS, a="k", b="k", d="row", out="fp32"),
+]
+NARROW_KERNELS = [Kernel(signature, DEFAULT) for signature in NARROW]
+NARROW_KERNELS += [Kernel(NARROW[0], how) for how in (Schedule(), STREAM_K)]
+NARROW_KERNELS.append(Kernel(dataclasses.replace(NARROW[9], sums="exact"), EXACT))
 CHOICES = [Choice(), Choice(STREAM_K, splits=-1)]
 
 
@@ -35,6 +54,13 @@ CHOICES = [Choice(), Choice(STREAM_K, splits=-1)]
 def test_stay_within_twice_the_dense_error_at_every_size(kernel):
     for size in SIZES:
         for result in check_kernel(kernel, size):
+            assert result.passes, result
+
+
+@pytest.mark.parametrize("kernel", NARROW_KERNELS, ids=lambda kernel: kernel.name)
+def test_stay_within_twice_the_error_of_dense_eight_bit_products_at_every_size(kernel):
+    for size in SIZES:
+        for result in check_narrow(kernel, size):
             assert result.passes, result
 
 

@@ -52,7 +52,7 @@ def quantise(x: Tensor, amax: Tensor, dtype: torch.dtype, layout: str) -> tuple[
     found = [_nothing(dtype, x.device), _nothing(dtype, x.device)]
     for place, (name, matrix) in enumerate((("row", q), ("col", q.t()))):
         if layout in (name, "both"):
-            found[place] = empty_rows(*matrix.shape, dtype, x.device).copy_(matrix)
+            found[place] = empty_rows(matrix.shape[0], matrix.shape[1], dtype, x.device).copy_(matrix)
     return found[0], found[1], descale_of(scale)
 
 

@@ -153,8 +153,9 @@ def glu_backward_quantise_pack(
     values, metadata = FORMATS[format].empty(wide, tokens, dtype, z.device)
     q = empty_rows(tokens, wide, dtype, z.device)
     if tokens == 0:
-        scales = [scale_of(amax, dtype, headroom) for headroom in (1.0, MVUE_HEADROOM)]
-        return q, values, metadata, *(descale_of(s) for s in scales), z.new_zeros(wide if sums else 0).float()
+        scale, packed_scale = scale_of(amax, dtype), scale_of(amax, dtype, MVUE_HEADROOM)
+        total = torch.zeros(wide if sums else 0, dtype=torch.float32, device=z.device)
+        return q, values, metadata, descale_of(scale), descale_of(packed_scale), total
     descale, packed_descale = (z.new_empty(1, dtype=torch.float32) for _ in range(2))
     steps = whole_atoms(tokens, tile.rows)
     partial = torch.empty((steps if sums else 0, wide), dtype=torch.float32, device=z.device)

@@ -47,7 +47,7 @@ def quantise_pack(
 
     One read of g [T, F]; q where `rows` and the sums where `sums` ask for them.
     """
-    return _empty_pack(g, *g.shape, dtype, format, rows, sums)
+    return _empty_pack(g, g.shape[0], g.shape[1], dtype, format, rows, sums)
 
 
 def _empty_pack(

@@ -146,7 +146,7 @@ class Kernel:
         if found is None:
             return None
         dtype, other, *parts, sums, schedule = found.groups(default="")
-        return cls(Signature(dtype, *parts, other, sums), Schedule.parse(schedule))  # type: ignore[arg-type]
+        return cls(Signature(dtype, *parts, other, sums), Schedule.parse(schedule))  # type: ignore[arg-type, call-arg]
 
     def source(self) -> str:
         """The .cu file: the template's arguments, spelled out."""

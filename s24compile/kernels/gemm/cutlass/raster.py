@@ -40,7 +40,7 @@ def choose_raster(m: int, n: int, k: int, schedule: Schedule, narrow: bool = Fal
     """(raster, swizzle) of the least modelled time; then of the fewest bytes, then of the narrowest band."""
     rasters: tuple[Raster, ...] = ("m", "n")
     options = [(raster, swizzle) for swizzle in (1, 2, 4, 8) for raster in rasters]
-    return min(options, key=lambda option: _rounded(estimate_us(m, n, k, schedule, *option, narrow)))
+    return min(options, key=lambda option: _rounded(estimate_us(m, n, k, schedule, option[0], option[1], narrow)))
 
 
 def _rounded(estimate: tuple[float, float]) -> tuple[float, float]:

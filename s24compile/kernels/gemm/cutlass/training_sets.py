@@ -7,7 +7,6 @@ from typing import Literal
 from s24compile.kernels.activations import ACTIVATIONS
 from s24compile.kernels.gemm.cutlass.instantiations import (
     DEFAULT,
-    Element,
     Epilogue,
     Kernel,
     Output,
@@ -20,7 +19,7 @@ def _prebuilt(kind: str) -> list[str]:
     return [row.name for row in ACTIVATIONS.values() if kind in row.prebuilt]
 
 
-def training_set(dtype: Element = "bf16", schedules: tuple[Schedule, ...] = (DEFAULT,)) -> list[Kernel]:
+def training_set(dtype: Literal["bf16", "fp16"] = "bf16", schedules: tuple[Schedule, ...] = (DEFAULT,)) -> list[Kernel]:
     """In 16 bits.
 
     Forward and dX: packed weights K-major times row-major activations, column-major D (its transpose is row-major),
