@@ -37,8 +37,8 @@ def convert(model: nn.Module, accept: Callable[[str], bool] = lambda name: True,
         Who does it: "torchao VERSION" or "torch._scaled_mm".
     """
     if importlib.util.find_spec("torchao") is not None and not own:
-        import torchao  # type: ignore[import-not-found, unused-ignore]
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # type: ignore[import-not-found, unused-ignore]
+        import torchao
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
         config = Float8LinearConfig.from_recipe_name("tensorwise")
         convert_to_float8_training(model, config=config, module_filter_fn=lambda m, name: _fits(m) and accept(name))
