@@ -10,12 +10,12 @@ import torch
 
 from s24compile.kernels.gemm.cutlass import gated, launch, layouts, plan
 from s24compile.kernels.gemm.cutlass.instantiations import Schedule
-from s24compile.kernels.gemm.cutlass.training_sets import training_set
+from s24compile.kernels.gemm.cutlass.training_sets import narrow_training_set, training_set
 from s24compile.kernels.gemm.cutlass.tuned import Choice, schedules
 from s24compile.kernels.packed import Packed24
 from tests.kernels import prebuild
 from tests.kernels.recorder import MULTIPROCESSORS, WORKSPACE_BYTES, recording
-from tests.kernels.test_cutlass_gpu import KERNELS
+from tests.kernels.test_cutlass_gpu import KERNELS, NARROW_KERNELS
 
 M, N, K = 72, 40, 128
 
@@ -142,8 +142,12 @@ def test_launch_nothing_where_there_is_nothing(calls, rows):
 def test_know_every_kernel_that_a_gpu_will_be_asked_for():
     kernels = prebuild.wanted()
     assert len(set(kernels)) == len(kernels)
-    assert {*KERNELS, *training_set("bf16"), *training_set("fp16")} <= set(kernels)
+    assert {*KERNELS, *NARROW_KERNELS, *training_set("bf16"), *training_set("fp16")} <= set(kernels)
+    assert set(narrow_training_set()) <= set(kernels)
     # The odd ones: what only a sample asks for, and what only a tuned shape does.
     names = {kernel.signature.name for kernel in kernels}
     assert {"fp16_ak_bn_drow_fp16_act_gelu_fp16", "bf16_ak_bk_dcol_bf16_act_relu_bf16"} <= names
-    assert {kernel.schedule for kernel in kernels} == set(schedules()) | {kernel.schedule for kernel in KERNELS}
+    assert {kernel.schedule for kernel in kernels} == {
+        *schedules(),
+        *(kernel.schedule for kernel in (*KERNELS, *NARROW_KERNELS)),
+    }
