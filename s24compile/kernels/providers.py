@@ -66,6 +66,7 @@ FOLDER_OF: dict[str, str] = {
     "quantise_pack": "fp8",
     "glu_backward_amax": "fp8",
     "glu_backward_quantise_pack": "fp8",
+    "unpack_transposed": "fp8",
     "pack_weights_fp8_": "fp8",
     "scaled_mm": "gemm",
     "scaled_mm_act": "gemm",

@@ -18,7 +18,8 @@ from torch import Tensor
 from s24compile.kernels.glu.reference import glu_backward
 from s24compile.kernels.mvue.reference import column_sums
 from s24compile.kernels.mvue.reference import mvue_pack as estimate
-from s24compile.kernels.pack.reference import pack_weight_
+from s24compile.kernels.pack.reference import pack_weight_, unpack
+from s24compile.kernels.packed import Packed24
 from s24compile.kernels.padding import empty_rows
 from s24compile.kernels.scaling import MVUE_HEADROOM, descale_of, finite_amax, quantised, scale_of
 from s24compile.kernels.stacks import Packing, Stacks
@@ -99,6 +100,12 @@ def glu_backward_quantise_pack(
     """`quantise_pack` of the dz [T, 2F] that `glu_backward` gives, which itself is not written."""
     dz = glu_backward(dh, z, act, gate)
     return quantise_pack(dz.reshape(-1, dz.shape[-1]), amax, seed, dtype, format, True, sums)
+
+
+def unpack_transposed(a: Packed24) -> Tensor:
+    """A^T [cols, rows] of an A of eight-bit floats: what a product reads whose contraction runs along A's rows."""
+    rows, cols = a.shape
+    return empty_rows(cols, rows, a.dtype, a.values.device).copy_(unpack(a).t())
 
 
 def pack_weights_fp8_(stacks: Stacks, descales: Sequence[Tensor], scales: Sequence[Tensor], packing: Packing) -> None:

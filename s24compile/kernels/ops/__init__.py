@@ -11,9 +11,10 @@
 `decay`                   masked_decay_, masked_decay_patterns_, masked_decay_many_
 `watching`                copy_samples_, compare_samples_
 `fp8`                     amax, quantise, quantise_pack, glu_backward_amax, glu_backward_quantise_pack,
-                          pack_weights_fp8_
+                          unpack_transposed, pack_weights_fp8_
 `scaled`                  scaled_mm, scaled_mm_act, scaled_mm_dact, scaled_mm_add, scaled_mm_glu, scaled_mm_dglu,
                           scaled_dense
+`fp8_linear`              scaled_linear
 ========================  =====================================================================================
 
 An op is what its reference computes (`kernels/<folder>/reference.py`); `providers.run` picks a faster way to say it.
@@ -36,7 +37,9 @@ from s24compile.kernels.ops.fp8 import (
     pack_weights_fp8_,
     quantise,
     quantise_pack,
+    unpack_transposed,
 )
+from s24compile.kernels.ops.fp8_linear import scaled_linear
 from s24compile.kernels.ops.gemm import linear, mm
 from s24compile.kernels.ops.packing import pack, pack_both, pack_weight_, pack_weights_, unpack
 from s24compile.kernels.ops.scaled import (
@@ -99,6 +102,7 @@ OPS = (
     quantise_pack,
     glu_backward_amax,
     glu_backward_quantise_pack,
+    unpack_transposed,
     pack_weights_fp8_,
     scaled_mm,
     scaled_mm_act,
@@ -107,6 +111,7 @@ OPS = (
     scaled_mm_glu,
     scaled_mm_dglu,
     scaled_dense,
+    scaled_linear,
 )
 """Every op, as torch's CustomOpDef."""
 

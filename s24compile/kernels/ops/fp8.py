@@ -14,6 +14,7 @@ from torch import Tensor
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.ops.contract import contract
 from s24compile.kernels.ops.packing import BUFFERS
+from s24compile.kernels.packed import Packed24
 from s24compile.kernels.padding import empty_rows
 from s24compile.kernels.stacks import Packing, Stacks
 
@@ -79,6 +80,13 @@ def glu_backward_quantise_pack(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`quantise_pack` of the dz [T, 2F] that `glu_backward` gives, T all leading dims of z; dz is not written."""
     return _empty_pack(z, z.shape[:-1].numel(), z.shape[-1], dtype, format, True, sums)
+
+
+@contract()
+def unpack_transposed(a: Packed24) -> Tensor:
+    """Dense A^T [cols, rows], row-major with a pitch of whole 16 bytes, of an A of eight-bit floats."""
+    rows, cols = a.shape
+    return empty_rows(cols, rows, a.dtype, a.values.device)
 
 
 @contract(mutates=(*BUFFERS, "descales"), short=True)

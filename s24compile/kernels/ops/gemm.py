@@ -55,7 +55,12 @@ def _linear(x: Tensor, weights: Sequence[Tensor], values: Tensor, metadata: Tens
     n, k = values.shape[0], x.shape[-1]
     columns = x.reshape(-1, k).to(values.dtype).t()
     y = providers.run("mm", values, metadata, n, k, format, columns, bias, "col", values.dtype)
-    rows = y.t().view(*x.shape[:-1], n)
+    return with_leading_dims(y, x.shape)
+
+
+def with_leading_dims(y: Tensor, shape: torch.Size) -> Tensor:
+    """[..., N], the leading dims those of `shape`, of a column-major [N, T]; in the same memory."""
+    rows = y.t().view(*shape[:-1], y.shape[0])
     # No view: autograd lets nobody write to one that an op of ours returns.
     return rows.new_empty(0).set_(rows.untyped_storage(), rows.storage_offset(), rows.shape, rows.stride())
 
@@ -145,8 +150,13 @@ def _grad_weights(ctx: Any, dz: Tensor, x: Tensor) -> list[Tensor]:
         whole = mm(pruned, places, dz.shape[1], dz.shape[0], form, x, None, layout, dtype)
     else:
         whole = torch.mm(dz.t(), x) if stored_out_in else torch.mm(x.t(), dz).t()
+    return parts_of(ctx, whole)
+
+
+def parts_of(ctx: Any, whole: Tensor) -> list[Tensor]:
+    """dW [N, K] of all stacked weights as that of each, in its own layout and dtype, contiguous."""
     parts = whole.split(ctx.weight_rows)
-    own = parts if stored_out_in else [part.t() for part in parts]
+    own = parts if ctx.weight_layout == "out_in" else [part.t() for part in parts]
     return [part.to(dtype).contiguous() for part, dtype in zip(own, ctx.weight_dtypes, strict=True)]
 
 

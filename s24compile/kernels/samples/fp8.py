@@ -10,6 +10,7 @@ from torch import Tensor
 
 from s24compile.kernels import format as layouts
 from s24compile.kernels.masks import reference as masks
+from s24compile.kernels.pack import reference as packing
 from s24compile.kernels.samples.maker import Maker, Sample, Samples
 from s24compile.kernels.scaling import finite_amax
 
@@ -93,11 +94,19 @@ def _stacked(make: Maker, format: str, layout: str, select: str) -> tuple[object
     return weights, [2, 1], patterns, *buffers, descales, scales, select, layout == "out_in", format, layout
 
 
+def _unpack_transposed(make: Maker) -> Iterator[Sample]:
+    for format, rows, cols in (("sm90", 72, 136), ("sm90", 20, 22), ("sm80", 40, 36), ("sm90_gated", 80, 68)):
+        w = make.normal(rows, (cols + 3) // 4 * 4)
+        packed = packing.pack(w, masks.magnitude_mask(w), E4M3, format)
+        yield Sample(f"{format}, {rows} by {cols}", (*packed, rows, cols, format))
+
+
 SAMPLES: Samples = {
     "amax": _amax,
     "quantise": _quantise,
     "quantise_pack": _quantise_pack,
     "glu_backward_amax": _glu_backward_amax,
     "glu_backward_quantise_pack": _glu_backward_quantise_pack,
+    "unpack_transposed": _unpack_transposed,
     "pack_weights_fp8_": _pack_weights_fp8,
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s24compile.kernels.fp8.reference import quantise
 from s24compile.kernels.masks import reference as masks
-from s24compile.kernels.pack.reference import pack
+from s24compile.kernels.pack.reference import pack, pack_both
 from s24compile.kernels.samples.maker import Maker, Sample, Samples
 from s24compile.kernels.scaling import descale_of, finite_amax, scale_of
 
@@ -85,6 +85,18 @@ def _scaled_dense(make: Maker) -> Iterator[Sample]:
     yield Sample("odd sizes, bias", (a.t(), descale_a, *b, make.normal(20), make.dtype, False))
 
 
+def _scaled_linear(make: Maker) -> Iterator[Sample]:
+    for layout, dx, dw in (("out_in", "sparse", "mvue"), ("in_out", "dense", "dense"), ("out_in", "mvue", "mvue")):
+        w = make.normal(80, 72).float()
+        scale = scale_of(finite_amax(w), E4M3)
+        packed = pack_both(w * scale, masks.transposable_mask(w), E4M3, "sm90")
+        weights = [w[:68], w[68:]] if layout == "out_in" else [w[:68].t(), w[68:].t()]
+        weights = [part.contiguous().requires_grad_() for part in weights]
+        x, bias = make.normal(3, 5, 72).requires_grad_(), make.normal(80).requires_grad_()
+        operand = *packed[:2], descale_of(scale), *packed[2:]
+        yield Sample(f"{layout}, {dx}, {dw}", (x, weights, *operand, bias, make.dtype, "sm90", layout, dx, dw))
+
+
 SAMPLES: Samples = {
     "scaled_mm": _scaled_mm,
     "scaled_mm_act": _scaled_mm_act,
@@ -93,4 +105,5 @@ SAMPLES: Samples = {
     "scaled_mm_glu": _scaled_mm_glu,
     "scaled_mm_dglu": _scaled_mm_dglu,
     "scaled_dense": _scaled_dense,
+    "scaled_linear": _scaled_linear,
 }
