@@ -176,6 +176,11 @@ class Activation:
     h: fx.Node
     nodes: tuple[fx.Node, ...]
 
+    @property
+    def node(self) -> fx.Node:
+        """The node whose result is the activation."""
+        return self.nodes[0]
+
 
 def _canonical_quick_gelu(node: fx.Node) -> Activation | None:
     if node.target is not torch.mul or len(node.args) != 2:

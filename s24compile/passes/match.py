@@ -34,7 +34,8 @@ class Match:
     """Why the whole site cannot be taken."""
     gate: Gate | None = None
     activation: Activation | None = None
-    """Of a layer without gate, where one node is all of it."""
+    """Of a layer without gate: `activation.name` is "gelu", "relu2", ..., `activation.node` the node of its result,
+    `activation.h` what it is computed from. Also where no s24 op computes it."""
     stays: dict[Linear, str] = dataclasses.field(default_factory=dict)
     """Linears that stay dense although their site is taken -> why."""
     taken: list[Linear] = dataclasses.field(default_factory=list)

@@ -30,6 +30,6 @@ def match_plain(nodes: Nodes, down: Linear) -> Match | None:
     if up is None or up is down:
         return None
     hidden = [*after, *act.nodes, *before, start]
-    match = Match("plain", act.name, scope, [up, down], hidden, activation=act if act.nodes == (at,) else None)
+    match = Match("plain", act.name, scope, [up, down], hidden, activation=act)
     match.refusal = up.unsupported or down.unsupported or shared_hidden(hidden, {*hidden, down.node})
     return match

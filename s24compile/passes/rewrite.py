@@ -38,12 +38,13 @@ def rewrite(state: State) -> int:
     """Rewrites every taken linear; returns how many matmuls are 2:4 now."""
     plan = [(match, _units(match, state)) for match in state.matches if match.taken]
     operands = Operands(state, [(m.scope, u.wanted, u.needs_transpose) for m, units in plan for u in units])
+    for match, _ in plan:  # before their linears, which they name
+        if match.activation is not None and match.activation.name in ACTS:
+            _rewrite_activation(match, match.activation, state)
     for match, units in plan:
         for unit in units:
             _rewrite_unit(match, unit, operands, state)
             state.count += len(unit.linears)
-        if units and match.activation is not None and match.activation.name in ACTS:
-            _rewrite_activation(match, match.activation, state)
     return state.count
 
 
@@ -187,11 +188,11 @@ def _rewrite_gate(gate: Gate, z: fx.Node, rule: str, path: str, state: State) ->
 
 def _rewrite_activation(match: Match, activation: Activation, state: State) -> None:
     """a = gelu(h)  ->  a = s24.act(h, "gelu"), which lowering fuses with the GEMM in front of it."""
-    (node,) = activation.nodes
+    node = activation.node
     path = common_path([module_path(match.scope, linear.node, linear.weight) for linear in match.linears])
     builder = Builder(node, state.fake_mode, match.rule, path)
     with match.scope.graph.inserting_before(node):
-        a = builder.function(torch.ops.s24.act.default, node.args[0], activation.name)
+        a = builder.function(torch.ops.s24.act.default, activation.h, activation.name)
     _replace(node, a, state)
 
 
