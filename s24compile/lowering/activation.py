@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from s24compile.graphs.fake_mode import fake_mode_of
 from s24compile.kernels.glu import reference
 from s24compile.kernels.target import Target
-from s24compile.lowering.build import Builder, fake_mode_of, op_name, s24_calls, value_of
+from s24compile.lowering.build import Builder, op_name, s24_calls, value_of
 
 _REFERENCES: dict[str, Callable[..., Tensor]] = {"act": reference.act, "act_backward": reference.act_backward}
 

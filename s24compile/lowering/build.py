@@ -5,24 +5,15 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+
+from s24compile.graphs.fake_mode import fake_mode_of
 
 
 def value_of(arg: Any) -> Any:
     """The fake value of a node; anything else is its own value. Works inside lists and tuples."""
     return pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], arg)
-
-
-def fake_mode_of(graph: fx.Graph) -> FakeTensorMode | None:
-    """The fake mode that the graph's values live in."""
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, torch._subclasses.FakeTensor):
-            return value.fake_mode
-    return None
 
 
 class Builder:

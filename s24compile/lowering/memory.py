@@ -12,10 +12,9 @@ from torch import Tensor, fx
 from torch._guards import TracingContext
 from torch.utils.checkpoint import CheckpointPolicy
 
+from s24compile.graphs.recomputed import RECOMPUTED
 from s24compile.lowering.build import op_name, s24_calls
 from s24compile.lowering.views import base_of
-
-RECOMPUTED = frozenset({"act", "glu"})
 
 
 def recompute_activations(graph: fx.Graph) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from s24compile.graphs.printing import argument_text, arguments_text, dtype_text
 from s24compile.lowering.select import PROVIDER
 
 
@@ -23,21 +24,15 @@ def print_graph(graph: fx.Graph) -> str:
     lines = []
     for node in graph.nodes:
         if node.op == "output":
-            lines.append("return " + _print_arg(node.args[0], names))
+            lines.append("return " + argument_text(node.args[0], names))
             continue
         kind = "in" if node.op == "placeholder" else _op_name(node.target)
         number = next(counter.setdefault(kind, itertools.count()))
         names[node] = f"%{kind}{number}"
-        call = "" if node.op == "placeholder" else f" = {_call(node, names)}"
+        call = "" if node.op == "placeholder" else f" = {_op_name(node.target)}({arguments_text(node, names)})"
         provider = f"  # {node.meta[PROVIDER]}" if PROVIDER in node.meta else ""
         lines.append(f"{names[node]}: {_value(node.meta.get('val'))}{call}{provider}")
     return "\n".join(lines)
-
-
-def _call(node: fx.Node, names: dict[fx.Node, str]) -> str:
-    args = [_print_arg(arg, names) for arg in node.args]
-    args += [f"{key}={_print_arg(value, names)}" for key, value in node.kwargs.items()]
-    return f"{_op_name(node.target)}({', '.join(args)})"
 
 
 def _op_name(target: Any) -> str:
@@ -45,22 +40,6 @@ def _op_name(target: Any) -> str:
         namespace, name = target._schema.name.split("::")
         return f"{namespace}.{name}" if namespace.startswith("s24") else name
     return getattr(target, "__name__", str(target))
-
-
-def _print_arg(arg: Any, names: dict[fx.Node, str]) -> str:
-    if isinstance(arg, fx.Node):
-        return names[arg]
-    if isinstance(arg, (list, tuple)):
-        return "[" + ", ".join(_print_arg(a, names) for a in arg) + "]"
-    if isinstance(arg, torch.dtype):
-        return _DTYPES.get(arg, str(arg))
-    return repr(arg)
-
-
-_DTYPES = {
-    torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int16: "i16", torch.int64: "i64",
-    torch.uint8: "u8", torch.bool: "b8",
-}  # fmt: skip
 
 
 def _value(value: Any) -> str:
@@ -71,4 +50,4 @@ def _value(value: Any) -> str:
     shape = ", ".join(str(size) for size in value.shape)
     is_column_major = value.dim() == 2 and value.t().is_contiguous()
     strides = "" if value.is_contiguous() else " col" if is_column_major else f" strides {tuple(value.stride())}"
-    return f"{_DTYPES.get(value.dtype, str(value.dtype))}[{shape}]{strides}"
+    return f"{dtype_text(value.dtype)}[{shape}]{strides}"

@@ -25,6 +25,7 @@ from torch import fx
 
 from s24compile.config import Config
 from s24compile.errors import OptionError
+from s24compile.graphs.fake_mode import fake_mode_of
 from s24compile.passes.canonicalize import canonicalize
 from s24compile.passes.find import FASTPATH_SENTENCE, find
 from s24compile.passes.policy import DDP_SENTENCE, decide
@@ -33,7 +34,7 @@ from s24compile.passes.provenance import user_place
 from s24compile.passes.regions import inline_regions
 from s24compile.passes.rewrite import rewrite
 from s24compile.passes.saved import note_saved
-from s24compile.passes.scope import copy_scopes, fake_mode_of
+from s24compile.passes.scope import copy_scopes
 from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
 from s24compile.passes.verify import verify
 from s24compile.weights.operand_request import OperandRequest

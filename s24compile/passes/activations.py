@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from s24compile.passes.build import Builder
 from s24compile.passes.effects import is_written
+from s24compile.passes.emit import Emitter
 from s24compile.passes.expression import Call, Matched, Var, call, match_expression
 from s24compile.passes.scope import fake, known_fake
-from s24compile.passes.spelling import VIEWS, general_name, op_name, spell
+from s24compile.passes.spelling import ALIASING, general_name, known_name, spell
 
 X = Var("x")
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -64,7 +64,7 @@ _RELU_CLAMP = dataclasses.replace(call("clamp", X, 0.0), args=(*call("clamp", X,
 _ROOTS = {"mul": ("gelu", "gelu_tanh", "silu", "quick_gelu"), "clamp_min": ("relu",), "maximum": ("relu",)}
 
 
-def gelu_nodes(node: fx.Node, builder: Builder) -> fx.Node | None:
+def gelu_nodes(node: fx.Node, emit: Emitter) -> fx.Node | None:
     """GELU, SiLU and quick_gelu written out, with every constant and order of CATALOGUE's libraries.
 
         mul(mul(0.5, h), add(1.0, erf(truediv(h, 1.41421356))))                              ->  gelu(h)
@@ -78,22 +78,22 @@ def gelu_nodes(node: fx.Node, builder: Builder) -> fx.Node | None:
     Refused: another constant, in-place nodes inside. With dynamic=True a constant may be a symbolic float: it is
     guarded, so that another value compiles again.
     """
-    for act in _ROOTS.get(str(op_name(node)), ()):
+    for act in _ROOTS.get(str(known_name(node)), ()):
         for pattern in FORMS[act]:
             matched = match_expression(pattern, node)
             if matched is not None:
-                return _canonical(act, matched, node, builder)
+                return _canonical(act, matched, node, emit)
     return None
 
 
-def clamp(node: fx.Node, builder: Builder) -> fx.Node | None:
+def clamp(node: fx.Node, emit: Emitter) -> fx.Node | None:
     """clamp(h, min=0)  ->  relu(h), with its slope at exactly 0.  Refused: an upper bound (ReLU6); a result that is
     written to, which relu keeps for its backward."""
     matched = match_expression(_RELU_CLAMP, node)
-    return None if matched is None or is_written(node) else builder.same_value(F.relu, matched.variable())
+    return None if matched is None or is_written(node) else emit.same_value(F.relu, matched.variable())
 
 
-def plain_call(node: fx.Node, builder: Builder) -> fx.Node | None:
+def plain_call(node: fx.Node, emit: Emitter) -> fx.Node | None:
     """relu(h, inplace=False) | torch.relu(h) | h.relu()  ->  F.relu(h), so silu; gelu(h, "none")  ->  gelu(h)."""
     op = spell(node)
     if op is None:  # of the right name, with arguments that no rule knows
@@ -104,26 +104,26 @@ def plain_call(node: fx.Node, builder: Builder) -> fx.Node | None:
             not tanh and _bare(node)
         ):
             return None
-        return builder.same_value(F.gelu, op.args[0], **({"approximate": "tanh"} if tanh else {}))
+        return emit.same_value(F.gelu, op.args[0], **({"approximate": "tanh"} if tanh else {}))
     target = F.relu if op.name == "relu" else F.silu
     if op.inplace or (_bare(node) and node.target is target):
         return None
-    return builder.same_value(target, op.args[0])
+    return emit.same_value(target, op.args[0])
 
 
-def squared(node: fx.Node, builder: Builder) -> fx.Node | None:
+def squared(node: fx.Node, emit: Emitter) -> fx.Node | None:
     """pow(r, 2) | mul(r, r) | r.square()  ->  torch.square(r), of r = relu(h). Refused: squares of anything else."""
     if node.target is torch.square:
         return None
     for pattern in _SQUARES:
         matched = match_expression(pattern, node)
-        if matched is not None and op_name(matched.variable()) == "relu":
+        if matched is not None and known_name(matched.variable()) == "relu":
             matched.hold_constants()
-            return _in_dtype_of(node, builder, torch.square, matched.variable())
+            return _in_dtype_of(node, emit, torch.square, matched.variable())
     return None
 
 
-def _canonical(act: str, matched: Matched, node: fx.Node, builder: Builder) -> fx.Node | None:
+def _canonical(act: str, matched: Matched, node: fx.Node, emit: Emitter) -> fx.Node | None:
     h = matched.variable()
     if act == "relu" and is_written(node):  # clamp_min keeps its operand for the backward, relu its result
         return None
@@ -131,15 +131,15 @@ def _canonical(act: str, matched: Matched, node: fx.Node, builder: Builder) -> f
         if _canonical_quick_gelu(node) is not None or known_fake(node).dtype != known_fake(h).dtype:
             return None
         matched.hold_constants()
-        scaled = builder.function(torch.mul, h, 1.702)
-        return builder.same_value(torch.mul, h, builder.function(torch.sigmoid, scaled))
+        scaled = emit.function(torch.mul, h, 1.702)
+        return emit.same_value(torch.mul, h, emit.function(torch.sigmoid, scaled))
     matched.hold_constants()
     simple: dict[str, Callable[..., object]] = {"gelu": F.gelu, "gelu_tanh": F.gelu, "silu": F.silu, "relu": F.relu}
-    return _in_dtype_of(node, builder, simple[act], h, **({"approximate": "tanh"} if act == "gelu_tanh" else {}))
+    return _in_dtype_of(node, emit, simple[act], h, **({"approximate": "tanh"} if act == "gelu_tanh" else {}))
 
 
 def _in_dtype_of(
-    node: fx.Node, builder: Builder, target: Callable[..., object], h: fx.Node, **keywords: str
+    node: fx.Node, emit: Emitter, target: Callable[..., object], h: fx.Node, **keywords: str
 ) -> fx.Node | None:
     """target(h), cast where the node was wider: on a GPU autocast computes `pow` in fp32, so GPT-2's gelu_new is fp32.
 
@@ -147,16 +147,16 @@ def _in_dtype_of(
     """
     dtype, wanted = known_fake(h).dtype, known_fake(node).dtype
     if dtype == wanted:
-        return builder.same_value(target, h, **keywords)
+        return emit.same_value(target, h, **keywords)
     if not _only_multiplied(node, dtype):
         return None
-    return builder.method("to", builder.function(target, h, **keywords), wanted)
+    return emit.method("to", emit.function(target, h, **keywords), wanted)
 
 
 def _only_multiplied(node: fx.Node, dtype: torch.dtype) -> bool:
     for user in node.users:
         name, value = general_name(user), fake(user)
-        if name in VIEWS or name in ("mul", "dropout"):
+        if name in ALIASING or name in ("mul", "dropout"):
             if not _only_multiplied(user, dtype):
                 return False
         elif name not in ("linear", "addmm", "matmul") or value is None or value.dtype != dtype:
@@ -206,7 +206,7 @@ def activation_at(node: fx.Node) -> Activation | None:
         return Activation("gelu_tanh" if op.args[1] == "tanh" else "gelu", h, (node,))
     if op.name in ("silu", "relu"):
         return Activation(op.name, h, (node,))
-    if op.name == "square" and op_name(h) == "relu":
+    if op.name == "square" and known_name(h) == "relu":
         inner = spell(h)
         if inner is not None and not inner.inplace and isinstance(inner.args[0], fx.Node):
             return Activation("relu2", inner.args[0], (node, h))

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import fx
 
 from s24compile.passes.activations import FORMS
-from s24compile.passes.build import Builder, erase_unused
+from s24compile.passes.emit import Emitter, erase_unused
 from s24compile.passes.expression import match_expression
 from s24compile.passes.scope import fake, hop_name
-from s24compile.passes.spelling import is_fresh, op_name, raw_name
+from s24compile.passes.spelling import is_fresh, known_name, raw_name
 
 _IN_DERIVATIVES = frozenset({"sub", "neg", "_set_grad_enabled"})
 
 
-def autograd_function(node: fx.Node, builder: Builder) -> fx.Node | None:
+def autograd_function(node: fx.Node, emit: Emitter) -> fx.Node | None:
     """An autograd.Function that computes tanh-GELU and its derivative (Bloom).
 
         getitem(autograd_function_apply(fwd, bwd, h, ...), 0)  ->  gelu(h, approximate="tanh")         h [.., F]
@@ -25,7 +25,7 @@ def autograd_function(node: fx.Node, builder: Builder) -> fx.Node | None:
     The forward body must be the expression. The backward body must be elementwise and is run on sample numbers
     against the derivative. Refused: any other body, so that a custom gradient is never dropped.
     """
-    source = node.args[0] if op_name(node) == "getitem" and node.args[1] == 0 else node
+    source = node.args[0] if known_name(node) == "getitem" and node.args[1] == 0 else node
     if fake(node) is None or not isinstance(source, fx.Node) or hop_name(source) != "autograd_function_apply":
         return None
     owner = node.graph.owning_module
@@ -44,7 +44,7 @@ def autograd_function(node: fx.Node, builder: Builder) -> fx.Node | None:
         if matched is not None and matched.variable().op == "placeholder" and _is_derivative(backward, "tanh"):
             for other in [user for user in source.users if user is not node and not user.users]:
                 erase_unused(other)  # in bodies torch 2.11 unpacks what nobody reads
-            return builder.same_value(F.gelu, tensors[0], approximate="tanh")
+            return emit.same_value(F.gelu, tensors[0], approximate="tanh")
     return None
 
 

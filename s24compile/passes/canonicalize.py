@@ -12,12 +12,12 @@ from collections.abc import Callable
 from torch import fx
 
 from s24compile.passes import activations, autograd_functions, gates, linear_rules
-from s24compile.passes.build import Builder, erase_unused, replace_node
 from s24compile.passes.effects import undisturbed
+from s24compile.passes.emit import Emitter, erase_unused, replace_node
 from s24compile.passes.inplace import FUNCTIONAL, functional_form
 from s24compile.passes.linears import is_parameter, weight_of
 from s24compile.passes.scope import Scope, hop_name
-from s24compile.passes.spelling import CUTS, VIEWS, Op, general_name, op_name, spell
+from s24compile.passes.spelling import ALIASING, CUTS, Op, general_name, known_name, spell
 from s24compile.passes.state import State
 
 
@@ -28,25 +28,25 @@ class Spelling:
     name: str
     roots: frozenset[str]
     """Canonical op names of the nodes it is tried on."""
-    apply: Callable[[Scope, fx.Node, Builder], fx.Node | None]
+    apply: Callable[[Scope, fx.Node, Emitter], fx.Node | None]
     reads: bool = True
     """False: it only spells a view in another way, which is the same whatever was written in between."""
 
 
 def _on_hidden(
-    rewrite: Callable[[fx.Node, Builder], fx.Node | None],
-) -> Callable[[Scope, fx.Node, Builder], fx.Node | None]:
-    return lambda scope, node, builder: rewrite(node, builder) if _comes_from_linear(node) else None
+    rewrite: Callable[[fx.Node, Emitter], fx.Node | None],
+) -> Callable[[Scope, fx.Node, Emitter], fx.Node | None]:
+    return lambda scope, node, emit: rewrite(node, emit) if _comes_from_linear(node) else None
 
 
 def _spelled(
-    rewrite: Callable[[Scope, fx.Node, Op, Builder], fx.Node | None],
-) -> Callable[[Scope, fx.Node, Builder], fx.Node | None]:
+    rewrite: Callable[[Scope, fx.Node, Op, Emitter], fx.Node | None],
+) -> Callable[[Scope, fx.Node, Emitter], fx.Node | None]:
     """Hands a rule the op that a node is; leaves nodes alone whose arguments no spelling of that name takes."""
 
-    def apply(scope: Scope, node: fx.Node, builder: Builder) -> fx.Node | None:
+    def apply(scope: Scope, node: fx.Node, emit: Emitter) -> fx.Node | None:
         op = spell(node)
-        return None if op is None else rewrite(scope, node, op, builder)
+        return None if op is None else rewrite(scope, node, op, emit)
 
     return apply
 
@@ -60,7 +60,7 @@ SPELLINGS = (
     Spelling(
         gates.HALF,
         frozenset({"getitem", "narrow", "select"}),
-        lambda _, node, builder: gates.half(node, builder),
+        lambda _, node, emit: gates.half(node, emit),
         reads=False,
     ),
     Spelling("plain_call", frozenset({"gelu", "silu", "relu"}), _on_hidden(activations.plain_call)),
@@ -95,12 +95,12 @@ def canonicalize(state: State) -> int:
 
 def _canonical(scope: Scope, node: fx.Node, state: State) -> fx.Node | None:
     for rule in _BY_ROOT.get(general_name(node), ()):
-        builder = Builder(node, state.fake_mode, rule.name)
+        emit = Emitter(node, state.fake_mode, rule.name)
         with scope.graph.inserting_before(node):
-            replacement = rule.apply(scope, node, builder)
+            replacement = rule.apply(scope, node, emit)
         if replacement is None:
             continue
-        if not rule.reads or undisturbed(_replaced(scope, node, builder.made)):
+        if not rule.reads or undisturbed(_replaced(scope, node, emit.made)):
             return replacement
         erase_unused(replacement)
     return None
@@ -123,14 +123,14 @@ def _replaced(scope: Scope, node: fx.Node, made: list[fx.Node]) -> set[fx.Node]:
 
 
 def _functional(node: fx.Node, state: State) -> fx.Node | None:
-    name = op_name(node)
+    name = known_name(node)
     if name not in FUNCTIONAL:
         return None
     op = spell(node)
     if op is None or not op.inplace or not _comes_from_linear(node):
         return None
     with node.graph.inserting_before(node):
-        return functional_form(node, op, Builder(node, state.fake_mode, "functional"))
+        return functional_form(node, op, Emitter(node, state.fake_mode, "functional"))
 
 
 def _comes_from_linear(node: fx.Node, depth: int = 12) -> bool:
@@ -152,6 +152,7 @@ def _comes_from_linear(node: fx.Node, depth: int = 12) -> bool:
     return False
 
 
-_ELEMENTWISE = (
-    VIEWS | CUTS | {"mul", "add", "div", "pow", "square", "tanh", "sigmoid", "erf", "gelu", "silu", "relu", "maximum"}
-) | {"clamp", "clamp_min", "zeros_like", "dropout"}
+_ELEMENTWISE = ALIASING | CUTS | {
+    "mul", "add", "div", "pow", "square", "tanh", "sigmoid", "erf", "gelu", "silu", "relu", "maximum", "clamp",
+    "clamp_min", "zeros_like", "dropout",
+}  # fmt: skip

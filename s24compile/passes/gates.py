@@ -12,17 +12,17 @@ from torch import fx
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from s24compile.passes.build import Builder, replace_node
 from s24compile.passes.effects import in_one_mode, is_written, writes
+from s24compile.passes.emit import Emitter, replace_node
 from s24compile.passes.scope import fake, known_fake, storage_of
-from s24compile.passes.spelling import CUTS, general_name, op_name
+from s24compile.passes.spelling import CUTS, general_name, known_name
 
 HALF = "half"
 """The name of the rule below."""
 Place = Literal[0, 1, "interleaved"]
 
 
-def half(node: fx.Node, builder: Builder) -> fx.Node | None:
+def half(node: fx.Node, emit: Emitter) -> fx.Node | None:
     """One half of a linear's result, however it is cut.
 
         getitem(chunk(z, 2, dim=-1), i) | getitem(split(z, F, -1), i) | getitem(z, (Ellipsis, slice(F, None)))
@@ -42,8 +42,8 @@ def half(node: fx.Node, builder: Builder) -> fx.Node | None:
     chunk = next((user for user in z.users if _is_canonical_chunk(user) and user < node), None)
     if chunk is None:
         with z.graph.inserting_after(z):
-            chunk = builder.method("chunk", z, 2, -1)
-    return builder.same_value(operator.getitem, chunk, index)
+            chunk = emit.method("chunk", z, 2, -1)
+    return emit.same_value(operator.getitem, chunk, index)
 
 
 def uncut(graph: fx.Graph, fake_mode: FakeTensorMode | None) -> int:
@@ -60,10 +60,10 @@ def uncut(graph: fx.Graph, fake_mode: FakeTensorMode | None) -> int:
         z = node.args[0].args[0] if ours and isinstance(node.args[0], fx.Node) else None
         if not isinstance(z, fx.Node) or not is_written(z, written):
             continue
-        builder, width, index = Builder(node, fake_mode, HALF), known_fake(node).shape[-1], node.args[1]
+        emit, width, index = Emitter(node, fake_mode, HALF), known_fake(node).shape[-1], node.args[1]
         assert isinstance(index, int)
         with graph.inserting_before(node):
-            replace_node(node, builder.method("narrow", z, -1, index * width, width))
+            replace_node(node, emit.method("narrow", z, -1, index * width, width))
         count += 1
     return count
 
@@ -74,7 +74,7 @@ def half_of(node: fx.Node) -> tuple[fx.Node, Place] | None:
     while general_name(z) in CUTS and z.args and isinstance(z.args[0], fx.Node):
         z = z.args[0]
     part, whole = fake(node), fake(z)
-    if z is node or op_name(z) != "linear" or part is None or whole is None or part.dim() != whole.dim():
+    if z is node or known_name(z) != "linear" or part is None or whole is None or part.dim() != whole.dim():
         return None
     if storage_of(part) != storage_of(whole):  # a reshape on the way copied, in another order
         return None

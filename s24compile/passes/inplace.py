@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from s24compile.passes.build import Builder
 from s24compile.passes.effects import in_one_mode
+from s24compile.passes.emit import Emitter
 from s24compile.passes.scope import known_fake
-from s24compile.passes.spelling import SPLITS, VIEWS, Op, general_name, is_fresh
+from s24compile.passes.spelling import ALIASING, SPLITS, Op, general_name, is_fresh
 
 FUNCTIONAL: dict[str, Callable[..., Any]] = {
     "relu": F.relu, "silu": F.silu, "mul": torch.mul, "add": torch.add, "square": torch.square, "pow": torch.pow,
@@ -29,7 +29,7 @@ FUNCTIONAL: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def functional_form(node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
+def functional_form(node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
     """A functional node with the same result as the in-place `node`, or None if the mutation could be seen."""
     mutated, target = op.args[0], FUNCTIONAL.get(op.name)
     base = _private_base(mutated, node) if target is not None and isinstance(mutated, fx.Node) else None
@@ -40,10 +40,10 @@ def functional_form(node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
     if op.name == "div" and op.args[2] is not None:
         return None
     later = [user for user in mutated.users if user > node]
-    new = builder.function(target, *args[:3], False) if op.name == "dropout" else builder.function(target, *args)
+    new = emit.function(target, *args[:3], False) if op.name == "dropout" else emit.function(target, *args)
     dtype = known_fake(mutated).dtype
     if known_fake(new).dtype != dtype:  # what is written is rounded to what is there
-        new = builder.method("to", new, dtype)
+        new = emit.method("to", new, dtype)
     for user in later:  # `h.relu_()` as a statement: what follows says `h` and means the result
         user.replace_input_with(mutated, new)
     return new
@@ -66,7 +66,7 @@ def _private_base(mutated: fx.Node, mutation: fx.Node) -> fx.Node | None:
                 continue  # sees the result, under the old name
             if user > mutation:
                 return None
-            if general_name(user) in VIEWS:
+            if general_name(user) in ALIASING:
                 seen.add(user)
                 aliases.append(user)
             elif not is_fresh(user):
@@ -83,7 +83,7 @@ def _base(node: fx.Node) -> tuple[fx.Node | None, set[fx.Node]]:
     """The op that allocated a tensor, and the views on the way to it; None if it is not known to be fresh."""
     via = {node}
     while not is_fresh(node):
-        if general_name(node) not in VIEWS or not node.args or not isinstance(node.args[0], fx.Node):
+        if general_name(node) not in ALIASING or not node.args or not isinstance(node.args[0], fx.Node):
             return None, via
         node = node.args[0]
         via.add(node)

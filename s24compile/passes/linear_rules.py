@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from s24compile.passes.build import Builder, erase_unused
 from s24compile.passes.effects import undisturbed
+from s24compile.passes.emit import Emitter, erase_unused
 from s24compile.passes.linears import CASTS, Weight, is_parameter, weight_of
 from s24compile.passes.scope import Scope, fake, known_fake, operand_index
 from s24compile.passes.spelling import Op, spell
 
 
-def l1(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
+def l1(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
     """F.linear in keyword form, with a weight that is cast or transposed twice, or behind a removable cast of x.
 
         linear(input=x, weight=W, bias=b)               ->  linear(x, W, b)
@@ -38,10 +38,10 @@ def l1(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
         return None
     if plain and (operand is weight.placeholder or _is_plain_transpose(operand)):
         return None
-    return builder.same_value(F.linear, kept, _operand(weight, builder), bias)
+    return emit.same_value(F.linear, kept, _operand(weight, emit), bias)
 
 
-def conv1d(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
+def conv1d(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
     """HF Conv1D's product: W is stored [in, out].
 
         addmm(b, x2, W)            ->  linear(x2, getattr(W, "T"), b)        x2 [T, in], W [in, out], b [out]
@@ -52,10 +52,10 @@ def conv1d(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | N
     vector = fake(bias)
     if (beta, alpha) != (1, 1) or vector is None or vector.dim() != 1:
         return None
-    return _matmul_by_weight(scope, node, x, operand, bias, builder)
+    return _matmul_by_weight(scope, node, x, operand, bias, emit)
 
 
-def matmul(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
+def matmul(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
     """A product with a parameter on the right, transposed (Falcon) or stored [in, out].
 
         matmul(x, getattr(W, "T")) ->  linear(x, W)                           W [out, in]
@@ -63,10 +63,10 @@ def matmul(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | N
 
     Refused: anything but a 2-D parameter on the right (attention scores are matmuls too).
     """
-    return _matmul_by_weight(scope, node, op.args[0], op.args[1], None, builder)
+    return _matmul_by_weight(scope, node, op.args[0], op.args[1], None, emit)
 
 
-def late_bias(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
+def late_bias(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
     """A bias added after the product.
 
         y = linear(x, W); add(y, b)  ->  linear(x, W, b)                      b [out]
@@ -83,11 +83,11 @@ def late_bias(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node 
         if bias is None or value is None or out is None or bias.dim() != 1 or not is_parameter(scope, b):
             continue
         if bias.shape[0] == value.shape[-1] and out.dtype == value.dtype:
-            return builder.same_value(F.linear, inner.args[0], inner.args[1], b)
+            return emit.same_value(F.linear, inner.args[0], inner.args[1], b)
     return None
 
 
-def flattened(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node | None:
+def flattened(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
     """Reshapes around one linear that only merge and restore the leading dims.
 
         y = linear(view(x, (-1, in)), W, b); view(y, (*x.shape[:-1], out))  ->  linear(x, W, b)
@@ -106,11 +106,11 @@ def flattened(scope: Scope, node: fx.Node, op: Op, builder: Builder) -> fx.Node 
     same = all(statically_known_true(a == b) for a, b in zip(x.shape[:-1], out.shape[:-1], strict=True))
     if not same or x.shape[-1] != flat.shape[-1] or out.shape[-1] != known_fake(op.args[0]).shape[-1]:
         return None
-    return builder.same_value(F.linear, outer.args[0], inner.args[1], inner.args[2])
+    return emit.same_value(F.linear, outer.args[0], inner.args[1], inner.args[2])
 
 
 def _matmul_by_weight(
-    scope: Scope, node: fx.Node, x: object, operand: object, bias: object, builder: Builder
+    scope: Scope, node: fx.Node, x: object, operand: object, bias: object, emit: Emitter
 ) -> fx.Node | None:
     weight = weight_of(operand, node)
     value = fake(x)
@@ -118,12 +118,12 @@ def _matmul_by_weight(
         return None
     # A matmul takes [in, out]: seen from F.linear's [out, in], once more transposed.
     turned = Weight(weight.placeholder, not weight.transposed)
-    return builder.same_value(F.linear, x, _operand(turned, builder), bias)
+    return emit.same_value(F.linear, x, _operand(turned, emit), bias)
 
 
-def _operand(weight: Weight, builder: Builder) -> fx.Node:
+def _operand(weight: Weight, emit: Emitter) -> fx.Node:
     """The canonical operand: the placeholder, or its `getattr(W, "T")`."""
-    return builder.function(builtins.getattr, weight.placeholder, "T") if weight.transposed else weight.placeholder
+    return emit.function(builtins.getattr, weight.placeholder, "T") if weight.transposed else weight.placeholder
 
 
 def _is_plain_transpose(operand: object) -> bool:
@@ -175,10 +175,10 @@ def _sink(placeholder: fx.Node, calls: list[tuple[fx.Node, int, Weight]]) -> Non
         node.update_arg(position, weight.placeholder)
         placeholder.meta["example_value"] = fake(weight.placeholder)
         erase_unused(old)
-    builder = Builder(users[0], getattr(old_value, "fake_mode", None), "sink_weight_views")
+    emit = Emitter(users[0], getattr(old_value, "fake_mode", None), "sink_weight_views")
     with placeholder.graph.inserting_before(min(users)):
-        view = _operand(Weight(placeholder, calls[0][2].transposed), builder)
+        view = _operand(Weight(placeholder, calls[0][2].transposed), emit)
         if view.meta["example_value"].dtype != old_value.dtype:
-            view = builder.method("to", view, old_value.dtype)
+            view = emit.method("to", view, old_value.dtype)
     for user in users:
         user.replace_input_with(placeholder, view)

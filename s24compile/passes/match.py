@@ -12,7 +12,7 @@ from s24compile.passes.activations import Activation
 from s24compile.passes.linears import CASTS, Linear, as_linear, is_parameter
 from s24compile.passes.provenance import user_line
 from s24compile.passes.scope import Scope, fake
-from s24compile.passes.spelling import general_name, op_name, spell
+from s24compile.passes.spelling import general_name, known_name, spell
 
 RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous"})
 
@@ -109,7 +109,7 @@ def _looked_through(scope: Scope, node: fx.Node) -> fx.Node | None:
                 return hidden
             vector = fake(other)
             is_bias = op.name == "add" and vector is not None and vector.dim() == 1 and isinstance(other, fx.Node)
-            if is_bias and op_name(hidden) == "linear" and other.op == "placeholder" and is_parameter(scope, other):
+            if is_bias and known_name(hidden) == "linear" and other.op == "placeholder" and is_parameter(scope, other):
                 return hidden
     return None
 

@@ -23,7 +23,7 @@ from s24compile.passes.match import Match
 from s24compile.passes.provenance import module_path, parameter_name, user_line
 from s24compile.passes.scope import Scope, fake, uses
 from s24compile.passes.sites import site_of
-from s24compile.passes.spelling import general_name, op_name
+from s24compile.passes.spelling import general_name, known_name
 from s24compile.passes.state import State
 from s24compile.report import Site
 from s24compile.weights.sharding import FSDP_SENTENCE
@@ -230,7 +230,7 @@ def _users_of_weight(scope: Scope, node: fx.Node) -> list[fx.Node]:
     """What uses a weight, through bodies, transposes and casts."""
     found = []
     for where, user in uses(scope, node):
-        if op_name(user) in _WEIGHT_VIEWS and user.args[0] is not None:
+        if known_name(user) in _WEIGHT_VIEWS and user.args[0] is not None:
             found += _users_of_weight(where, user)
         else:
             found.append(user)

@@ -10,17 +10,12 @@ Names are Dynamo's without their mangling; every line says dtype and shape, "?" 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import torch
 from torch import fx
 
+from s24compile.graphs.printing import argument_text, arguments_text, dtype_text
 from s24compile.passes.spelling import raw_name
-
-_DTYPES = {
-    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.int16: "i16",
-    torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8", torch.bool: "b8", torch.complex64: "c64",
-}  # fmt: skip
 
 
 def format_graph(gm: fx.GraphModule, name: str = "graph") -> str:
@@ -31,9 +26,9 @@ def format_graph(gm: fx.GraphModule, name: str = "graph") -> str:
         if node.op == "placeholder":
             lines.append(f"    input {names[node]}: {_kind(node)}")
         elif node.op == "output":
-            lines.append(f"    return {_argument(node.args[0], names)}")
+            lines.append(f"    return {argument_text(node.args[0], names)}")
         elif node.op != "get_attr":
-            lines.append(f"    {names[node]}: {_kind(node)} = {_target(node)}({', '.join(_arguments(node, names))})")
+            lines.append(f"    {names[node]}: {_kind(node)} = {_target(node)}({arguments_text(node, names)})")
     bodies = [node.target for node in gm.graph.find_nodes(op="get_attr")]
     for body in dict.fromkeys(str(target) for target in bodies):
         inner = getattr(gm, body, None)
@@ -67,18 +62,5 @@ def _target(node: fx.Node) -> str:
 def _kind(node: fx.Node) -> str:
     value = node.meta.get("example_value")
     if isinstance(value, torch.Tensor):
-        return f"{_DTYPES.get(value.dtype, value.dtype)}{[*value.shape]}"
+        return f"{dtype_text(value.dtype)}{[*value.shape]}"
     return "?" if value is None else type(value).__name__
-
-
-def _arguments(node: fx.Node, names: dict[fx.Node, str]) -> Iterator[str]:
-    yield from (_argument(a, names) for a in node.args)
-    yield from (f"{key}={_argument(a, names)}" for key, a in node.kwargs.items())
-
-
-def _argument(value: object, names: dict[fx.Node, str]) -> str:
-    if isinstance(value, fx.Node):
-        return names[value]
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(_argument(item, names) for item in value)}]"
-    return repr(value)

@@ -12,8 +12,8 @@ from torch import fx
 import s24compile.kernels.ops  # noqa: F401  # registers torch.ops.s24
 from s24compile.graphs.marks import mark_of
 from s24compile.passes.activations import Activation
-from s24compile.passes.build import Builder, erase_unused
 from s24compile.passes.effects import in_one_mode, undisturbed
+from s24compile.passes.emit import Emitter, erase_unused
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Gate, Match
 from s24compile.passes.operands import Operands, Wanted
@@ -117,11 +117,11 @@ def _rewrite_unit(match: Match, unit: Unit, operands: Operands, state: State) ->
     nodes = sorted(linear.node for linear in unit.linears)
     packed = operands.provide(scope, unit.wanted)
     path = common_path([module_path(scope, n.node, n.weight) for n in match.linears])
-    builder = Builder(nodes[0], state.fake_mode, match.rule, path)
+    emit = Emitter(nodes[0], state.fake_mode, match.rule, path)
     with scope.graph.inserting_before(nodes[0]):
-        z = _sparse_linear(unit, packed, builder, state)
+        z = _sparse_linear(unit, packed, emit, state)
         if len(unit.linears) == 2:
-            _split_joined(unit, z, builder, state)
+            _split_joined(unit, z, emit, state)
     feeds_gate = _feeds_gate(unit.linears, match)
     if len(unit.linears) == 1:
         _replace(unit.linears[0].node, z, state)
@@ -129,17 +129,17 @@ def _rewrite_unit(match: Match, unit: Unit, operands: Operands, state: State) ->
         _rewrite_gate(match.gate, z, match.rule, path, state)
 
 
-def _sparse_linear(unit: Unit, packed: tuple[fx.Node, ...], builder: Builder, state: State) -> fx.Node:
+def _sparse_linear(unit: Unit, packed: tuple[fx.Node, ...], emit: Emitter, state: State) -> fx.Node:
     """The s24.linear of one unit, with x in the compute dtype."""
     options = state.options_for(unit.wanted.decorated)
     x = unit.linears[0].node.args[0]  # not `linear.x`: an earlier layer's result may have been replaced
     value = fake(x)
     assert value is not None
     if value.dtype != unit.wanted.dtype:
-        x = builder.method("to", x, unit.wanted.dtype)
+        x = emit.method("to", x, unit.wanted.dtype)
     values, metadata, *transposed = packed
     values_t, metadata_t = transposed if unit.needs_transpose else (None, None)
-    return builder.function(
+    return emit.function(
         torch.ops.s24.linear.default,
         x,
         list(unit.wanted.weights),
@@ -147,7 +147,7 @@ def _sparse_linear(unit: Unit, packed: tuple[fx.Node, ...], builder: Builder, st
         metadata,
         values_t,
         metadata_t,
-        _bias(unit, builder),
+        _bias(unit, emit),
         unit.wanted.format,
         unit.wanted.layout,
         options.dx,
@@ -155,22 +155,22 @@ def _sparse_linear(unit: Unit, packed: tuple[fx.Node, ...], builder: Builder, st
     )
 
 
-def _bias(unit: Unit, builder: Builder) -> Any:
+def _bias(unit: Unit, emit: Emitter) -> Any:
     biases = [linear.node.args[2] for linear in unit.linears]
     given = next((bias for bias in biases if bias is not None), None)
     if given is None or len(biases) == 1:
         return given
     whole = [
-        bias if bias is not None else builder.method("new_zeros", given, (linear.out_features,))
+        bias if bias is not None else emit.method("new_zeros", given, (linear.out_features,))
         for bias, linear in zip(biases, unit.linears, strict=True)
     ]
-    return builder.function(torch.cat, whole)
+    return emit.function(torch.cat, whole)
 
 
-def _split_joined(unit: Unit, z: fx.Node, builder: Builder, state: State) -> None:
+def _split_joined(unit: Unit, z: fx.Node, emit: Emitter, state: State) -> None:
     """Gives the users of gate and up their halves of z."""
-    chunk = builder.method("chunk", z, 2, -1)
-    halves = [builder.function(operator.getitem, chunk, index) for index in range(2)]
+    chunk = emit.method("chunk", z, 2, -1)
+    halves = [emit.function(operator.getitem, chunk, index) for index in range(2)]
     # Erasing moves the insertion point away with the node, so only now.
     for half, linear in zip(halves, unit.linears, strict=True):
         state.joined.append((known_fake(linear.node), half))
@@ -180,9 +180,9 @@ def _split_joined(unit: Unit, z: fx.Node, builder: Builder, state: State) -> Non
 
 def _rewrite_gate(gate: Gate, z: fx.Node, rule: str, path: str, state: State) -> None:
     """p = mul(silu(c[0]), c[1])  ->  p = s24.glu(z, "silu", "first"); the halves lose their last users and go."""
-    builder = Builder(gate.product, state.fake_mode, rule, path)
+    emit = Emitter(gate.product, state.fake_mode, rule, path)
     with gate.product.graph.inserting_before(gate.product):
-        p = builder.function(torch.ops.s24.glu.default, z, gate.act, gate.order)
+        p = emit.function(torch.ops.s24.glu.default, z, gate.act, gate.order)
     _replace(gate.product, p, state)
 
 
@@ -190,9 +190,9 @@ def _rewrite_activation(match: Match, activation: Activation, state: State) -> N
     """a = gelu(h)  ->  a = s24.act(h, "gelu"), which lowering fuses with the GEMM in front of it."""
     node = activation.node
     path = common_path([module_path(match.scope, linear.node, linear.weight) for linear in match.linears])
-    builder = Builder(node, state.fake_mode, match.rule, path)
+    emit = Emitter(node, state.fake_mode, match.rule, path)
     with match.scope.graph.inserting_before(node):
-        a = builder.function(torch.ops.s24.act.default, activation.h, activation.name)
+        a = emit.function(torch.ops.s24.act.default, activation.h, activation.name)
     _replace(node, a, state)
 
 

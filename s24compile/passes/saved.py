@@ -13,13 +13,13 @@ import math
 import torch
 from torch import fx
 
+from s24compile.graphs.recomputed import RECOMPUTED
 from s24compile.passes.match import RESHAPES, Match
 from s24compile.passes.scope import Scope, fake, hop_name, known_fake
 from s24compile.passes.spelling import general_name
 from s24compile.passes.state import State
 
-RECOMPUTED = (torch.ops.s24.act.default, torch.ops.s24.glu.default)
-"""What memory="save" recomputes."""
+_RECOMPUTED = tuple(getattr(torch.ops.s24, name).default for name in RECOMPUTED)
 KEPT_SENTENCE = "memory='save' keeps its hidden state: what makes it is not a 2:4 layer's activation or gate"
 
 
@@ -28,7 +28,7 @@ def note_saved(state: State) -> int:
     count = 0
     for place, match in enumerate(state.matches):
         saved = _saved(match) if match.taken else {}
-        again = saved.get("H", 0) if _made_by(match.linears[-1].x, state) in RECOMPUTED else 0
+        again = saved.get("H", 0) if _made_by(match.linears[-1].x, state) in _RECOMPUTED else 0
         if again and state.config.memory == "save":
             again -= saved.pop("H")
         site, reason = state.sites[place], state.sites[place].reason

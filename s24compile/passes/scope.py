@@ -143,12 +143,3 @@ def storage_of(value: torch.Tensor) -> int:
     while torch._C._functorch.is_functorch_wrapped_tensor(value):
         value = torch._C._functorch.get_unwrapped(value)
     return value.untyped_storage()._cdata
-
-
-def fake_mode_of(graph: fx.Graph) -> torch._subclasses.FakeTensorMode | None:
-    """The fake mode that Dynamo traced with, found on any node."""
-    for node in graph.nodes:
-        mode = getattr(fake(node), "fake_mode", None)
-        if mode is not None:
-            return mode
-    return None

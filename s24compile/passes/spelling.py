@@ -25,7 +25,7 @@ FRESH = frozenset({
     "relu", "maximum", "clamp", "clamp_min", "zeros_like",
 })  # fmt: skip
 """Ops whose result (unless in place) is a new tensor."""
-VIEWS = frozenset({
+ALIASING = frozenset({
     "chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "view", "reshape", "unflatten", "flatten",
     "select", "transpose", "t", "permute", "squeeze", "unsqueeze", "contiguous", "dropout", "to",
 })  # fmt: skip
@@ -33,9 +33,9 @@ VIEWS = frozenset({
 SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind"})
 """Ops with several views of one tensor as results, which don't overlap."""
 
-CUTS = VIEWS - {"dropout", "to", "contiguous"}
+CUTS = ALIASING - {"dropout", "to", "contiguous"}
 """Ops on the way from a fused projection to one of its halves."""
-PURE = (VIEWS - {"dropout"}) | {"getattr", "item", "sqrt", "Size", "sym_size", "size", "autograd_function_apply"}
+PURE = (ALIASING - {"dropout"}) | {"getattr", "item", "sqrt", "Size", "sym_size", "size", "autograd_function_apply"}
 """Further ops without side effects. Dropout draws: erasing one would shift the random numbers of the others."""
 
 
@@ -155,7 +155,7 @@ _INPLACE_FUNCTIONS = frozenset({operator.imul, operator.iadd, F.relu_, torch.rel
 _ALIASES = {"axis": "dim", "self": "input", "x": "input"}
 
 
-def op_name(node: object) -> str | None:
+def known_name(node: object) -> str | None:
     """The canonical op name of a node, without looking at its arguments."""
     if not isinstance(node, fx.Node):
         return None
@@ -180,7 +180,7 @@ def raw_name(node: object) -> str:
 
 def spell(node: object) -> Op | None:
     """The op of a node with bound arguments, or None if it is not one of `SIGNATURES` in a known form."""
-    name = op_name(node)
+    name = known_name(node)
     if name is None:
         return None
     assert isinstance(node, fx.Node)
@@ -218,7 +218,7 @@ def _bind(signature: Signature, node: fx.Node) -> tuple[Any, ...] | None:
 
 def general_name(node: fx.Node) -> str:
     """The canonical name of a recognised op, else its readable name."""
-    return op_name(node) or raw_name(node)
+    return known_name(node) or raw_name(node)
 
 
 def is_fresh(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ from s24compile.passes.spelling import is_pure
 INHERITED = ("nn_module_stack", "stack_trace", "source_fn_stack", "custom", "creation_timestamp")
 
 
-class Builder:
+class Emitter:
     """Emits nodes next to a point of a graph, in the name of the node that they stand for.
 
     Args:
