@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.ffn_spellings import H, StraightThroughGelu
-from tests.ffns import D, Fused, Gated, Layer, Plain, Spelled
+from tests.ffns import D, Fused, Gated, GatedBy, Layer, Plain, Spelled
 
 HAS_HOOK_OP = importlib.util.find_spec("torch._higher_order_ops.register_hook") is not None
 
@@ -164,17 +164,6 @@ class Snake(nn.Module):
 
     def forward(self, h):
         return h + (self.a * h).sin() ** 2 / self.a
-
-
-class GatedBy(Gated):
-    """A gate that is none of the families'."""
-
-    def __init__(self, gate) -> None:
-        super().__init__(F.silu)
-        self.gate = gate
-
-    def forward(self, x):
-        return self.down_proj(self.gate(self.gate_proj(x), self.up_proj(x)))
 
 
 class Attention(nn.Module):

@@ -78,6 +78,17 @@ class Gated(nn.Module):
         return self.down_proj(self.product(self.act(self.gate_proj(x)), self.up_proj(x)))
 
 
+class GatedBy(Gated):
+    """Two linears whose results `gate` makes one of, by any formula."""
+
+    def __init__(self, gate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(F.silu)
+        self.gate = gate
+
+    def forward(self, x):
+        return self.down_proj(self.gate(self.gate_proj(x), self.up_proj(x)))
+
+
 class Fused(nn.Module):
     """One linear for both halves; `split` cuts it, `product` joins them."""
 

@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx
+from torch import Tensor, fx
 
-from s24compile.passes.activations import FORMS
-from s24compile.passes.emit import Emitter, erase_unused
-from s24compile.passes.expression import match_expression
-from s24compile.passes.scope import fake, hop_name
-from s24compile.passes.spelling import is_fresh, known_name, raw_name
-
-_IN_DERIVATIVES = frozenset({"sub", "neg", "_set_grad_enabled"})
+from s24compile.passes.cuts import Cut, cuts
+from s24compile.passes.functions import FUNCTIONS, Known, agree_in_slope, aside, known, samples
+from s24compile.passes.pointwise import is_pointwise
+from s24compile.passes.scope import fake, hop_name, known_fake
+from s24compile.passes.spelling import known_name, raw_name
 
 
-def autograd_function(node: fx.Node, emit: Emitter) -> fx.Node | None:
-    """An autograd.Function that computes tanh-GELU and its derivative (Bloom).
+@dataclasses.dataclass(frozen=True)
+class UserFunction:
+    """A call of an autograd.Function that is an activation."""
 
-        getitem(autograd_function_apply(fwd, bwd, h, ...), 0)  ->  gelu(h, approximate="tanh")         h [.., F]
+    name: str
+    h: fx.Node
+    nodes: tuple[fx.Node, ...]
+    """The node of its result first, then its call, and further results that nobody reads."""
+    exact: bool
 
-    The forward body must be the expression. The backward body must be elementwise and is run on sample numbers
-    against the derivative. Refused: any other body, so that a custom gradient is never dropped.
+
+def function_of_user(node: fx.Node) -> UserFunction | None:
+    """An autograd.Function that computes an activation and its derivative.
+
+        getitem(autograd_function_apply(forward, backward, h, ...), 0)        gelu_tanh of h [.., F]
+
+    The forward body must be a pointwise expression of h that is an activation. The backward body must be pointwise,
+    too, and is run on sample numbers against the derivative. Refused: any other body, so that a custom gradient is
+    never dropped; two tensors as operands.
     """
     source = node.args[0] if known_name(node) == "getitem" and node.args[1] == 0 else node
     if fake(node) is None or not isinstance(source, fx.Node) or hop_name(source) != "autograd_function_apply":
         return None
     owner = node.graph.owning_module
     bodies = [getattr(owner, str(a.target), None) for a in source.args[:2] if isinstance(a, fx.Node)]
+    forward, backward = bodies if len(bodies) == 2 else (None, None)
     tensors = [a for a in source.args[2:] if isinstance(a, fx.Node) and fake(a) is not None]
-    if len(bodies) != 2 or len(tensors) != 1 or not all(isinstance(body, fx.GraphModule) for body in bodies):
+    if not isinstance(forward, fx.GraphModule) or not isinstance(backward, fx.GraphModule) or len(tensors) != 1:
         return None
-    forward, backward = bodies
-    assert isinstance(forward, fx.GraphModule)
-    assert isinstance(backward, fx.GraphModule)
+    found = _known(forward)
+    exact = None if found is None else _is_derivative(backward, found.name)
+    if found is None or exact is None or known_fake(node).dtype != known_fake(tensors[0]).dtype:
+        return None
+    # In bodies torch 2.11 unpacks what nobody reads.
+    unread = [user for user in source.users if user is not node and not user.users]
+    return UserFunction(found.name, tensors[0], tuple(dict.fromkeys((node, *unread, source))), exact)
+
+
+def _known(forward: fx.GraphModule) -> Known | None:
+    """The activation that a forward body of one operand computes."""
     root = _first_result(forward)
-    if root is None:
-        return None
-    for pattern in FORMS["gelu_tanh"]:
-        matched = match_expression(pattern, root)
-        if matched is not None and matched.variable().op == "placeholder" and _is_derivative(backward, "tanh"):
-            for other in [user for user in source.users if user is not node and not user.users]:
-                erase_unused(other)  # in bodies torch 2.11 unpacks what nobody reads
-            return emit.same_value(F.gelu, tensors[0], approximate="tanh")
-    return None
+    cut = next((cut for cut in cuts(root, 1) if _is_whole(cut)), None) if root is not None else None
+    return known(cut.expression()) if cut is not None else None
+
+
+def _is_whole(cut: Cut) -> bool:
+    (leaf,) = cut.leaves
+    return leaf.op == "placeholder" and cut.keeps_dtype_of(leaf)
 
 
 def _first_result(body: fx.GraphModule) -> fx.Node | None:
@@ -61,25 +78,27 @@ def _first_result(body: fx.GraphModule) -> fx.Node | None:
     return root
 
 
-def _is_derivative(backward: fx.GraphModule, approximate: str) -> bool:
-    """Whether an elementwise backward body (grad, x) -> grad * gelu'(x) agrees with autograd on sample numbers."""
+def _is_derivative(backward: fx.GraphModule, name: str) -> bool | None:
+    """Whether a pointwise backward body (grad, x) -> grad * act'(x) agrees with autograd; as `agree_in_slope`."""
     graph = backward.graph
-    if not all(n.op in ("placeholder", "output") or is_fresh(n) or raw_name(n) in _IN_DERIVATIVES for n in graph.nodes):
-        return False
+    switches = ("placeholder", "output")
+    if not all(n.op in switches or raw_name(n) == "_set_grad_enabled" or is_pointwise(n) for n in graph.nodes):
+        return None
     inputs = graph.find_nodes(op="placeholder")
     # dynamic=True hands symbolic sizes to the body as well, torch 2.11 intermediate values of the forward.
     spare = [n for n in inputs if fake(n) is None or not n.users]
     if len(inputs) - len(spare) != 2 or any(n.users for n in spare):
-        return False
-    x = torch.linspace(-6, 6, 97, dtype=torch.float64, requires_grad=True)
-    grad = torch.linspace(1, 2, 97, dtype=torch.float64)
-    with torch.enable_grad():
-        (expected,) = torch.autograd.grad(F.gelu(x, approximate=approximate), x, grad)
-    for args in ((grad, x.detach()), (x.detach(), grad)):
-        tensors = iter(args)
-        found = fx.Interpreter(backward).run(*(0 if n in spare else next(tensors) for n in inputs))
-        grads = [t for t in (found if isinstance(found, (tuple, list)) else (found,)) if isinstance(t, torch.Tensor)]
-        # The libraries round sqrt(2/pi) and its multiples to 8 digits.
-        if len(grads) == 1 and torch.allclose(grads[0], expected, rtol=1e-5, atol=1e-6):
-            return True
-    return False
+        return None
+    x = samples()
+    grad = torch.linspace(1, 2, len(x), dtype=torch.float64, device="cpu")
+    with aside():
+        leaf = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(FUNCTIONS[name](leaf), leaf, grad)
+        for given in ((grad, x), (x, grad)):
+            tensors = iter(given)
+            result = fx.Interpreter(backward).run(*(0 if n in spare else next(tensors) for n in inputs))
+            grads = [t for t in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(t, Tensor)]
+            exact = agree_in_slope((grads[0],), (expected,), x) if len(grads) == 1 else None
+            if exact is not None:
+                return exact
+    return None

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 
 from torch import fx
 
-from s24compile.passes.activations import activation_at
-from s24compile.passes.gated import FAMILY
+from s24compile.passes.gated import GLU_NAMES, factors
 from s24compile.passes.linears import Linear, is_parameter
-from s24compile.passes.match import Match, Nodes, trace
+from s24compile.passes.match import Match, Nodes, path_up, trace, trace_activation
 from s24compile.passes.provenance import relative
 from s24compile.passes.scope import Scope
-from s24compile.passes.spelling import CUTS, general_name, spell
+from s24compile.passes.spelling import SLICING, general_name
 from s24compile.passes.state import State
 
 _RESUMED = re.compile(r'File "(?P<file>[^"]+)", line \d+, in torch_dynamo_resume_in_\w*_at_(?P<line>\d+)')
@@ -56,49 +56,51 @@ def _at(place: str) -> str:
 def _first_halves(nodes: Nodes) -> Iterator[tuple[str, list[Linear]]]:
     """(family, projections) of each hidden activation that leaves the graph."""
     for out in nodes.scope.graph.output_node().all_input_nodes:
-        at, _ = trace(nodes.scope, out)
-        family, ends = _factors(nodes.scope, at)
-        linears = [linear for end in ends if (linear := nodes.at(end)) is not None]
-        if family and len(linears) == len(ends):
-            yield family, list(dict.fromkeys(linears))
+        hidden = _hidden(nodes, out)
+        if hidden is None:
+            continue
+        linears = [linear for end in hidden.ends if (linear := nodes.at(end)) is not None]
+        if len(linears) == len(hidden.ends):
+            yield hidden.family, list(dict.fromkeys(linears))
 
 
 def _second_half(nodes: Nodes, down: Linear) -> tuple[str, list[Linear], str] | None:
     """(family, projections, place of the break) where `down` reads an activation of what an earlier graph has left."""
-    at, _ = trace(nodes.scope, down.x)
-    resumed = _RESUMED.search(str(at.meta.get("stack_trace") or ""))
-    family, ends = _factors(nodes.scope, at)
-    if resumed is None or not family or nodes.scope.calls:
+    hidden = None if nodes.scope.calls else _hidden(nodes, down.x)
+    resumed = hidden and _RESUMED.search(str(hidden.node.meta.get("stack_trace") or ""))
+    if hidden is None or not resumed:
         return None
-    linears = [linear for end in ends if (linear := nodes.at(end)) is not None]
-    left = [end for end in ends if end.op == "placeholder" and not is_parameter(nodes.scope, end)]
-    if not left or len(left) + len(linears) < len(ends):
+    linears = [linear for end in hidden.ends if (linear := nodes.at(end)) is not None]
+    left = [end for end in hidden.ends if end.op == "placeholder" and not is_parameter(nodes.scope, end)]
+    if not left or len(left) + len(linears) < len(hidden.ends):
         return None
-    return family, [*linears, down], f"{relative(resumed['file'])}:{resumed['line']}"
+    return hidden.family, [*linears, down], f"{relative(resumed['file'])}:{resumed['line']}"
 
 
-def _factors(scope: Scope, node: fx.Node) -> tuple[str, list[fx.Node]]:
-    """The family of a hidden activation, and what its one or two factors are computed from; "" for any other node."""
-    op = spell(node)
-    act = activation_at(node)
+@dataclasses.dataclass(frozen=True)
+class _Hidden:
+    """A hidden activation, wherever its projections are."""
+
+    family: str
+    node: fx.Node
+    ends: tuple[fx.Node, ...]
+    """What its one or two factors are computed from."""
+
+
+def _hidden(nodes: Nodes, node: fx.Node) -> _Hidden | None:
+    act, _ = trace_activation(nodes, node)
     if act is not None:
-        return act.name, [_source(scope, act.h)]
-    if op is None or op.name != "mul":
-        return "", []
-    ends, names = [], []
-    for side in op.args:
-        if not isinstance(side, fx.Node):
-            return "", []
-        at, _ = trace(scope, side)
-        act = activation_at(at)
-        names += [] if act is None else [act.name]
-        ends.append(_source(scope, at if act is None else act.h))
-    return (FAMILY[names[0]], ends) if names else ("", [])
+        return _Hidden(act.name, act.node, (_source(nodes.scope, act.h),))
+    for product in path_up(nodes.scope, node):
+        for found in factors(nodes, product):
+            ends = (_source(nodes.scope, found.gate), _source(nodes.scope, found.up))
+            return _Hidden(GLU_NAMES[found.act.name], product, ends)
+    return None
 
 
 def _source(scope: Scope, node: fx.Node) -> fx.Node:
     """What a hidden tensor, or a half of it, is a view of."""
     at, _ = trace(scope, node)
-    while general_name(at) in CUTS and at.args and isinstance(at.args[0], fx.Node):
+    while general_name(at) in SLICING and at.args and isinstance(at.args[0], fx.Node):
         at = at.args[0]
     return at

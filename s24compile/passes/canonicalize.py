@@ -1,4 +1,4 @@
-"""First pass: one spelling for each linear, activation and gate, so that the FFN families are two patterns.
+"""First pass: one spelling for each linear and for the halves of a gate, and no writes to private activations.
 
 Rules are tried on each node in graph order, so operands are canonical before the nodes that use them. Only what
 comes out of a linear by a parameter is touched; attention, norms and the rest stay as Dynamo captured them.
@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 from torch import fx
 
-from s24compile.passes import activations, autograd_functions, gates, linear_rules
-from s24compile.passes.effects import undisturbed
+from s24compile.passes import gates, linear_rules
+from s24compile.passes.effects import undisturbed, written_by
 from s24compile.passes.emit import Emitter, erase_unused, replace_node
-from s24compile.passes.inplace import FUNCTIONAL, functional_form
+from s24compile.passes.inplace import functional_form
 from s24compile.passes.linears import is_parameter, weight_of
+from s24compile.passes.pointwise import is_pointwise
 from s24compile.passes.scope import Scope, hop_name
-from s24compile.passes.spelling import ALIASING, CUTS, Op, general_name, known_name, spell
+from s24compile.passes.spelling import ALIASING, Op, general_name, spell
 from s24compile.passes.state import State
 
 
@@ -31,12 +32,6 @@ class Spelling:
     apply: Callable[[Scope, fx.Node, Emitter], fx.Node | None]
     reads: bool = True
     """False: it only spells a view in another way, which is the same whatever was written in between."""
-
-
-def _on_hidden(
-    rewrite: Callable[[fx.Node, Emitter], fx.Node | None],
-) -> Callable[[Scope, fx.Node, Emitter], fx.Node | None]:
-    return lambda scope, node, emit: rewrite(node, emit) if _comes_from_linear(node) else None
 
 
 def _spelled(
@@ -62,15 +57,6 @@ SPELLINGS = (
         frozenset({"getitem", "narrow", "select"}),
         lambda _, node, emit: gates.half(node, emit),
         reads=False,
-    ),
-    Spelling("plain_call", frozenset({"gelu", "silu", "relu"}), _on_hidden(activations.plain_call)),
-    Spelling("gelu_nodes", frozenset({"mul", "clamp_min", "maximum"}), _on_hidden(activations.gelu_nodes)),
-    Spelling("clamp", frozenset({"clamp"}), _on_hidden(activations.clamp)),
-    Spelling("squared", frozenset({"pow", "mul", "square"}), _on_hidden(activations.squared)),
-    Spelling(
-        "autograd_function",
-        frozenset({"getitem", "autograd_function_apply"}),
-        _on_hidden(autograd_functions.autograd_function),
     ),
 )
 _BY_ROOT = {root: [rule for rule in SPELLINGS if root in rule.roots] for rule in SPELLINGS for root in rule.roots}
@@ -123,14 +109,10 @@ def _replaced(scope: Scope, node: fx.Node, made: list[fx.Node]) -> set[fx.Node]:
 
 
 def _functional(node: fx.Node, state: State) -> fx.Node | None:
-    name = known_name(node)
-    if name not in FUNCTIONAL:
-        return None
-    op = spell(node)
-    if op is None or not op.inplace or not _comes_from_linear(node):
+    if not written_by(node) or not _comes_from_linear(node):
         return None
     with node.graph.inserting_before(node):
-        return functional_form(node, op, Emitter(node, state.fake_mode, "functional"))
+        return functional_form(node, Emitter(node, state.fake_mode, "functional"))
 
 
 def _comes_from_linear(node: fx.Node, depth: int = 12) -> bool:
@@ -142,17 +124,8 @@ def _comes_from_linear(node: fx.Node, depth: int = 12) -> bool:
             name = general_name(operand)
             if name in ("linear", "addmm", "matmul"):
                 return True
-            if (
-                left
-                and operand not in seen
-                and (name in _ELEMENTWISE or hop_name(operand) == "autograd_function_apply")
-            ):
+            passes_on = name in ALIASING or is_pointwise(operand) or hop_name(operand) == "autograd_function_apply"
+            if left and operand not in seen and passes_on:
                 seen.add(operand)
                 stack.append((operand, left - 1))
     return False
-
-
-_ELEMENTWISE = ALIASING | CUTS | {
-    "mul", "add", "div", "pow", "square", "tanh", "sigmoid", "erf", "gelu", "silu", "relu", "maximum", "clamp",
-    "clamp_min", "zeros_like", "dropout",
-}  # fmt: skip

@@ -116,12 +116,13 @@ def _is_in_place(name: str) -> bool:
 def _asks_in_place(node: fx.Node) -> bool:
     if "inplace" in node.kwargs:
         return bool(node.kwargs["inplace"])
-    position = _place_of_inplace(node.target)  # type: ignore[arg-type]
+    position = place_of_inplace(node.target)  # type: ignore[arg-type]
     return position is not None and position < len(node.args) and bool(node.args[position])
 
 
 @functools.cache
-def _place_of_inplace(function: Callable[..., Any]) -> int | None:
+def place_of_inplace(function: Callable[..., Any]) -> int | None:
+    """At which position a function takes its flag `inplace`; None where it has none."""
     try:
         names = list(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # built-in functions tell no signature, and have no such flag

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
-from s24compile.passes.spelling import is_pure
+from s24compile.passes.pointwise import is_pure
 
 INHERITED = ("nn_module_stack", "stack_trace", "source_fn_stack", "custom", "creation_timestamp")
 
@@ -41,12 +41,12 @@ class Emitter:
             node.meta["example_value"] = target(*fx.map_arg(args, _value), **fx.map_arg(kwargs, _value))
         return node
 
-    def method(self, name: str, *args: Any) -> fx.Node:
+    def method(self, name: str, *args: Any, **kwargs: Any) -> fx.Node:
         """A call_method node, likewise."""
-        node = self._node("call_method", name, args, {})
+        node = self._node("call_method", name, args, kwargs)
         with self._running():
             subject, *rest = fx.map_arg(args, _value)
-            node.meta["example_value"] = getattr(subject, name)(*rest)
+            node.meta["example_value"] = getattr(subject, name)(*rest, **fx.map_arg(kwargs, _value))
         return node
 
     def same_value(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:

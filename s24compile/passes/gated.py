@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
 from torch import fx
 
-from s24compile.passes.activations import activation_at
+from s24compile.passes.activations import Activation, Gating
 from s24compile.passes.effects import undisturbed
 from s24compile.passes.gates import half_of
 from s24compile.passes.linears import Linear
-from s24compile.passes.match import Gate, Match, Nodes, shared_hidden, trace
+from s24compile.passes.match import Gate, Match, Nodes, path_up, shared_hidden, trace, trace_activation
 from s24compile.passes.spelling import spell
 
-FAMILY = {
+GLU_NAMES = {
     "silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh", "relu": "reglu", "quick_gelu": "quick_geglu",
     "relu2": "relu2_glu",
 }  # fmt: skip
+"""What a gated layer with that activation is called."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,46 +47,64 @@ def match_gated(nodes: Nodes, down: Linear) -> Match | None:
     stands between a half and the product, the product stays as it is and only the linears change.
     Refused: a hidden node with another user, two linears with different inputs, interleaved halves.
     """
-    scope = nodes.scope
-    product, after = trace(scope, down.x)
-    op = spell(product)
-    if op is None or op.name != "mul" or op.inplace:
-        return None
-    left, right = op.args
-    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
-        return None
-    for activated, other in ((left, right), (right, left)):
-        match = _match_product(nodes, down, product, after, activated, other)
-        if match is not None:
-            return match
+    after: list[fx.Node] = []
+    for product in path_up(nodes.scope, down.x):
+        for found in factors(nodes, product):
+            match = _match_factors(nodes, down, after, found)
+            if match is not None:
+                return match
+        after.append(product)
     return None
 
 
-def _match_product(
-    nodes: Nodes, down: Linear, product: fx.Node, after: list[fx.Node], activated: fx.Node, other: fx.Node
-) -> Match | None:
-    scope = nodes.scope
-    at, between = trace(scope, activated)
-    act = activation_at(at)
-    if act is None:
-        return None
-    gate, up = _side(nodes, act.h), _side(nodes, other)
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """A product act(gate) * up: what its activation and its other factor are computed from."""
+
+    act: Activation | Gating
+    product: fx.Node
+    gate: fx.Node
+    up: fx.Node
+    nodes: tuple[fx.Node, ...]
+    """What computes the product, and what stands between it and the activation."""
+    direct: bool
+    """Nothing stands between."""
+
+
+def factors(nodes: Nodes, product: fx.Node) -> Iterator[Factors]:
+    """The ways to read a node as act(gate) * up: factors multiplied in any order; then a product of two, with dropout,
+    casts or reshapes of one of them between."""
+    whole = nodes.gating_at(product)
+    if whole is not None:
+        yield Factors(whole, product, whole.gate, whole.up, whole.nodes, True)
+    op = spell(product)
+    if op is None or op.name != "mul" or op.inplace:
+        return
+    for activated, other in (op.args, op.args[::-1]):
+        if isinstance(activated, fx.Node) and isinstance(other, fx.Node):
+            act, between = trace_activation(nodes, activated)
+            if act is not None:
+                yield Factors(act, product, act.h, other, (product, *between, *act.nodes), False)
+
+
+def _match_factors(nodes: Nodes, down: Linear, after: list[fx.Node], found: Factors) -> Match | None:
+    gate, up = _side(nodes, found.gate), _side(nodes, found.up)
     if gate is None or up is None or (gate.place is None) != (up.place is None):
         return None
-    hidden = [*after, product, *between, *act.nodes, *gate.nodes, *up.nodes]
+    hidden = [*after, *found.nodes, *gate.nodes, *up.nodes]
     fused = gate.linear if gate.place is not None else None
     direct = (
-        not between
+        found.direct
         and len(gate.nodes) == len(up.nodes) == (3 if fused else 1)
-        and undisturbed({product, *act.nodes, *gate.nodes[:-1], *up.nodes[:-1]})
+        and undisturbed({*found.nodes, *gate.nodes[:-1], *up.nodes[:-1]})
     )
     order: Literal["first", "second"] = "second" if gate.place == 1 else "first"
     linears = [fused, down] if fused else [gate.linear, up.linear, down]
-    family = FAMILY[act.name]
     if (fused is None and gate.linear is up.linear) or (fused and fused is not up.linear):
         return None
-    match = Match("gated_fused" if fused else "gated", family, scope, linears, hidden)
-    match.gate = Gate(act.name, product, fused.node if fused else None, order, direct)
+    act = found.act
+    match = Match("gated_fused" if fused else "gated", GLU_NAMES[act.name], nodes.scope, linears, hidden)
+    match.gate = Gate(act, found.product, fused.node if fused else None, order, direct)
     match.refusal = (
         next((linear.unsupported for linear in linears if linear.unsupported), "")
         or _refusal(gate, up)

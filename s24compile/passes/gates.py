@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from s24compile.passes.effects import in_one_mode, is_written, writes
 from s24compile.passes.emit import Emitter, replace_node
 from s24compile.passes.scope import fake, known_fake, storage_of
-from s24compile.passes.spelling import CUTS, general_name, known_name
+from s24compile.passes.spelling import SLICING, general_name, known_name
 
 HALF = "half"
 """The name of the rule below."""
@@ -71,7 +71,7 @@ def uncut(graph: fx.Graph, fake_mode: FakeTensorMode | None) -> int:
 def half_of(node: fx.Node) -> tuple[fx.Node, Place] | None:
     """(z, which half) if `node` is a view of one half of the linear result z, by shape, strides and offset."""
     z = node
-    while general_name(z) in CUTS and z.args and isinstance(z.args[0], fx.Node):
+    while general_name(z) in SLICING and z.args and isinstance(z.args[0], fx.Node):
         z = z.args[0]
     part, whole = fake(node), fake(z)
     if z is node or known_name(z) != "linear" or part is None or whole is None or part.dim() != whole.dim():

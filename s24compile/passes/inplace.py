@@ -11,42 +11,74 @@ disjoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
-from s24compile.passes.effects import in_one_mode
+from s24compile.passes.effects import in_one_mode, place_of_inplace, written_by
 from s24compile.passes.emit import Emitter
+from s24compile.passes.pointwise import is_fresh, is_pointwise_op, subject
 from s24compile.passes.scope import known_fake
-from s24compile.passes.spelling import ALIASING, SPLITS, Op, general_name, is_fresh
-
-FUNCTIONAL: dict[str, Callable[..., Any]] = {
-    "relu": F.relu, "silu": F.silu, "mul": torch.mul, "add": torch.add, "square": torch.square, "pow": torch.pow,
-    "clamp": torch.clamp, "clamp_min": torch.clamp_min, "dropout": F.dropout, "div": torch.div,
-}  # fmt: skip
+from s24compile.passes.spelling import ALIASING, SPLITS, general_name, raw_name
 
 
-def functional_form(node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
+def functional_form(node: fx.Node, emit: Emitter) -> fx.Node | None:
     """A functional node with the same result as the in-place `node`, or None if the mutation could be seen."""
-    mutated, target = op.args[0], FUNCTIONAL.get(op.name)
-    base = _private_base(mutated, node) if target is not None and isinstance(mutated, fx.Node) else None
-    # Written under no_grad, a tensor keeps the gradient that it had.
-    if target is None or base is None or not in_one_mode((base, node)):
+    written, call = written_by(node), _functional_call(node)
+    if call is None or not written or len(written) != 1 or written[0] is not subject(node):
         return None
-    args = {"relu": op.args[:1], "silu": op.args[:1], "add": op.args[:2], "div": op.args[:2]}.get(op.name, op.args)
-    if op.name == "div" and op.args[2] is not None:
+    (mutated,) = written
+    base = _private_base(mutated, node)
+    # Written under no_grad, a tensor keeps the gradient that it had.
+    if base is None or not in_one_mode((base, node)):
         return None
     later = [user for user in mutated.users if user > node]
-    new = emit.function(target, *args[:3], False) if op.name == "dropout" else emit.function(target, *args)
+    make = emit.method if isinstance(call.target, str) else emit.function
+    new = make(call.target, *call.args, **call.kwargs)
     dtype = known_fake(mutated).dtype
     if known_fake(new).dtype != dtype:  # what is written is rounded to what is there
         new = emit.method("to", new, dtype)
     for user in later:  # `h.relu_()` as a statement: what follows says `h` and means the result
         user.replace_input_with(mutated, new)
     return new
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    target: Any
+    """A function, or the name of a method."""
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def _functional_call(node: fx.Node) -> _Call | None:
+    """The call that computes what an in-place one writes.
+
+    h.relu_()  ->  h.relu()    imul(h, u)  ->  mul(h, u)    silu(h, inplace=True)  ->  silu(h)    elu_(h)  ->  elu(h)
+    """
+    target, args, kwargs = node.target, list(node.args), dict(node.kwargs)
+    name = raw_name(node)
+    plain = name.removesuffix("_") if name.endswith("_") else name.removeprefix("i")
+    if isinstance(target, str):
+        if not hasattr(torch.Tensor, plain):
+            return None
+        target = plain
+    elif kwargs.pop("inplace", False):
+        plain = name
+    elif (place := place_of_inplace(target)) is not None and place < len(args) and args[place]:
+        plain, args[place] = name, False
+    else:
+        homes = (operator, torch, torch._C._nn, torch.nn.functional)
+        home = next((home for home in homes if getattr(home, name, None) is target), None)
+        target = getattr(home, plain, None)
+    known = plain == "dropout" or is_pointwise_op(_NAMES.get(plain, plain))
+    return _Call(target, tuple(args), kwargs) if known and target is not None else None
+
+
+_NAMES = {"truediv": "true_divide"}
 
 
 def _private_base(mutated: fx.Node, mutation: fx.Node) -> fx.Node | None:

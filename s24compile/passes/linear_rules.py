@@ -14,9 +14,9 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.passes.effects import undisturbed
 from s24compile.passes.emit import Emitter, erase_unused
-from s24compile.passes.linears import CASTS, Weight, is_parameter, weight_of
+from s24compile.passes.linears import Weight, is_parameter, weight_of
 from s24compile.passes.scope import Scope, fake, known_fake, operand_index
-from s24compile.passes.spelling import Op, spell
+from s24compile.passes.spelling import CASTS, Op, spell
 
 
 def l1(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:

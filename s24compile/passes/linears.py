@@ -14,9 +14,7 @@ from torch import fx, nn
 
 from s24compile.passes.effects import grad_is_off
 from s24compile.passes.scope import Scope, fake, origins
-from s24compile.passes.spelling import general_name, spell
-
-CASTS = frozenset({"to", "float", "half", "bfloat16", "double"})
+from s24compile.passes.spelling import CASTS, general_name, spell
 
 
 @dataclasses.dataclass(frozen=True)

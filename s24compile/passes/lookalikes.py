@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import fx
 
-from s24compile.passes.activations import activation_at
 from s24compile.passes.gates import half_of
 from s24compile.passes.linears import Linear, weight_of
 from s24compile.passes.match import Match, Nodes, trace
@@ -66,27 +65,27 @@ def match_lookalike(nodes: Nodes, down: Linear) -> Match | None:
         step = _step(nodes, at, activated)
         if step is None:
             return None
-        activated = activated or _activates(at)
+        activated = activated or _activates(nodes, at)
         reason, at = reason or step[0], step[1]
     up = nodes.at(at)
     if up is None or up is down or not reason or not activated:
         return None
-    act = next((found.name for node in passed if (found := activation_at(node)) is not None), "unknown")
+    act = next((found.name for node in passed if (found := nodes.activation_at(node)) is not None), "unknown")
     return Match(
         "lookalike", act, nodes.scope, [up, down], passed, refusal=up.unsupported or down.unsupported or reason
     )
 
 
-def _activates(node: fx.Node) -> bool:
+def _activates(nodes: Nodes, node: fx.Node) -> bool:
     """Whether a node is, or ends, an activation or a gate: below it stands a hidden activation."""
     name = general_name(node)
-    is_act = activation_at(node) is not None or name in FOREIGN_ACTIVATIONS
+    is_act = nodes.activation_at(node) is not None or name in FOREIGN_ACTIVATIONS
     return is_act or name == "mul" or hop_name(node) == "autograd_function_apply"
 
 
 def _step(nodes: Nodes, node: fx.Node, activated: bool) -> tuple[str, fx.Node] | None:
     """(why this node is in the way, the node above it); an empty reason for what a family would allow."""
-    act = activation_at(node)
+    act = nodes.activation_at(node)
     if act is not None:
         return "", act.h
     name = general_name(node)
@@ -130,7 +129,7 @@ def _through_binary(nodes: Nodes, node: fx.Node, name: str, where: str) -> tuple
             return None
         return f"something is added to its projection before the activation (a low-rank adapter?){where}", linears[0]
     for operand, end in zip(operands, ends, strict=True):
-        if activation_at(end) is not None:
+        if nodes.activation_at(end) is not None:
             return f"its product is not of two projections of one input{where}", operand
     return None
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from torch import fx
 
-from s24compile.passes.activations import Activation
-from s24compile.passes.linears import CASTS, Linear, as_linear, is_parameter
+from s24compile.passes.activations import Activation, Gating, find_activation, find_gating
+from s24compile.passes.linears import Linear, as_linear, is_parameter
 from s24compile.passes.provenance import user_line
 from s24compile.passes.scope import Scope, fake
-from s24compile.passes.spelling import general_name, known_name, spell
+from s24compile.passes.spelling import CASTS, general_name, known_name, spell
 
 RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous"})
 
@@ -46,7 +46,8 @@ class Match:
 class Gate:
     """How a gated layer combines its halves: product = act(gate half) * other half."""
 
-    act: str
+    act: Activation | Gating
+    """`act.name`, and whether it is `act.exact`."""
     product: fx.Node
     fused: fx.Node | None
     """The one linear that makes both halves, or None for two linears."""
@@ -57,18 +58,33 @@ class Gate:
 
 
 class Nodes:
-    """The linears of one scope, canonical and foreign, by node."""
+    """What the nodes of one scope are: linears (canonical and foreign), activations, gates. Each is looked for once."""
 
     def __init__(self, scope: Scope, foreign: Callable[[Scope, fx.Node], Linear | None]) -> None:
         self.scope = scope
         self.by_node: dict[fx.Node, Linear] = {}
+        self._activations: dict[fx.Node, Activation | None] = {}
+        self._gatings: dict[fx.Node, Gating | None] = {}
         for node in scope.graph.nodes:
             linear = as_linear(scope, node) or foreign(scope, node)
             if linear is not None:
                 self.by_node[node] = linear
 
     def at(self, node: fx.Node) -> Linear | None:
+        """The linear whose result is `node`."""
         return self.by_node.get(node)
+
+    def activation_at(self, node: fx.Node) -> Activation | None:
+        """The activation whose result is `node`."""
+        if node not in self._activations:
+            self._activations[node] = None if node in self.by_node else find_activation(node)
+        return self._activations[node]
+
+    def gating_at(self, node: fx.Node) -> Gating | None:
+        """The gate whose product is `node`."""
+        if node not in self._gatings:
+            self._gatings[node] = None if node in self.by_node else find_gating(node)
+        return self._gatings[node]
 
 
 def trace(scope: Scope, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
@@ -80,13 +96,31 @@ def trace(scope: Scope, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
     Returns:
         The first node that is none of these, and the nodes passed on the way.
     """
+    *passed, end = path_up(scope, node)
+    return end, passed
+
+
+def trace_activation(nodes: Nodes, node: fx.Node) -> tuple[Activation | None, list[fx.Node]]:
+    """`trace`, but only to the first activation: scaling by a number may be part of one.
+
+    Returns:
+        The activation, and the nodes passed on the way to it.
+    """
     passed: list[fx.Node] = []
-    while True:
-        source = _looked_through(scope, node)
-        if source is None:
-            return node, passed
-        passed.append(node)
-        node = source
+    for at in path_up(nodes.scope, node):
+        found = nodes.activation_at(at)
+        if found is not None:
+            return found, passed
+        passed.append(at)
+    return None, passed
+
+
+def path_up(scope: Scope, node: fx.Node) -> Iterator[fx.Node]:
+    """`node`, and each node that `trace` comes by after it."""
+    at: fx.Node | None = node
+    while at is not None:
+        yield at
+        at = _looked_through(scope, at)
 
 
 def _looked_through(scope: Scope, node: fx.Node) -> fx.Node | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from s24compile.passes.activations import activation_at
 from s24compile.passes.linears import Linear
-from s24compile.passes.match import Match, Nodes, shared_hidden, trace
+from s24compile.passes.match import Match, Nodes, shared_hidden, trace, trace_activation
 
 
 def match_plain(nodes: Nodes, down: Linear) -> Match | None:
@@ -15,14 +14,14 @@ def match_plain(nodes: Nodes, down: Linear) -> Match | None:
         a = dropout(a, p, training)    [T, F]       a = dropout(a, p, training)                            [T, F]
         y = linear(a, W2, b2)          [T, D]       y = s24.linear(a, [W2], values, metadata, ...)         [T, D]
 
-    Activations: gelu, gelu_tanh, silu, relu; relu2 and quick_gelu, which stay as they are. Dropout, casts and reshapes
-    of the leading dims may stand between. x may have other users (residual, parallel attention); W1 and W2 are found
-    by dataflow, not by names or by F = 4 D. Refused: a hidden node with another user, since the layer is one unit whose
-    hidden activation lowering may never write out; anything else between the linears (see `lookalikes`).
+    Activations: gelu, gelu_tanh, silu, relu in any spelling; relu2, quick_gelu, and a relu with another slope at
+    exactly 0 (clamp, maximum) stay as they are. Dropout, casts and reshapes of the leading dims may stand between. x
+    may have other users (residual, parallel attention); W1 and W2 are found by dataflow, not by names or by F = 4 D.
+    Refused: a hidden node with another user, since the layer is one unit whose hidden activation lowering may never
+    write out; anything else between the linears (see `lookalikes`).
     """
     scope = nodes.scope
-    at, after = trace(scope, down.x)
-    act = activation_at(at)
+    act, after = trace_activation(nodes, down.x)
     if act is None:
         return None
     start, before = trace(scope, act.h)

@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from s24compile.config import Config
 from s24compile.graphs.layer import Layer
 from s24compile.graphs.marks import mark_of
-from s24compile.passes.linears import CASTS, Linear
+from s24compile.passes.linears import Linear
 from s24compile.passes.match import Match
 from s24compile.passes.provenance import module_path, parameter_name, user_line
 from s24compile.passes.scope import Scope, fake, uses
 from s24compile.passes.sites import site_of
-from s24compile.passes.spelling import general_name, known_name
+from s24compile.passes.spelling import CASTS, general_name, known_name
 from s24compile.passes.state import State
 from s24compile.report import Site
 from s24compile.weights.sharding import FSDP_SENTENCE

@@ -11,7 +11,7 @@ from torch import fx
 
 import s24compile.kernels.ops  # noqa: F401  # registers torch.ops.s24
 from s24compile.graphs.marks import mark_of
-from s24compile.passes.activations import Activation
+from s24compile.passes.activations import Activation, Gating, hold_constants
 from s24compile.passes.effects import in_one_mode, undisturbed
 from s24compile.passes.emit import Emitter, erase_unused
 from s24compile.passes.linears import Linear
@@ -39,7 +39,7 @@ def rewrite(state: State) -> int:
     plan = [(match, _units(match, state)) for match in state.matches if match.taken]
     operands = Operands(state, [(m.scope, u.wanted, u.needs_transpose) for m, units in plan for u in units])
     for match, _ in plan:  # before their linears, which they name
-        if match.activation is not None and match.activation.name in ACTS:
+        if match.activation is not None and _is_op(match.activation):
             _rewrite_activation(match, match.activation, state)
     for match, units in plan:
         for unit in units:
@@ -78,7 +78,7 @@ def _feeds_gate(linears: tuple[Linear, ...], match: Match) -> bool:
     """Whether these linears make both halves that a gate combines at once, so that one `s24.glu` reads their result."""
     gate = match.gate
     whole = gate is not None and (len(linears) == 2 or gate.fused is linears[0].node)
-    return whole and gate is not None and gate.direct and gate.act in ACTS
+    return whole and gate is not None and gate.direct and _is_op(gate.act)
 
 
 def _glu_in_epilogue(linears: tuple[Linear, ...], match: Match) -> bool:
@@ -182,18 +182,38 @@ def _rewrite_gate(gate: Gate, z: fx.Node, rule: str, path: str, state: State) ->
     """p = mul(silu(c[0]), c[1])  ->  p = s24.glu(z, "silu", "first"); the halves lose their last users and go."""
     emit = Emitter(gate.product, state.fake_mode, rule, path)
     with gate.product.graph.inserting_before(gate.product):
-        p = emit.function(torch.ops.s24.glu.default, z, gate.act, gate.order)
-    _replace(gate.product, p, state)
+        p = _like(gate.product, emit.function(torch.ops.s24.glu.default, z, gate.act.name, gate.order), emit)
+    _replace_expression(gate.act, p, state)
 
 
 def _rewrite_activation(match: Match, activation: Activation, state: State) -> None:
     """a = gelu(h)  ->  a = s24.act(h, "gelu"), which lowering fuses with the GEMM in front of it."""
-    node = activation.node
     path = common_path([module_path(match.scope, linear.node, linear.weight) for linear in match.linears])
-    emit = Emitter(node, state.fake_mode, match.rule, path)
-    with match.scope.graph.inserting_before(node):
-        a = emit.function(torch.ops.s24.act.default, activation.h, activation.name)
-    _replace(node, a, state)
+    emit = Emitter(activation.node, state.fake_mode, match.rule, path)
+    with match.scope.graph.inserting_before(activation.node):
+        op = emit.function(torch.ops.s24.act.default, activation.h, activation.name)
+        a = _like(activation.node, op, emit)
+    _replace_expression(activation, a, state)
+
+
+def _is_op(act: Activation | Gating) -> bool:
+    """Whether s24.act and s24.glu compute it, value and gradient."""
+    return act.name in ACTS and act.exact
+
+
+def _like(old: fx.Node, new: fx.Node, emit: Emitter) -> fx.Node:
+    """`new` in the dtype of what it stands for: on a GPU autocast makes GPT-2's gelu_new fp32, of bf16 projections."""
+    dtype = known_fake(old).dtype
+    return new if known_fake(new).dtype == dtype else emit.method("to", new, dtype)
+
+
+def _replace_expression(act: Activation | Gating, new: fx.Node, state: State) -> None:
+    """Puts a node in the place of an expression and erases what computed it."""
+    hold_constants(act)
+    _replace(act.nodes[0], new, state)
+    for node in act.nodes:
+        if not node._erased and not node.users:
+            erase_unused(node)
 
 
 def _replace(old: fx.Node, new: fx.Node, state: State) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 FIRST_OPERAND = {"tag_activation_checkpoint": 1, "invoke_subgraph": 2, "wrap": 1}
 """Higher-order ops that run their body once, as it stands -> index of the first operand among the call's args."""
@@ -136,6 +137,11 @@ def known_fake(node: fx.Node | None) -> torch.Tensor:
     value = fake(node)
     assert value is not None, f"{node} has no fake value"
     return value
+
+
+def same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two fake tensors have one shape, whatever their symbolic sizes turn out to be; adds no guard."""
+    return a.dim() == b.dim() and all(statically_known_true(x == y) for x, y in zip(a.shape, b.shape, strict=True))
 
 
 def storage_of(value: torch.Tensor) -> int:

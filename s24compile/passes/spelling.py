@@ -16,15 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-COMMUTATIVE = frozenset({"mul", "add", "maximum"})
 REQUIRED = object()
-
-
-FRESH = frozenset({
-    "linear", "addmm", "matmul", "mul", "add", "div", "pow", "square", "tanh", "sigmoid", "erf", "gelu", "silu",
-    "relu", "maximum", "clamp", "clamp_min", "zeros_like",
-})  # fmt: skip
-"""Ops whose result (unless in place) is a new tensor."""
 ALIASING = frozenset({
     "chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "view", "reshape", "unflatten", "flatten",
     "select", "transpose", "t", "permute", "squeeze", "unsqueeze", "contiguous", "dropout", "to",
@@ -32,11 +24,9 @@ ALIASING = frozenset({
 """Ops whose result may be a view of, or be, their first argument."""
 SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind"})
 """Ops with several views of one tensor as results, which don't overlap."""
-
-CUTS = ALIASING - {"dropout", "to", "contiguous"}
+CASTS = frozenset({"to", "float", "half", "bfloat16", "double"})
+SLICING = ALIASING - {"dropout", "to", "contiguous"}
 """Ops on the way from a fused projection to one of its halves."""
-PURE = (ALIASING - {"dropout"}) | {"getattr", "item", "sqrt", "Size", "sym_size", "size", "autograd_function_apply"}
-"""Further ops without side effects. Dropout draws: erasing one would shift the random numbers of the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,14 +209,3 @@ def _bind(signature: Signature, node: fx.Node) -> tuple[Any, ...] | None:
 def general_name(node: fx.Node) -> str:
     """The canonical name of a recognised op, else its readable name."""
     return known_name(node) or raw_name(node)
-
-
-def is_fresh(node: fx.Node) -> bool:
-    """Whether the result is a new tensor that nothing else aliases."""
-    op = spell(node)
-    return op is not None and op.name in FRESH and not op.inplace
-
-
-def is_pure(node: fx.Node) -> bool:
-    """Whether the node may be erased once nobody uses it: known to have no effect but its result."""
-    return node.op == "get_attr" or is_fresh(node) or general_name(node) in PURE

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import fx
 
-from s24compile.passes.activations import activation_at
 from s24compile.passes.gates import half_of
-from s24compile.passes.linears import CASTS, Linear, is_parameter
+from s24compile.passes.linears import Linear, is_parameter
 from s24compile.passes.lookalikes import FOREIGN_ACTIVATIONS
 from s24compile.passes.match import Match, Nodes, trace
+from s24compile.passes.pointwise import is_pointwise_op
 from s24compile.passes.provenance import user_line
 from s24compile.passes.scope import Scope, fake
-from s24compile.passes.spelling import general_name
+from s24compile.passes.spelling import CASTS, general_name
 
 SUMS = frozenset({"add", "sub", "rsub", "neg", "detach", "clone", "zeros_like", "ones_like", *CASTS})
 """Elementwise and linear: projections that only these join are one projection (an adapter), no hidden layer."""
@@ -46,16 +44,17 @@ def match_unknown(nodes: Nodes, down: Linear) -> Match | None:
         seen.add(at)
         half = half_of(at)
         up = nodes.at(at if half is None else half[0])
+        act = nodes.activation_at(at)
         if up is not None:
             ups.append(up)
         elif _is_constant(nodes.scope, at):
             continue
-        elif len(between) == _LIMIT or not _is_elementwise(at):
+        elif len(between) == _LIMIT or not (act or _is_elementwise(at)):
             return None
         else:
             between.append(at)
-            waiting += [operand for operand in at.all_input_nodes if fake(operand) is not None]
-    reason = _reason(nodes.scope, sorted(between))
+            waiting += [act.h] if act else [operand for operand in at.all_input_nodes if fake(operand) is not None]
+    reason = _reason(nodes, sorted(between))
     if not ups or not reason:
         return None
     linears = sorted(dict.fromkeys(ups), key=lambda linear: linear.node)
@@ -63,12 +62,12 @@ def match_unknown(nodes: Nodes, down: Linear) -> Match | None:
     return Match("lookalike", "unknown", nodes.scope, [*linears, down], between, refusal=refusal)
 
 
-def _reason(scope: Scope, between: list[fx.Node]) -> str:
+def _reason(nodes: Nodes, between: list[fx.Node]) -> str:
     """Names the first op in the way; empty where the projections are only summed and scaled."""
     names = {node: general_name(node).rstrip("_") for node in between}
-    strange = [n for n in between if names[n] not in SUMS | PRODUCTS and activation_at(n) is None]
-    products = [n for n in between if names[n] in PRODUCTS and len(_varying(scope, n)) > 1]
-    activated = any(activation_at(n) is not None for n in between)
+    strange = [n for n in between if names[n] not in SUMS | PRODUCTS and nodes.activation_at(n) is None]
+    products = [n for n in between if names[n] in PRODUCTS and len(_varying(nodes.scope, n)) > 1]
+    activated = any(nodes.activation_at(n) is not None for n in between)
     if strange:
         what = f"`{names[strange[0]]}` stands between its projections and is no activation that s24 knows"
         return what + _where(strange[0])
@@ -98,17 +97,9 @@ def _is_constant(scope: Scope, node: fx.Node) -> bool:
 
 def _is_elementwise(node: fx.Node) -> bool:
     name = general_name(node).rstrip("_")
-    if name in SUMS | DROPOUTS | FOREIGN_ACTIVATIONS or activation_at(node) is not None:
+    if name in SUMS | DROPOUTS | FOREIGN_ACTIVATIONS:
         return True
-    return _is_pointwise(name) or _is_opaque(node)
-
-
-@functools.cache
-def _is_pointwise(name: str) -> bool:
-    """Whether torch says so of its op of that name."""
-    packet = getattr(torch.ops.aten, name, None)
-    overloads = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()
-    return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in overloads)
+    return is_pointwise_op(name) or _is_opaque(node)
 
 
 def _is_opaque(node: fx.Node) -> bool:
