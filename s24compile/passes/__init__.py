@@ -1,7 +1,7 @@
 """Graph to graph, on what a `torch.compile` backend receives: finds feed-forward layers and makes them 2:4 sparse.
 
 `PASSES` is the whole pipeline. Each pass is a function of the `State` that returns a count; rules are values in the
-lists `canonicalize.SPELLINGS` and `find.FAMILIES`.
+lists `canonicalize.SPELLINGS` and `find.FINDERS`.
 
     canonicalize   one spelling for each linear, activation and gate       linears, activations, gates, inplace,
                                                                            effects
@@ -27,7 +27,8 @@ from s24compile.config import Config
 from s24compile.errors import OptionError
 from s24compile.graphs.fake_mode import fake_mode_of
 from s24compile.passes.canonicalize import canonicalize
-from s24compile.passes.find import FASTPATH_SENTENCE, find
+from s24compile.passes.find import find
+from s24compile.passes.outside import FASTPATH_SENTENCE
 from s24compile.passes.policy import DDP_SENTENCE, decide
 from s24compile.passes.printing import format_graph
 from s24compile.passes.provenance import user_place

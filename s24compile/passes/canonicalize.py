@@ -15,7 +15,7 @@ from s24compile.passes import gates, linear_rules
 from s24compile.passes.effects import undisturbed, written_by
 from s24compile.passes.emit import Emitter, erase_unused, replace_node
 from s24compile.passes.inplace import functional_form
-from s24compile.passes.linears import is_parameter, weight_of
+from s24compile.passes.linears import Refusal, Weight, is_parameter, weight_of
 from s24compile.passes.pointwise import is_pointwise
 from s24compile.passes.scope import Scope, hop_name
 from s24compile.passes.spelling import ALIASING, Op, general_name, spell
@@ -29,17 +29,17 @@ class Spelling:
     name: str
     roots: frozenset[str]
     """Canonical op names of the nodes it is tried on."""
-    apply: Callable[[Scope, fx.Node, Emitter], fx.Node | None]
+    apply: Callable[[Scope, fx.Node, Emitter], fx.Node | Refusal | None]
     reads: bool = True
     """False: it only spells a view in another way, which is the same whatever was written in between."""
 
 
 def _spelled(
-    rewrite: Callable[[Scope, fx.Node, Op, Emitter], fx.Node | None],
-) -> Callable[[Scope, fx.Node, Emitter], fx.Node | None]:
+    rewrite: Callable[[Scope, fx.Node, Op, Emitter], fx.Node | Refusal | None],
+) -> Callable[[Scope, fx.Node, Emitter], fx.Node | Refusal | None]:
     """Hands a rule the op that a node is; leaves nodes alone whose arguments no spelling of that name takes."""
 
-    def apply(scope: Scope, node: fx.Node, emit: Emitter) -> fx.Node | None:
+    def apply(scope: Scope, node: fx.Node, emit: Emitter) -> fx.Node | Refusal | None:
         op = spell(node)
         return None if op is None else rewrite(scope, node, op, emit)
 
@@ -50,6 +50,7 @@ SPELLINGS = (
     Spelling("l1", frozenset({"linear"}), _spelled(linear_rules.l1)),
     Spelling("conv1d", frozenset({"addmm"}), _spelled(linear_rules.conv1d)),
     Spelling("matmul", frozenset({"matmul"}), _spelled(linear_rules.matmul)),
+    Spelling("product", linear_rules.PRODUCTS, linear_rules.product),
     Spelling("late_bias", frozenset({"add"}), _spelled(linear_rules.late_bias)),
     Spelling("flattened", frozenset({"view", "reshape"}), _spelled(linear_rules.flattened)),
     Spelling(
@@ -84,6 +85,9 @@ def _canonical(scope: Scope, node: fx.Node, state: State) -> fx.Node | None:
         emit = Emitter(node, state.fake_mode, rule.name)
         with scope.graph.inserting_before(node):
             replacement = rule.apply(scope, node, emit)
+        if isinstance(replacement, Refusal):
+            state.refusals[node] = replacement
+            return None
         if replacement is None:
             continue
         if not rule.reads or undisturbed(_replaced(scope, node, emit.made)):
@@ -101,7 +105,7 @@ def _replaced(scope: Scope, node: fx.Node, made: list[fx.Node]) -> set[fx.Node]:
             if operand.op in ("placeholder", "get_attr") or operand in leaves or operand in gone:
                 continue
             weight = weight_of(operand)
-            if weight is not None and is_parameter(scope, weight.placeholder):
+            if isinstance(weight, Weight) and is_parameter(scope, weight.placeholder):
                 continue  # nobody writes to weights inside a graph, and their views may be far away
             gone.add(operand)
             stack.append(operand)

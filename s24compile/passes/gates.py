@@ -78,6 +78,8 @@ def half_of(node: fx.Node) -> tuple[fx.Node, Place] | None:
         return None
     if storage_of(part) != storage_of(whole):  # a reshape on the way copied, in another order
         return None
+    if part.dtype != whole.dtype:  # a view of the bits
+        return None
     same = statically_known_true
     width = part.shape[-1]
     if not same(2 * width == whole.shape[-1]):

@@ -18,7 +18,7 @@ def output_head(nodes: Nodes, linear: Linear) -> str:
     tokens and this is the only linear whose result reaches the graph's output past no other linear.
     """
     if linear.weight is not None and any(
-        general_name(user) == "embedding" for _, user in uses(linear.scope, linear.weight)
+        general_name(user) == "embedding" for _, user, _ in uses(linear.scope, linear.weight)
     ):
         return "it is the output head, and its weight is tied with the embedding"
     path = module_path(linear.scope, linear.node, linear.weight)

@@ -1,6 +1,7 @@
 """The rules that bring every spelling of a linear layer to the canonical form of `linears.py`.
 
-Each takes a node and returns its canonical replacement, or None where it does not apply.
+Each takes a node and returns its canonical replacement; a `Refusal` where the node is a product by a parameter that has
+no such form; None where the node is none of its own.
 """
 
 from __future__ import annotations
@@ -14,9 +15,17 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.passes.effects import undisturbed
 from s24compile.passes.emit import Emitter, erase_unused
-from s24compile.passes.linears import Weight, is_parameter, weight_of
+from s24compile.passes.linears import Refusal, Weight, is_parameter, parameters_of, weight_of
 from s24compile.passes.scope import Scope, fake, known_fake, operand_index
-from s24compile.passes.spelling import CASTS, Op, spell
+from s24compile.passes.spelling import CASTS, Op, general_name, spell
+
+CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
+BATCHED = frozenset({"bmm", "baddbmm", "matmul"})
+PRODUCTS = CONVOLUTIONS | BATCHED | {
+    "addmm", "linear", "mm", "mv", "addmv", "addbmm", "einsum", "tensordot", "inner", "bilinear", "multi_dot",
+    "chain_matmul", "_native_multi_head_attention", "addmm_", "addmv_", "addbmm_", "baddbmm_",
+}  # fmt: skip
+"""Ops that multiply matrices."""
 
 
 def l1(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
@@ -28,42 +37,76 @@ def l1(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
 
     The cast of x goes only where autocast undoes it: the linear's result has the dtype that h had before it was
     widened (T5). In a bf16 model with an fp32 W the result is fp32, and the cast stays. Weight casts go because
-    s24.linear takes the master weight as it is and packs it in the dtype of the result.
+    s24.linear takes the master weight as it is and packs it in the dtype of the result. A weight that is computed is
+    `as_linear`'s to tell.
     """
     x, operand, bias = op.args
     weight = weight_of(operand, node)
+    if not isinstance(weight, Weight) or not is_parameter(scope, weight.placeholder):
+        return None
     kept = _without_round_trip(x, node)
     plain = kept is x and not node.kwargs and len(node.args) == 3
-    if weight is None or not is_parameter(scope, weight.placeholder):
-        return None
     if plain and (operand is weight.placeholder or _is_plain_transpose(operand)):
         return None
     return emit.same_value(F.linear, kept, _operand(weight, emit), bias)
 
 
-def conv1d(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
+def conv1d(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | Refusal | None:
     """HF Conv1D's product: W is stored [in, out].
 
         addmm(b, x2, W)            ->  linear(x2, getattr(W, "T"), b)        x2 [T, in], W [in, out], b [out]
 
-    Refused: beta or alpha other than 1, a bias that is no vector, a W that is no parameter.
+    Refused: beta or alpha other than 1, a bias that is no vector, what `matmul` refuses.
     """
     bias, x, operand, beta, alpha = op.args
-    vector = fake(bias)
-    if (beta, alpha) != (1, 1) or vector is None or vector.dim() != 1:
-        return None
-    return _matmul_by_weight(scope, node, x, operand, bias, emit)
+    weight, vector = _weight_on_right(scope, node, x, operand), fake(bias)
+    if not isinstance(weight, Weight):
+        return weight
+    if (beta, alpha) != (1, 1):
+        scaled = f"addmm(beta={beta}, alpha={alpha})"
+        return Refusal(f"its product is scaled, by {scaled}; scale its input or its result instead", node)
+    if vector is None or vector.dim() != 1:
+        return Refusal("its product is added to a matrix by addmm; add that to its result instead", node)
+    return emit.same_value(F.linear, x, _operand(weight, emit), bias)
 
 
-def matmul(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
+def matmul(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | Refusal | None:
     """A product with a parameter on the right, transposed (Falcon) or stored [in, out].
 
         matmul(x, getattr(W, "T")) ->  linear(x, W)                           W [out, in]
         matmul(x, W)               ->  linear(x, getattr(W, "T"))             W [in, out]
 
-    Refused: anything but a 2-D parameter on the right (attention scores are matmuls too).
+    Refused: a matrix on the right that is computed from parameters, x a vector. Left alone: any other tensor on the
+    right (attention scores are matmuls too).
     """
-    return _matmul_by_weight(scope, node, op.args[0], op.args[1], None, emit)
+    x, operand = op.args
+    weight = _weight_on_right(scope, node, x, operand)
+    return emit.same_value(F.linear, x, _operand(weight, emit), None) if isinstance(weight, Weight) else weight
+
+
+def product(scope: Scope, node: fx.Node, _: Emitter) -> Refusal | None:
+    """Every other product by a parameter, or by what is computed from parameters. Always refused.
+
+        matmul(W, x)  |  einsum("bsd,fd->bsf", x, W)  |  tensordot(x, W, dims=1)  |  conv2d(x, W[F, D, 1, 1])
+
+    Left alone: convolutions over more than one position, batches of matrices in one parameter (`stacked_experts`).
+    """
+    name = general_name(node).rstrip("_")
+    matrices = [o for o in node.all_input_nodes if (value := fake(o)) is not None and value.dim() > 1]
+    weights = [o for o in matrices if parameters_of(scope, o)]
+    if not weights:
+        return None
+    shape = known_fake(weights[-1]).shape
+    if name in CONVOLUTIONS:
+        if any(size != 1 for size in shape[2:]):
+            return None
+        what = "a 1x1 convolution"
+    elif name in BATCHED and len(shape) > 2:
+        return None
+    else:
+        what = f"written with `{name}`"
+        what += " and the weight on its left" if name == "matmul" else ""
+    return Refusal(f"its projection is {what}, which is not rewritten; use nn.Linear or F.linear", node, whole=True)
 
 
 def late_bias(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
@@ -71,7 +114,7 @@ def late_bias(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | N
 
         y = linear(x, W); add(y, b)  ->  linear(x, W, b)                      b [out]
 
-    Refused: y used elsewhere, b no vector of length out, or a sum that promotes (under autocast y is bf16 and b
+    Left alone: y used elsewhere, b no vector of length out, or a sum that promotes (under autocast y is bf16 and b
     fp32, so the sum is fp32: folding b would round it).
     """
     if op.inplace:  # of a sum that writes to what others see
@@ -92,7 +135,8 @@ def flattened(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | N
 
         y = linear(view(x, (-1, in)), W, b); view(y, (*x.shape[:-1], out))  ->  linear(x, W, b)
 
-    Refused: y used elsewhere, a last dim that the reshape changes, a result shape other than x's leading dims.
+    Left alone: y used elsewhere, a last dim that the reshape changes, a result shape other than x's leading dims,
+    views as another dtype, which read the bits in another way.
     """
     inner = spell(op.args[0])
     if inner is None or inner.name != "linear" or len(op.args[0].users) != 1:
@@ -103,22 +147,30 @@ def flattened(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | N
     x, out, flat = fake(outer.args[0]), fake(node), fake(inner.args[0])
     if x is None or out is None or flat is None or x.dim() != out.dim():
         return None
+    if x.dtype != flat.dtype or out.dtype != known_fake(op.args[0]).dtype:
+        return None
     same = all(statically_known_true(a == b) for a, b in zip(x.shape[:-1], out.shape[:-1], strict=True))
     if not same or x.shape[-1] != flat.shape[-1] or out.shape[-1] != known_fake(op.args[0]).shape[-1]:
         return None
     return emit.same_value(F.linear, outer.args[0], inner.args[1], inner.args[2])
 
 
-def _matmul_by_weight(
-    scope: Scope, node: fx.Node, x: object, operand: object, bias: object, emit: Emitter
-) -> fx.Node | None:
-    weight = weight_of(operand, node)
-    value = fake(x)
-    if weight is None or value is None or value.dim() < 2 or not is_parameter(scope, weight.placeholder):
+def _weight_on_right(scope: Scope, node: fx.Node, x: object, operand: object) -> Weight | Refusal | None:
+    """The weight of a product x @ operand, as F.linear takes it; None where the operand is computed from inputs."""
+    value, matrix = fake(x), fake(operand)
+    if value is None or matrix is None or matrix.dim() != 2 or not isinstance(operand, fx.Node):
         return None
+    if not parameters_of(scope, operand):
+        return None
+    weight = weight_of(operand, node)
+    if isinstance(weight, Refusal):
+        return Refusal(weight.sentence, node)
+    if weight is None or not is_parameter(scope, weight.placeholder):
+        return Refusal("its weight is computed outside of the body that multiplies by it", node)
+    if value.dim() < 2:
+        return Refusal("its input is a vector", node)
     # A matmul takes [in, out]: seen from F.linear's [out, in], once more transposed.
-    turned = Weight(weight.placeholder, not weight.transposed)
-    return emit.same_value(F.linear, x, _operand(turned, emit), bias)
+    return Weight(weight.placeholder, not weight.transposed)
 
 
 def _operand(weight: Weight, emit: Emitter) -> fx.Node:
@@ -155,7 +207,7 @@ def sink_weight_views(scope: Scope) -> int:
     for placeholder in scope.placeholders():
         calls = [(parent, node, operand_index(node, placeholder, scope)) for parent, node in scope.calls]
         weights = [weight_of(node.args[position], node) for _, node, position in calls]
-        found = [weight for weight in weights if weight is not None]
+        found = [weight for weight in weights if isinstance(weight, Weight)]
         moved = any(w.placeholder is not node.args[at] for w, (_, node, at) in zip(found, calls, strict=False))
         if not placeholder.users or len(found) != len(calls) or not moved or len({w.transposed for w in found}) != 1:
             continue

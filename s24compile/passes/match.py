@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from torch import fx
 
 from s24compile.passes.activations import Activation, Gating, find_activation, find_gating
-from s24compile.passes.linears import Linear, as_linear, is_parameter
+from s24compile.passes.linears import Linear, Refusal, as_linear, as_refused, is_parameter
 from s24compile.passes.provenance import user_line
 from s24compile.passes.scope import Scope, fake
-from s24compile.passes.spelling import CASTS, general_name, known_name, spell
+from s24compile.passes.spelling import CASTS, general_name, spell
 
 RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous"})
 
@@ -58,15 +58,19 @@ class Gate:
 
 
 class Nodes:
-    """What the nodes of one scope are: linears (canonical and foreign), activations, gates. Each is looked for once."""
+    """What the nodes of one scope are: linears (canonical and refused), activations, gates. Each is looked for once."""
 
-    def __init__(self, scope: Scope, foreign: Callable[[Scope, fx.Node], Linear | None]) -> None:
+    def __init__(self, scope: Scope, refusals: Mapping[fx.Node, Refusal], everywhere: Mapping[Scope, Nodes]) -> None:
         self.scope = scope
+        self.everywhere = everywhere
+        """The nodes of every scope of the compilation, this one among them."""
         self.by_node: dict[fx.Node, Linear] = {}
         self._activations: dict[fx.Node, Activation | None] = {}
         self._gatings: dict[fx.Node, Gating | None] = {}
         for node in scope.graph.nodes:
-            linear = as_linear(scope, node) or foreign(scope, node)
+            linear = as_linear(scope, node)
+            if linear is None and node in refusals:
+                linear = as_refused(scope, refusals[node])
             if linear is not None:
                 self.by_node[node] = linear
 
@@ -90,8 +94,8 @@ class Nodes:
 def trace(scope: Scope, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
     """Walks up through what changes no feature position of a hidden activation.
 
-    Dropout (any p, positional or keyword), casts, reshapes of the leading dims, scaling by a number, and a bias
-    that autocast kept from folding.
+    Dropout (any p, positional or keyword), casts, reshapes of the leading dims, scaling by a number, and the sum with
+    a parameter that is a vector: a bias that autocast kept from folding, or that of a product that stays as it is.
 
     Returns:
         The first node that is none of these, and the nodes passed on the way.
@@ -143,7 +147,7 @@ def _looked_through(scope: Scope, node: fx.Node) -> fx.Node | None:
                 return hidden
             vector = fake(other)
             is_bias = op.name == "add" and vector is not None and vector.dim() == 1 and isinstance(other, fx.Node)
-            if is_bias and known_name(hidden) == "linear" and other.op == "placeholder" and is_parameter(scope, other):
+            if is_bias and other.op == "placeholder" and is_parameter(scope, other):
                 return hidden
     return None
 
@@ -151,7 +155,7 @@ def _looked_through(scope: Scope, node: fx.Node) -> fx.Node | None:
 def _reshape_source(node: fx.Node) -> fx.Node | None:
     source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
     before, after = fake(source), fake(node)
-    if before is None or after is None or not before.dim() or not after.dim():
+    if before is None or after is None or before.dtype != after.dtype or not before.dim() or not after.dim():
         return None
     return source if before.shape[-1] == after.shape[-1] and isinstance(after.shape[-1], int) else None
 

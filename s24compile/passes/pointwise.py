@@ -14,6 +14,9 @@ from s24compile.passes.spelling import ALIASING, CASTS, general_name, known_name
 
 _UNTAGGED = frozenset({"special_expit", "special_erf", "special_erfc", "special_ndtr", "log_sigmoid", "hardswish"})
 """Pointwise ops that torch does not say it of, since it decomposes them first."""
+_TORCHS_HOMES = frozenset({"aten", "torch", "_operator", "builtins", "math"})
+_KNOWN_HOMES = _TORCHS_HOMES | {"prims", "prim", "s24", "einops"}
+"""einops only views and copies."""
 _FRESH = frozenset({"linear", "addmm", "matmul", "zeros_like", "ones_like", "full_like", "zeros", "ones", "tensor"})
 """Further ops whose result is a new tensor."""
 _PURE = (ALIASING - {"dropout"}) | {"getattr", "item", "sqrt", "Size", "sym_size", "size", "autograd_function_apply"}
@@ -40,11 +43,23 @@ def is_pointwise_op(name: str) -> bool:
     return name in _UNTAGGED or (torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags)
 
 
+def is_opaque(node: fx.Node) -> bool:
+    """Whether a node calls something that is neither torch's nor ours: what it computes, nobody can tell."""
+    return node.op == "call_function" and hop_name(node) is None and _home(node.target) not in _KNOWN_HOMES
+
+
 def _is_torchs(target: Any) -> bool:
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return str(target).startswith("aten.")
-    home = "torch" if isinstance(target, str) else str(getattr(target, "__module__", None) or "torch")
-    return home.partition(".")[0] in ("torch", "_operator", "builtins", "math")
+    return _home(target) in _TORCHS_HOMES
+
+
+def _home(target: Any) -> str:
+    """The namespace of an op, the library of a function: "aten", "torch", "user_library"."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target.namespace
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return str(target).partition(".")[0]
+    home = None if isinstance(target, str) else getattr(target, "__module__", None)
+    return str(home or "torch").partition(".")[0]
 
 
 def is_cast(node: fx.Node) -> bool:

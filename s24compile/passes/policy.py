@@ -18,12 +18,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from s24compile.config import Config
 from s24compile.graphs.layer import Layer
 from s24compile.graphs.marks import mark_of
-from s24compile.passes.linears import Linear
+from s24compile.passes.linears import Linear, is_weight_view
 from s24compile.passes.match import Match
+from s24compile.passes.outside import DTENSOR_SENTENCE
 from s24compile.passes.provenance import module_path, parameter_name, user_line
 from s24compile.passes.scope import Scope, fake, uses
 from s24compile.passes.sites import site_of
-from s24compile.passes.spelling import CASTS, general_name, known_name
+from s24compile.passes.spelling import general_name
 from s24compile.passes.state import State
 from s24compile.report import Site
 from s24compile.weights.sharding import FSDP_SENTENCE
@@ -183,7 +184,7 @@ def _refuse_dtype(linear: Linear) -> str:
     assert weight is not None
     assert value is not None
     if type(weight).__name__ == "DTensor":
-        return "its weight is a DTensor (tensor parallel), which is not rewritten"
+        return DTENSOR_SENTENCE
     if is_traceable_wrapper_subclass(weight):
         return f"its weight is a {type(weight).__name__}, a tensor subclass that multiplies in its own way"
     if weight.device.type == "meta":
@@ -229,12 +230,9 @@ def _other_use(linear: Linear, state: State, taken: set[fx.Node], layouts: dict[
 def _users_of_weight(scope: Scope, node: fx.Node) -> list[fx.Node]:
     """What uses a weight, through bodies, transposes and casts."""
     found = []
-    for where, user in uses(scope, node):
-        if known_name(user) in _WEIGHT_VIEWS and user.args[0] is not None:
+    for where, user, operand in uses(scope, node):
+        if is_weight_view(user, operand):
             found += _users_of_weight(where, user)
         else:
             found.append(user)
     return found
-
-
-_WEIGHT_VIEWS = CASTS | {"getattr", "t", "transpose", "permute", "contiguous"}

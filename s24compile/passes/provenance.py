@@ -47,10 +47,20 @@ def dotted(source: str) -> str:
 
 def parameter_name(placeholder: fx.Node) -> str:
     """The name of a top-level placeholder's parameter, e.g. "blocks.0.mlp.Wi.weight"; case is kept."""
-    source = getattr(placeholder, "_dynamo_source", None)
-    name = getattr(source, "name", None)
+    text = _source(placeholder)
+    return dotted(text) if text else str(placeholder.target)
+
+
+def _source(placeholder: fx.Node) -> str:
+    """How Dynamo got at an input, as Python; "" where it does not say."""
+    name = getattr(getattr(placeholder, "_dynamo_source", None), "name", "")
     text = name() if callable(name) else name
-    return dotted(text) if isinstance(text, str) else str(placeholder.target)
+    return text if isinstance(text, str) else ""
+
+
+def is_buffer(placeholder: fx.Node) -> bool:
+    """Whether a top-level placeholder is a module's buffer."""
+    return "_buffers[" in _source(placeholder)
 
 
 def module_path(scope: Scope, node: fx.Node, weight: fx.Node | None = None) -> str:

@@ -112,12 +112,16 @@ def origins(scope: Scope, node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def uses(scope: Scope, node: fx.Node) -> Iterator[tuple[Scope, fx.Node]]:
-    """Every user of a node, seen through the higher-order ops that only pass it on to a body."""
+def uses(scope: Scope, node: fx.Node) -> Iterator[tuple[Scope, fx.Node, fx.Node]]:
+    """Every user of a node, seen through the higher-order ops that only pass it on to a body.
+
+    Yields:
+        The graph of the user, the user, and what it uses: the node, or the placeholder that stands for it there.
+    """
     for user in node.users:
         child = scope.children.get(user)
         if child is None:
-            yield scope, user
+            yield scope, user, node
             continue
         first = FIRST_OPERAND[str(hop_name(user))]
         placeholders = child.placeholders()
@@ -142,6 +146,13 @@ def known_fake(node: fx.Node | None) -> torch.Tensor:
 def same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two fake tensors have one shape, whatever their symbolic sizes turn out to be; adds no guard."""
     return a.dim() == b.dim() and all(statically_known_true(x == y) for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two fake tensors of one storage hold the same numbers at the same indices of it; adds no guard."""
+    strides = zip(a.shape, a.stride(), b.stride(), strict=False)
+    aligned = all(statically_known_true(size == 1) or statically_known_true(x == y) for size, x, y in strides)
+    return same_shape(a, b) and aligned and statically_known_true(a.storage_offset() == b.storage_offset())
 
 
 def storage_of(value: torch.Tensor) -> int:

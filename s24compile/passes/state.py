@@ -19,6 +19,7 @@ from s24compile.report import Site
 from s24compile.weights.operand_request import OperandRequest
 
 if TYPE_CHECKING:
+    from s24compile.passes.linears import Refusal
     from s24compile.passes.match import Match
     from s24compile.passes.scope import Scope
 
@@ -82,6 +83,8 @@ class State:
     """The user's line at which a graph break ends this graph ("" where it is unknown); None where none does."""
     gathered: frozenset[str] = frozenset()
     """Placeholder names of weights that FSDP2 gathers for each forward."""
+    refusals: dict[fx.Node, Refusal] = dataclasses.field(default_factory=dict)
+    """Products by parameters that no rule brings to the canonical form, and why."""
     matches: list[Match] = dataclasses.field(default_factory=list)
     sites: list[Site] = dataclasses.field(default_factory=list)
     operands: list[OperandRequest] = dataclasses.field(default_factory=list)

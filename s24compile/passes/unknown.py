@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
 from s24compile.passes.gates import half_of
 from s24compile.passes.linears import Linear, is_parameter
 from s24compile.passes.lookalikes import FOREIGN_ACTIVATIONS
 from s24compile.passes.match import Match, Nodes, trace
-from s24compile.passes.pointwise import is_pointwise_op
+from s24compile.passes.pointwise import is_opaque, is_pointwise_op
 from s24compile.passes.provenance import user_line
-from s24compile.passes.scope import Scope, fake
+from s24compile.passes.scope import Scope, fake, same_shape
 from s24compile.passes.spelling import CASTS, general_name
 
 SUMS = frozenset({"add", "sub", "rsub", "neg", "detach", "clone", "zeros_like", "ones_like", *CASTS})
@@ -99,24 +98,11 @@ def _is_elementwise(node: fx.Node) -> bool:
     name = general_name(node).rstrip("_")
     if name in SUMS | DROPOUTS | FOREIGN_ACTIVATIONS:
         return True
-    return is_pointwise_op(name) or _is_opaque(node)
+    return is_pointwise_op(name) or _keeps_shape(node)
 
 
-def _is_opaque(node: fx.Node) -> bool:
+def _keeps_shape(node: fx.Node) -> bool:
     """Whether a node calls something that is not torch's on one tensor, whose shape the result keeps."""
-    target = node.target
-    if node.op != "call_function" or isinstance(target, str):
-        return False
-    if isinstance(target, torch._ops.OpOverload):
-        own = target.namespace not in ("aten", "prims", "prim")
-    else:
-        own = str(getattr(target, "__module__", "torch")).partition(".")[0] not in ("torch", "_operator", "builtins")
-    operands = [fake(operand) for operand in node.all_input_nodes if fake(operand) is not None]
+    operands = [value for operand in node.all_input_nodes if (value := fake(operand)) is not None]
     value = fake(node)
-    return (
-        own
-        and value is not None
-        and len(operands) == 1
-        and operands[0] is not None
-        and operands[0].shape == value.shape
-    )
+    return is_opaque(node) and value is not None and len(operands) == 1 and same_shape(operands[0], value)
