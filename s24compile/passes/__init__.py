@@ -27,9 +27,10 @@ from s24compile.config import Config
 from s24compile.errors import OptionError
 from s24compile.graphs.fake_mode import fake_mode_of
 from s24compile.passes.canonicalize import canonicalize
+from s24compile.passes.checks import DDP_SENTENCE
 from s24compile.passes.find import find
 from s24compile.passes.outside import FASTPATH_SENTENCE
-from s24compile.passes.policy import DDP_SENTENCE, decide
+from s24compile.passes.policy import decide
 from s24compile.passes.printing import format_graph
 from s24compile.passes.provenance import user_place
 from s24compile.passes.regions import inline_regions
@@ -101,7 +102,7 @@ def run(
         state.graph_module = copy_graph_module(gm)
     for scope in state.scopes:
         scope.module.recompile()
-    return Rewrite(state.graph_module, state.sites, state.operands, state.count)
+    return Rewrite(state.graph_module, state.sites, state.operands, state.count, state.outside)
 
 
 def copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:

@@ -95,7 +95,7 @@ def erase_unused(node: fx.Node) -> None:
     stack = [node]
     while stack:
         dead = stack.pop()
-        if dead.users or dead.op in ("placeholder", "output") or not (dead is node or is_pure(dead)):
+        if dead._erased or dead.users or dead.op in ("placeholder", "output") or not (dead is node or is_pure(dead)):
             continue
         operands = dead.all_input_nodes
         dead.graph.erase_node(dead)

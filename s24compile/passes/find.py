@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import fx
 
@@ -16,6 +16,7 @@ from s24compile.passes.lookalikes import match_lookalike
 from s24compile.passes.match import Match, Nodes
 from s24compile.passes.outside import rows_outside
 from s24compile.passes.plain import match_plain
+from s24compile.passes.provenance import parameter_name
 from s24compile.passes.scope import Scope
 from s24compile.passes.state import State
 from s24compile.passes.unknown import match_unknown
@@ -51,6 +52,7 @@ def find(state: State) -> int:
         own += _single_linears(state, nodes, own)
         found += own + rows_outside(nodes, _nodes_of(own))
     state.matches = _without_doubles(found)
+    state.outside = _names_outside(state.matches, everywhere.values())
     return len(state.matches)
 
 
@@ -60,6 +62,15 @@ def _match(nodes: Nodes, linear: Linear) -> Match | None:
 
 def _nodes_of(found: list[Match]) -> set[fx.Node]:
     return {linear.node for match in found for linear in match.linears}
+
+
+def _names_outside(found: list[Match], everywhere: Iterable[Nodes]) -> tuple[str, ...]:
+    """The parameters of linears that are in no row."""
+    known = _nodes_of(found)
+    others = [n for nodes in everywhere for n in nodes.by_node.values() if n.node not in known]
+    names = [parameter_name(top) for linear in others for top in linear.weight_inputs if top.op == "placeholder"]
+    listed = {parameter_name(top) for match in found for n in match.linears for top in n.weight_inputs}
+    return tuple(name for name in dict.fromkeys(names) if name not in listed)
 
 
 def _without_doubles(found: list[Match]) -> list[Match]:

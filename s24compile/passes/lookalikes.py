@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import fx
 
+from s24compile.passes.effects import written_by
 from s24compile.passes.functions import FUNCTIONS
 from s24compile.passes.gates import half_of
 from s24compile.passes.linears import Linear
@@ -17,9 +18,10 @@ from s24compile.passes.scope import fake, hop_name, operand_index
 from s24compile.passes.spelling import general_name, spell
 
 FOREIGN_ACTIVATIONS = frozenset({
-    "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "hardswish", "hardsigmoid", "hardtanh", "hardtanh_",
+    "leaky_relu", "elu", "selu", "celu", "hardswish", "hardsigmoid", "hardtanh",
     "relu6", "mish", "softplus", "softsign", "tanh", "sigmoid", "log_sigmoid", "prelu", "rrelu", "tanhshrink",
     "softshrink", "hardshrink", "threshold", "glu", "relu", "silu", "gelu", "clamp",
+    "clamp_min",
 })  # fmt: skip
 NORMS = frozenset({"layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "normalize"})
 NAMES = {"hardtanh": "ReLU6 or another hardtanh", "glu": "F.glu, which gates with a sigmoid,"}
@@ -99,11 +101,10 @@ def _norm(place: Place) -> Step | None:
 
 def _other_activation(place: Place) -> Step | None:
     """elu(h) | relu_(h), which others see"""
-    name, source = general_name(place.node), subject(place.node)
+    name, source = general_name(place.node).rstrip("_"), subject(place.node)
     if name not in FOREIGN_ACTIVATIONS or source is None:
         return None
-    op = spell(place.node)
-    if op is not None and op.inplace:
+    if written_by(place.node):
         reason = f"its activation `{name}` works in place on a tensor that is used elsewhere too"
     else:
         reason = f"its activation {NAMES.get(name, name)} is none of {', '.join(FUNCTIONS)}"

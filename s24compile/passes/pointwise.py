@@ -19,7 +19,9 @@ _KNOWN_HOMES = _TORCHS_HOMES | {"prims", "prim", "s24", "einops"}
 """einops only views and copies."""
 _FRESH = frozenset({"linear", "addmm", "matmul", "zeros_like", "ones_like", "full_like", "zeros", "ones", "tensor"})
 """Further ops whose result is a new tensor."""
-_PURE = (ALIASING - {"dropout"}) | {"getattr", "item", "sqrt", "Size", "sym_size", "size", "autograd_function_apply"}
+_PURE = (ALIASING - {"dropout"}) | {
+    "getattr", "item", "_sym_sqrt", "Size", "sym_size", "size", "autograd_function_apply",
+}  # fmt: skip
 """Further ops without side effects. Dropout draws: erasing one would shift the random numbers of the others."""
 
 

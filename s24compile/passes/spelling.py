@@ -1,4 +1,4 @@
-"""One name for each way to write an op: `torch.mul`, `operator.mul`, `.mul`, `.mul_` and `imul` are all "mul".
+"""One name for each way to write what layers are joined by: `torch.mul`, `operator.mul`, `.mul`, `imul` are all "mul".
 
 `spell(node)` returns the op with its arguments bound to the signature below, so that positional, keyword and
 method forms look alike. Unknown targets and unknown keyword arguments (`out=`) spell to None: not recognised.
@@ -63,13 +63,6 @@ SIGNATURES: dict[str, Signature] = {
     "mul": _BINARY,
     "add": _signature("input", "other", alpha=1),
     "div": _signature("input", "other", rounding_mode=None),
-    "pow": _signature("input", "exponent"),
-    "maximum": _BINARY,
-    "clamp": _signature("input", min=None, max=None),
-    "clamp_min": _signature("input", "min"),
-    "gelu": _signature("input", approximate="none"),
-    "silu": _signature("input", inplace=False),
-    "relu": _signature("input", inplace=False),
     "dropout": _signature("input", p=0.5, training=True, inplace=False),
     "getattr": _signature("input", "name"),
     "getitem": _signature("input", "index"),
@@ -78,10 +71,7 @@ SIGNATURES: dict[str, Signature] = {
     "view": _signature("input", variadic=True),
     "reshape": _signature("input", variadic=True),
     "to": _signature("input", variadic=True),
-    **dict.fromkeys(
-        ("square", "sqrt", "tanh", "sigmoid", "erf", "zeros_like", "t", "contiguous", "float", "half"), _UNARY
-    ),
-    **dict.fromkeys(("bfloat16", "double"), _UNARY),
+    **dict.fromkeys(("t", "contiguous", "float", "half", "bfloat16", "double"), _UNARY),
 }
 
 _FUNCTIONS: dict[str, tuple[Callable[..., object], ...]] = {
@@ -91,19 +81,6 @@ _FUNCTIONS: dict[str, tuple[Callable[..., object], ...]] = {
     "mul": (operator.mul, torch.mul, torch.multiply, operator.imul),
     "add": (operator.add, torch.add, operator.iadd),
     "div": (operator.truediv, torch.div, torch.divide, torch.true_divide),
-    "pow": (operator.pow, torch.pow),
-    "square": (torch.square,),
-    "sqrt": (torch.sqrt, getattr(torch, "_sym_sqrt", torch.sqrt)),
-    "tanh": (torch.tanh, F.tanh),
-    "sigmoid": (torch.sigmoid, F.sigmoid),
-    "erf": (torch.erf, torch.special.erf),
-    "maximum": (torch.maximum,),
-    "clamp": (torch.clamp, torch.clip),
-    "clamp_min": (torch.clamp_min,),
-    "zeros_like": (torch.zeros_like,),
-    "gelu": (F.gelu,),
-    "silu": (F.silu,),
-    "relu": (F.relu, torch.relu, F.relu_, torch.relu_),
     "dropout": (F.dropout, torch.dropout),
     "getattr": (builtins.getattr,),
     "getitem": (operator.getitem,),
@@ -118,15 +95,6 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "mul": ("mul", "mul_", "multiply"),
     "add": ("add", "add_"),
     "div": ("div", "div_", "true_divide"),
-    "pow": ("pow", "pow_"),
-    "square": ("square", "square_"),
-    "tanh": ("tanh",),
-    "sigmoid": ("sigmoid",),
-    "erf": ("erf",),
-    "maximum": ("maximum",),
-    "clamp": ("clamp", "clamp_", "clip"),
-    "clamp_min": ("clamp_min", "clamp_min_"),
-    "relu": ("relu", "relu_"),
     "t": ("t",),
     "transpose": ("transpose", "swapaxes", "swapdims"),
     "permute": ("permute",),
@@ -141,7 +109,7 @@ _METHODS: dict[str, tuple[str, ...]] = {
 }
 _BY_FUNCTION = {function: name for name, functions in _FUNCTIONS.items() for function in functions}
 _BY_METHOD = {method: name for name, methods in _METHODS.items() for method in methods}
-_INPLACE_FUNCTIONS = frozenset({operator.imul, operator.iadd, F.relu_, torch.relu_})
+_INPLACE_FUNCTIONS = frozenset({operator.imul, operator.iadd})
 _ALIASES = {"axis": "dim", "self": "input", "x": "input"}
 
 
@@ -179,7 +147,7 @@ def spell(node: object) -> Op | None:
     if bound is None or (name == "add" and bound[2] != 1):
         return None
     inplace = node.target in _INPLACE_FUNCTIONS or (node.op == "call_method" and str(node.target).endswith("_"))
-    if name in ("silu", "relu", "dropout"):
+    if name == "dropout":
         inplace = inplace or bool(bound[-1])
     return Op(name, bound, inplace)
 

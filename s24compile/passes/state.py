@@ -61,6 +61,8 @@ class Rewrite:
     operands: list[OperandRequest]
     count: int
     """Matmuls that are 2:4 now."""
+    outside: tuple[str, ...] = ()
+    """Parameters that the graph multiplies by in no layer, and which have no row: attention's projections, say."""
 
 
 @dataclasses.dataclass
@@ -91,6 +93,8 @@ class State:
     count: int = 0
     replaced: list[tuple[torch.Tensor, fx.Node]] = dataclasses.field(default_factory=list)
     """(fake value of a node that is gone, the node that stands for it): verify compares them."""
+    outside: tuple[str, ...] = ()
+    """As of `Rewrite`."""
     joined: list[tuple[torch.Tensor, fx.Node]] = dataclasses.field(default_factory=list)
     """Likewise, of nodes that are a half of a wider result now, and so have other strides."""
 

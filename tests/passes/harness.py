@@ -81,23 +81,33 @@ def train_step(call, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_masked(
-    model: nn.Module, capture: Capture, x: torch.Tensor, reference: nn.Module | None = None, **compile_options
+    model: nn.Module,
+    capture: Capture,
+    x: torch.Tensor,
+    reference: nn.Module | None = None,
+    rtol: float = 1e-5,
+    **compile_options,
 ) -> None:
     """Output, dX and every parameter's gradient equal those of masked dense arithmetic on the captured masks.
 
-    `reference` shares the parameters of `model`: for models whose backward calls their forward again.
+    `reference` shares the parameters of `model`: for models whose backward calls their forward again. The tolerance is
+    for fp32, sums of 64 terms in another order.
     """
-    rtol = 1e-5  # fp32: sums of 64 terms in another order
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=capture, **compile_options)
     found = train_step(compiled, x)
     gradients = masked.gradients(model)
     expected = train_step(lambda x: masked.masked_call(reference or model, capture.masks, x), x)
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol * theirs.abs().max().item())
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=_band(theirs, rtol))
     wanted = masked.gradients(model)
     assert gradients.keys() == wanted.keys()
     for name, grad in wanted.items():
         torch.testing.assert_close(
-            gradients[name], grad, rtol=rtol, atol=rtol * grad.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}"
+            gradients[name], grad, rtol=rtol, atol=_band(grad, rtol), msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def _band(expected: torch.Tensor, rtol: float) -> float:
+    """Of numbers that cancel to nearly nothing, the rounding of what cancelled is left."""
+    return rtol * expected.abs().max().item() + max(64 * torch.finfo(expected.dtype).eps, 1e-6 * rtol)
