@@ -26,7 +26,7 @@ class Activation:
     """An activation found in the graph."""
 
     name: str
-    """A key of `functions.FUNCTIONS`."""
+    """A key of `kernels.activations.ACTIVATIONS`."""
     h: fx.Node
     """What it is computed from."""
     nodes: tuple[fx.Node, ...]

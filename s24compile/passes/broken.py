@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from s24compile.passes.gated import GLU_NAMES, factors
+from s24compile.kernels.activations import ACTIVATIONS
+from s24compile.passes.gated import factors
 from s24compile.passes.linears import Linear, is_parameter
 from s24compile.passes.match import Match, Nodes, path_up, trace, trace_activation
 from s24compile.passes.provenance import relative
@@ -94,7 +95,7 @@ def _hidden(nodes: Nodes, node: fx.Node) -> _Hidden | None:
     for product in path_up(nodes.scope, node):
         for found in factors(nodes, product):
             ends = (_source(nodes.scope, found.gate), _source(nodes.scope, found.up))
-            return _Hidden(GLU_NAMES[found.act.name], product, ends)
+            return _Hidden(ACTIVATIONS[found.act.name].gated, product, ends)
     return None
 
 

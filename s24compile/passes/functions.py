@@ -12,22 +12,14 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-}
-"""The activations that layers are named after."""
+from s24compile.kernels.activations import ACTIVATIONS
+
 _UPS = (-2.25, -0.75, 0.0, 1.0, 1e3)
 """Sample values of the factor beside a gate's activation."""
 _OVERFLOW = 100.0
@@ -74,7 +66,7 @@ class Known:
     """What an expression computes."""
 
     name: str
-    """A key of `FUNCTIONS`."""
+    """A key of `ACTIVATIONS`."""
     exact: bool
     """Its slope is the function's everywhere; False where it differs at exactly 0: clamp(x, 0) has 1 there,
     maximum(x, 0) has 1/2, relu 0."""
@@ -88,17 +80,19 @@ def known(expression: Expression) -> Known | None:
     with aside():
         inputs = _samples(expression.inputs)
         found = _value_and_slopes(expression.run, inputs)
-        if found is None:
-            return None
-        for name, function in FUNCTIONS.items():
-            for gate in range(expression.inputs):
-                expected = _value_and_slopes(functools.partial(_product, function, gate), inputs)
-                assert expected is not None
-                if not _agree(found[0], expected[0], relative=1e-5, absolute=1e-9):
-                    continue
-                exact = agree_in_slope(found[1:], expected[1:], inputs[gate])
-                if exact is not None:
-                    return Known(name, exact, gate)
+    if found is None:
+        return None
+    value, *slopes = found
+    for row in ACTIVATIONS.values():
+        for gate, x in enumerate(inputs):
+            up = inputs[1 - gate] if len(inputs) > 1 else torch.ones_like(x)
+            by_gate, by_up = row.slope(x) * up, row.value(x)
+            if not _agree(value, by_up * up, relative=1e-5, absolute=1e-9):
+                continue
+            expected = (by_gate, by_up) if gate == 0 else (by_up, by_gate)
+            exact = agree_in_slope(slopes, expected[: len(inputs)], x)
+            if exact is not None:
+                return Known(row.name, exact, gate)
     return None
 
 
@@ -111,7 +105,7 @@ def samples() -> Tensor:
     return torch.tensor([0.0, *middle, *small, *tails], dtype=torch.float64, device="cpu")
 
 
-def agree_in_slope(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], x: Tensor) -> bool | None:
+def agree_in_slope(found: Sequence[Tensor], expected: Sequence[Tensor], x: Tensor) -> bool | None:
     """Whether slopes agree: True everywhere, False but for x = 0, None not even there.
 
     Where exp overflows, eager's slope may be NaN; such numbers are not compared.
@@ -125,11 +119,6 @@ def agree_in_slope(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], x: T
     if bool(close.all()):
         return True
     return False if bool(close[x != 0].all()) else None
-
-
-def _product(function: Callable[[Tensor], Tensor], gate: int, *inputs: Tensor) -> Tensor:
-    activated = function(inputs[gate])
-    return activated if len(inputs) == 1 else activated * inputs[1 - gate]
 
 
 def _samples(count: int) -> tuple[Tensor, ...]:

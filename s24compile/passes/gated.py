@@ -8,18 +8,13 @@ from typing import Literal
 
 from torch import fx
 
+from s24compile.kernels.activations import ACTIVATIONS
 from s24compile.passes.activations import Activation, Gating
 from s24compile.passes.effects import undisturbed
 from s24compile.passes.gates import half_of
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Gate, Match, Nodes, path_up, shared_hidden, trace, trace_activation
 from s24compile.passes.spelling import spell
-
-GLU_NAMES = {
-    "silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh", "relu": "reglu", "quick_gelu": "quick_geglu",
-    "relu2": "relu2_glu",
-}  # fmt: skip
-"""What a gated layer with that activation is called."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +98,7 @@ def _match_factors(nodes: Nodes, down: Linear, after: list[fx.Node], found: Fact
     if (fused is None and gate.linear is up.linear) or (fused and fused is not up.linear):
         return None
     act = found.act
-    match = Match("gated_fused" if fused else "gated", GLU_NAMES[act.name], nodes.scope, linears, hidden)
+    match = Match("gated_fused" if fused else "gated", ACTIVATIONS[act.name].gated, nodes.scope, linears, hidden)
     match.gate = Gate(act, found.product, fused.node if fused else None, order, direct)
     match.refusal = (
         next((linear.unsupported for linear in linears if linear.unsupported), "")

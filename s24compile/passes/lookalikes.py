@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import fx
 
+from s24compile.kernels.activations import ACTIVATIONS
 from s24compile.passes.effects import written_by
-from s24compile.passes.functions import FUNCTIONS
 from s24compile.passes.gates import half_of
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Match, Nodes, trace
@@ -107,7 +107,7 @@ def _other_activation(place: Place) -> Step | None:
     if written_by(place.node):
         reason = f"its activation `{name}` works in place on a tensor that is used elsewhere too"
     else:
-        reason = f"its activation {NAMES.get(name, name)} is none of {', '.join(FUNCTIONS)}"
+        reason = f"its activation {NAMES.get(name, name)} is none of {', '.join(ACTIVATIONS)}"
     return Step(Place(place.nodes, source, activated=True), reason + _line(place.node))
 
 

@@ -11,6 +11,7 @@ from torch import fx
 
 import s24compile.kernels.ops  # noqa: F401  # registers torch.ops.s24
 from s24compile.graphs.marks import mark_of
+from s24compile.kernels.activations import DENSE
 from s24compile.passes.activations import Activation, Gating, hold_constants
 from s24compile.passes.effects import in_one_mode, undisturbed
 from s24compile.passes.emit import Emitter, erase_unused
@@ -20,9 +21,6 @@ from s24compile.passes.operands import Operands, Wanted
 from s24compile.passes.provenance import common_path, module_path
 from s24compile.passes.scope import fake, hop_name, known_fake
 from s24compile.passes.state import State
-
-ACTS = frozenset({"gelu", "gelu_tanh", "silu", "relu"})
-"""What torch.ops.s24.glu and torch.ops.s24.act compute."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +196,7 @@ def _rewrite_activation(match: Match, activation: Activation, state: State) -> N
 
 def _is_op(act: Activation | Gating) -> bool:
     """Whether s24.act and s24.glu compute it, value and gradient."""
-    return act.name in ACTS and act.exact
+    return act.name in DENSE and act.exact
 
 
 def _like(old: fx.Node, new: fx.Node, emit: Emitter) -> fx.Node:
