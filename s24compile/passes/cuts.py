@@ -62,10 +62,11 @@ class Cut:
             if value in places:
                 return places[value]
             number = _number(value)
-            if number is None:
-                steps.append(Step(_filled, (_fill(value),)))
-                number = places[value] = Place(len(self.leaves) + len(steps) - 1)
-            return number
+            if number is not None:
+                return number
+            steps.append(Step(_filled, (_fill(value),)))
+            places[value] = Place(len(self.leaves) + len(steps) - 1)
+            return places[value]
 
         for node in sorted(self.inside):
             args = tuple(argument(value) for value in node.args)

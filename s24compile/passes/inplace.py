@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,7 +60,8 @@ def _functional_call(node: fx.Node) -> _Call | None:
 
     h.relu_()  ->  h.relu()    imul(h, u)  ->  mul(h, u)    silu(h, inplace=True)  ->  silu(h)    elu_(h)  ->  elu(h)
     """
-    target, args, kwargs = node.target, list(node.args), dict(node.kwargs)
+    target: Callable[..., Any] | str | None = node.target
+    args, kwargs = list(node.args), dict(node.kwargs)
     name = raw_name(node)
     plain = name.removesuffix("_") if name.endswith("_") else name.removeprefix("i")
     if isinstance(target, str):
