@@ -12,8 +12,10 @@ from s24compile.passes.effects import written_by
 from s24compile.passes.scope import fake, hop_name, storage_of
 from s24compile.passes.spelling import ALIASING, CASTS, general_name, known_name, raw_name
 
-_UNTAGGED = frozenset({"special_expit", "special_erf", "special_erfc", "special_ndtr", "log_sigmoid", "hardswish"})
-"""Pointwise ops that torch does not say it of, since it decomposes them first."""
+_UNTAGGED = frozenset(
+    {"special_expit", "special_erf", "special_erfc", "special_ndtr", "log_sigmoid", "hardswish", "leaky_relu"}
+)
+"""Pointwise ops that torch does not say it of, since it decomposes them first; of leaky_relu it does from 2.13 on."""
 _TORCHS_HOMES = frozenset({"aten", "torch", "_operator", "builtins", "math"})
 _KNOWN_HOMES = _TORCHS_HOMES | {"prims", "prim", "s24", "einops"}
 """einops only views and copies."""
