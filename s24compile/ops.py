@@ -19,6 +19,7 @@ from s24compile.kernels.activations import DENSE
 from s24compile.kernels.checks import (
     check_choice,
     check_floating,
+    check_hidden,
     check_matrix,
     check_multiple,
     check_packable,
@@ -30,10 +31,14 @@ from s24compile.kernels.checks import (
     outside_inference_mode,
     seed_tensor,
 )
+from s24compile.kernels.format import FORMATS
 from s24compile.kernels.packed import Packed24
 
 __all__ = [
     "Packed24",
+    "activation_backward_pack",
+    "activation_linear",
+    "activation_pack",
     "flip_rate",
     "glu",
     "linear",
@@ -275,6 +280,93 @@ def glu(z: Tensor, *, act: str = "gelu", gate: Literal["first", "second"] = "fir
     if z.dim() == 0 or z.shape[-1] % 2:
         raise ShapeError(what="z", shape=tuple(z.shape), accepted="its last dim holds two halves, so it must be even")
     return _ops.glu(z, act, gate)
+
+
+def activation_pack(z: Tensor, *, act: str = "relu2") -> Packed24:
+    """The two largest of each four neighbours of act(z) along F, packed: zeros lose, ties keep the lower index.
+
+    ``unpack(activation_pack(z)) == act(z)`` wherever a group of four holds at most two non-zeros, as nearly all do in a
+    trained layer of squared ReLUs [arXiv 2503.16672]. NaN counts as larger than Inf.
+
+    Args:
+        z: [T, F], any strides, F a multiple of 16.
+        act: "relu2" (max(z, 0) squared) or "relu".
+
+    Raises:
+        ArgumentError, ShapeError, DtypeError, OptionError: an argument that the op does not take.
+    """
+    check_choice("act", act, ("relu2", "relu"))
+    check_hidden("z", z)
+    format = device_format(z.device)
+    with outside_inference_mode():
+        values, metadata, _ = _ops.activation_pack(z.detach(), None, act, 1.0, format)
+    return Packed24(values, metadata, (z.shape[0], z.shape[1]), z.dtype, format)
+
+
+def activation_linear(p: Packed24, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """unpack(p)[T, F] @ w[D, F].T + bias[D]: [T, D], contiguous. Differentiable in w and bias.
+
+    Args:
+        p: a hidden state, packed along F; any 2:4 matrix will do.
+        w: any strides, p's dtype.
+
+    Raises:
+        ArgumentError, ShapeError, DtypeError: an argument that the op does not take.
+        TargetError: arguments on different devices.
+    """
+    check_packed("p", p)
+    check_matrix("w", w)
+    hidden = p.shape[1]
+    if w.shape[1] != hidden:
+        raise ShapeError(
+            what="w", shape=tuple(w.shape), accepted=f"p has {hidden} features, so w must be [D, {hidden}]"
+        )
+    if bias is not None:
+        check_floating("bias", bias)
+    if bias is not None and tuple(bias.shape) != (w.shape[0],):
+        raise ShapeError(what="bias", shape=tuple(bias.shape), accepted=f"it must be [{w.shape[0]}], one per row of w")
+    check_same_device("activation_linear", p=p.values, w=w, bias=bias)
+    y = mm(p, w.t())
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def activation_backward_pack(
+    dp: Tensor, p: Packed24, *, act: str, seed: int | Tensor | None = None
+) -> tuple[Packed24, Packed24, Packed24]:
+    """What the backward of a layer multiplies by, from one read of dp and p = activation_pack(z).
+
+    Args:
+        dp: [T, F], the gradient of p; any strides.
+        p: packed along F; F a multiple of 16.
+        act: of the forward, "relu2" or "relu".
+        seed: as in `mvue`; both estimates use it.
+
+    Returns:
+        dz [T, F] = dp act'(z) where p keeps act(z) and it is not 0, and 0 elsewhere, on p's own places;
+        ``mvue(dz.T)`` [F, T] and ``mvue(unpack(p).T)`` [F, T], the operands of the two weight gradients.
+
+    Raises:
+        ArgumentError, ShapeError, DtypeError, OptionError: an argument that the op does not take.
+        TargetError: arguments on different devices.
+    """
+    check_choice("act", act, ("relu2", "relu"))
+    check_packed("p", p)
+    check_hidden("dp", dp)
+    if tuple(dp.shape) != tuple(p.shape):
+        raise ShapeError(what="dp", shape=tuple(dp.shape), accepted=f"it must be p's, {tuple(p.shape)}")
+    check_same_device("activation_backward_pack", dp=dp, p=p.values)
+    tokens, hidden = p.shape
+    form = FORMATS[p.format].transposed
+    with outside_inference_mode():
+        found = _ops.activation_backward_pack(
+            dp.detach(), p.values, p.metadata, act, 1.0, seed_tensor(seed, dp.device), p.format, True, True, False
+        )
+    dz, dzt, dzt_metadata, pt, pt_metadata, _ = found
+    return (
+        Packed24(dz, p.metadata, (tokens, hidden), p.dtype, p.format),
+        Packed24(dzt, dzt_metadata, (hidden, tokens), p.dtype, form),
+        Packed24(pt, pt_metadata, (hidden, tokens), p.dtype, form),
+    )
 
 
 def masked_decay_(grad: Tensor, w: Tensor, mask: Tensor, alpha: float) -> None:

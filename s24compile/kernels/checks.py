@@ -51,6 +51,17 @@ def check_matrix(what: str, x: Tensor) -> None:
         raise ShapeError(what=what, shape=tuple(x.shape), accepted="it must have two dims; flatten or loop over others")
 
 
+def check_hidden(what: str, x: Tensor) -> None:
+    """Refuses all but matrices [T, F] of 16 bits and more, with F a multiple of 16: a cell of metadata."""
+    check_matrix(what, x)
+    if x.dtype.itemsize == 1:
+        raise DtypeError(what=what, dtype=x.dtype, accepted="a hidden state needs 16 bits at least")
+    if x.shape[1] % 16:
+        raise ShapeError(
+            what=what, shape=tuple(x.shape), accepted="the hidden width, its last dim, must be a multiple of 16"
+        )
+
+
 def check_multiple(what: str, x: Tensor, dims: tuple[int, ...]) -> None:
     """Refuses dims that do not exist or are no multiple of 4."""
     for dim in dims:

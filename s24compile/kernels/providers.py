@@ -75,6 +75,8 @@ FOLDER_OF: dict[str, str] = {
     "scaled_mm_glu": "gemm",
     "scaled_mm_dglu": "gemm",
     "scaled_dense": "gemm",
+    "activation_pack": "activation",
+    "activation_backward_pack": "activation",
 }
 """The folder that holds the kernels of each op."""
 

@@ -15,6 +15,7 @@
 `scaled`                  scaled_mm, scaled_mm_act, scaled_mm_dact, scaled_mm_add, scaled_mm_glu, scaled_mm_dglu,
                           scaled_dense
 `fp8_linear`              scaled_linear
+`activation_layer`        activation_pack, activation_backward_pack, activation_layer
 ========================  =====================================================================================
 
 An op is what its reference computes (`kernels/<folder>/reference.py`); `providers.run` picks a faster way to say it.
@@ -25,6 +26,7 @@ checked when they are rewritten.
 from __future__ import annotations
 
 from s24compile.kernels.ops.activation import act, act_backward, glu, glu_backward
+from s24compile.kernels.ops.activation_layer import activation_backward_pack, activation_layer, activation_pack
 from s24compile.kernels.ops.decay import masked_decay_, masked_decay_many_, masked_decay_patterns_
 from s24compile.kernels.ops.devices import refuse_mixed_meta
 from s24compile.kernels.ops.direct import define_direct_ops
@@ -112,6 +114,9 @@ OPS = (
     scaled_mm_dglu,
     scaled_dense,
     scaled_linear,
+    activation_pack,
+    activation_backward_pack,
+    activation_layer,
 )
 """Every op, as torch's CustomOpDef."""
 

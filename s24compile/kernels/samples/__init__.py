@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import torch
 
-from s24compile.kernels.samples import fp8, hidden, packing, products, scaled, watching
+from s24compile.kernels.samples import activation, fp8, hidden, packing, products, scaled, watching
 from s24compile.kernels.samples.maker import Maker, Sample, Samples
 
-SAMPLES: Samples = packing.SAMPLES | products.SAMPLES | hidden.SAMPLES | watching.SAMPLES | fp8.SAMPLES | scaled.SAMPLES
+SAMPLES: Samples = (
+    packing.SAMPLES
+    | products.SAMPLES
+    | hidden.SAMPLES
+    | activation.SAMPLES
+    | watching.SAMPLES
+    | fp8.SAMPLES
+    | scaled.SAMPLES
+)
 
 
 def samples(op: str, device: str | torch.device, dtype: torch.dtype, seed: int = 0) -> list[Sample]:

@@ -1,0 +1,1 @@
+"""Hidden states that are sparse by themselves: ReLU and squared ReLU, packed 2:4 along their features."""

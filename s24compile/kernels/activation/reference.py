@@ -1,0 +1,138 @@
+"""2:4 hidden states of ReLU and squared-ReLU layers, and the one pass that their backward makes over memory.
+[arXiv 2503.16672; Primer, arXiv 2109.08668]
+
+Legend: T tokens, F hidden width; z = x w1^T + b1 and dp = dy w2 [T, F]; r = max(z, 0); s = 1 / (1 - p) of a dropout.
+
+    relu2    h = s r^2     dz = dp 2 s r = dp 2 sqrt(s h)
+    relu     h = s r       dz = dp s
+    p = the two largest of each four neighbours of h along F;  dz where p keeps h and h > 0, and 0 elsewhere
+
+h >= 0, so a zero loses to everything: a group with at most two non-zeros is p exactly. Arithmetic is fp32 (fp64 for
+fp64) in this order, h rounded once to z's dtype before it is compared, so that ties are those of the dense layer.
+
+Why the backward takes r from p, and no r is kept beside it: p is within half an ulp of s r^2, so 2 sqrt(s p) is within
+a quarter of one of 2 s r, and dz, rounded once more, within 0.75 ulp of the exact product, where the dense layer, which
+keeps r, is within 0.5. That holds in fp16 down to r = 2**-7, where r^2 leaves the normal numbers. Below it the slope is
+off by less than 2**-12, which is what rounding takes from a slope of 0.5; where r < 2**-12.5 the forward has h = 0, in
+the dense layer too, and 0 is the gradient of that. From r = 256 on h is Inf in fp16, and so is the slope.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s24compile.kernels.format import FORMATS, code_table
+from s24compile.kernels.masks.reference import magnitude_mask, magnitude_patterns
+from s24compile.kernels.mvue.reference import mvue_pack
+from s24compile.kernels.pack.reference import gather_kept, places_of, write
+from s24compile.kernels.patterns import PAIR_CODES
+
+BLOCK = 64
+"""Tokens and features of one block of counts: an atom of metadata."""
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
+
+
+def hidden_state(z: Tensor, keep: Tensor | None, act: str, scale: float) -> Tensor:
+    """h [T, F] in z's dtype. A NaN stays one; where `keep` is False, h is multiplied by 0, as dropout does."""
+    wide = _wide(z)
+    r = wide.masked_fill(wide <= 0, 0.0)
+    h = r * r if act == "relu2" else r
+    if keep is not None:
+        h = h * torch.where(keep, scale, 0.0).to(h.dtype)
+    elif scale != 1.0:
+        h = h * scale
+    return h.to(z.dtype)
+
+
+def activation_pack(
+    z: Tensor, keep: Tensor | None, act: str, scale: float, format: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Packs the two largest of each four neighbours of h = act(z) along F.
+
+    Args:
+        z: [T, F], any strides, F a multiple of 4.
+        keep: bool [T, F], what a dropout lets through; None: everything.
+        act: "relu2" or "relu".
+        scale: s, positive; of a dropout, or what h is multiplied by otherwise.
+
+    Returns:
+        values and metadata of the operand [T, F] in z's dtype; counts, fp32 (fp64 for fp64) [T/64, F/64, 4], of each
+        block of 64 x 64: non-zeros of h, groups of four that have more than two of them, the sum of what was dropped,
+        the sum of h.
+    """
+    h = hidden_state(z, keep, act, scale)
+    codes = _codes(h)
+    values, metadata = write(gather_kept(h, codes), codes, h.shape[1], h.dtype, format)
+    return values, metadata, _counts(h)
+
+
+def activation_backward_pack(
+    dp: Tensor,
+    values: Tensor,
+    metadata: Tensor,
+    act: str,
+    scale: float,
+    seed: Tensor,
+    format: str,
+    estimate_dz: bool,
+    estimate_p: bool,
+    sums: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dz on p's own places, and what the weight gradients multiply by, from one read of dp [T, F] and of p.
+
+    Args:
+        dp: [T, F], any strides.
+        values, metadata: p, as `activation_pack` returns it.
+        seed: of both estimates, whose errors are therefore not independent; each is unbiased.
+        estimate_dz: also MVUE(dz^T). estimate_p: also MVUE(p^T). sums: also the column sums of dz (a bias gradient).
+
+    Returns:
+        values of dz [T, F], with the metadata of p; values and metadata of mvue(dz^T), and of mvue(p^T) [F, T], as
+        `mvue_pack` gives them at this seed; sums, fp32 (fp64 for fp64) [F]. What was not asked for is empty.
+    """
+    tokens, hidden = dp.shape
+    codes = FORMATS[format].decode(metadata, tokens, hidden, values.dtype)
+    kept, p = _wide(gather_kept(dp, codes)), _wide(values)
+    # The places of zeros, and of NaN, are those of torch's own derivative of relu.
+    slope = 2.0 * (p * scale).sqrt() if act == "relu2" else torch.full_like(p, scale)
+    gradient = (kept * slope).masked_fill(p <= 0, 0.0).to(values.dtype)
+    dz = FORMATS[format].empty(tokens, hidden, values.dtype, values.device)[0].copy_(gradient)
+    dense = _spread(gradient, codes)
+    form = FORMATS[format].transposed
+    of_dz = mvue_pack(dense, seed, dense.dtype, form) if estimate_dz else _nothing(metadata, dense)
+    of_p = mvue_pack(_spread(values, codes), seed, dense.dtype, form) if estimate_p else _nothing(metadata, dense)
+    return dz, *of_dz, *of_p, _wide(dense).sum(0) if sums else _wide(dense.new_empty((0,)))
+
+
+def _nothing(metadata: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """An operand that nobody asked for."""
+    return values.new_empty((0,)), metadata.new_empty((0,))
+
+
+def _codes(h: Tensor) -> Tensor:
+    """uint8 [T, F/4]: metadata code of the two largest of each group."""
+    return code_table(h.device, PAIR_CODES)[magnitude_patterns(h).int()]
+
+
+def _spread(kept: Tensor, codes: Tensor) -> Tensor:
+    """Kept elements [T, F/2] on their places: dense [T, F]."""
+    dense = kept.new_zeros((*codes.shape, 4))
+    return dense.scatter_(2, places_of(codes), kept.unflatten(1, (-1, 2))).flatten(1)
+
+
+def _counts(h: Tensor) -> Tensor:
+    nonzero = h != 0
+    over = nonzero.unflatten(1, (-1, 4)).sum(2) > 2
+    dropped = _wide(h).masked_fill(magnitude_mask(h), 0.0)
+    counted = (nonzero, BLOCK), (over, BLOCK // 4), (dropped, BLOCK), (h, BLOCK)
+    return torch.stack([_by_block(x.to(dropped.dtype), columns) for x, columns in counted], dim=-1)
+
+
+def _by_block(x: Tensor, columns: int) -> Tensor:
+    """Sums of blocks of BLOCK rows and so many columns."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[1] % columns, 0, -x.shape[0] % BLOCK))
+    return padded.unflatten(1, (-1, columns)).unflatten(0, (-1, BLOCK)).sum((1, 3))
