@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from s24compile.errors import OptionError, UnknownOptionError
-from s24compile.recipe import RECIPES, Targets
+from s24compile.recipe import ACTIVATION, NAMES, Targets, recipe_of
 
 
 class _OfRecipe:
@@ -85,7 +85,8 @@ class Config:
     recipe: str = "fst"
     """"fst" (ICML 2024), "fst-exact" (the same with exact weight gradients and masks searched at every step),
     "fst-down" (that in the down projections alone), "sste" (NeurIPS 2024), "step" (ICML 2023), "srste" (ICLR 2021) or
-    "ste"."""
+    "ste". "activation" prunes no weight: the hidden states of ReLU and squared-ReLU layers are 2:4 nearly by themselves
+    (arXiv 2503.16672), and with them four of the six GEMMs of a layer."""
     targets: Targets = _OF_RECIPE
     """"ffn": the linears of feed-forward layers. "down": their last ones alone, the down projections. "linear": every
     linear but embeddings and the LM head. Default "ffn"; "down" with "fst-down"."""
@@ -100,18 +101,18 @@ class Config:
     input_gradient: Literal["auto", "dense", "mvue"] = "auto"
     """Input gradient of the row-wise recipes, whose masks are not 2:4 along the output features. "auto" and "dense":
     a dense GEMM. "mvue": dZ is replaced by its MVUE along the output features [S-STE], so that all three GEMMs
-    are 2:4. "fst", "fst-exact" and "fst-down" need neither: their masks are 2:4 both ways, and the input
-    gradient is sparse and exact."""
-    decay: float = _OF_RECIPE
+    are 2:4. "fst", "fst-exact", "fst-down" and "activation" need neither: their input gradient is sparse and exact."""
+    decay: float | None = _OF_RECIPE
     """Masked decay lambda of [FST 4.2], added to the gradients of pruned weights ("srste": taken from the weights
-    [SR-STE Eq. 8]). 0 switches it off. Default 6e-5; 2e-4 with "srste"."""
-    mask_interval: int = _OF_RECIPE
+    [SR-STE Eq. 8]). 0 switches it off. Default 6e-5; 2e-4 with "srste"; None, the only value, with "activation"."""
+    mask_interval: int | None = _OF_RECIPE
     """Optimizer steps between two searches of the transposable mask [FST 5.3]. Default 40; 1 with "fst-exact" and
-    "fst-down"."""
+    "fst-down"; None, the only value, with "activation"."""
     dense_after: int | None = None
     """Train dense from the forward after this many optimizer steps (0 = always dense). None: never."""
     dense_until: int | None = None
-    """Train dense for this many optimizer steps at the start (0: none). None: as the recipe does."""
+    """Train dense for this many optimizer steps at the start (0: none). None: as the recipe does; 300 with
+    "activation"."""
     total_steps: int | None = None
     """Length of the run in optimizer steps: "fst", "fst-exact" and "fst-down" end dense for its last 1/6, unless
     `dense_after` is given, and the latter two start dense for its first 1/6, unless `dense_until` is given."""
@@ -143,20 +144,18 @@ class Config:
             raise OptionError(
                 name="inner_options", value=self.inner_options, accepted="it must be a mapping of Inductor's settings"
             )
-        self._choice("recipe", tuple(RECIPES))
-        for field in ("targets", "gradient", "decay", "mask_interval"):
-            if getattr(self, field) is _OF_RECIPE:
-                object.__setattr__(self, field, getattr(RECIPES[self.recipe], field))
+        self._choice("recipe", NAMES)
+        self._take_from_recipe()
         self._choice("targets", ("ffn", "down", "linear"))
         self._choice("gradient", ("mvue", "auto", "dense"))
         self._choice("input_gradient", ("auto", "dense", "mvue"))
         self._choice("freshness", ("auto", "always"))
         self._choice("memory", ("speed", "save"))
         self._choice("inner", ("inductor", "aot_eager", "eager"))
-        self._number("decay", 0.0)
         self._number("min_speedup", 0.0)
-        self._integer("mask_interval", 1)
-        for field, least in (("dense_after", 0), ("dense_until", 0), ("total_steps", 1)):
+        if self.decay is not None:
+            self._number("decay", 0.0)
+        for field, least in (("mask_interval", 1), ("dense_after", 0), ("dense_until", 0), ("total_steps", 1)):
             if getattr(self, field) is not None:
                 self._integer(field, least)
         self._check_contradictions()
@@ -183,7 +182,7 @@ class Config:
     @property
     def dense_from(self) -> int | None:
         """The optimizer step from which the weights train dense, or None for never."""
-        if self.dense_after is not None or self.total_steps is None or not RECIPES[self.recipe].ends_dense:
+        if self.dense_after is not None or self.total_steps is None or not recipe_of(self.recipe).ends_dense:
             return self.dense_after
         return self.total_steps - self.total_steps // 6
 
@@ -192,7 +191,28 @@ class Config:
         """The optimizer step from which the weights train 2:4; 0 without a dense start."""
         if self.dense_until is not None:
             return self.dense_until
-        return self.total_steps // 6 if self.total_steps is not None and RECIPES[self.recipe].starts_dense else 0
+        starts_dense = recipe_of(self.recipe).starts_dense
+        return self.total_steps // 6 if self.total_steps is not None and starts_dense else 0
+
+    def _take_from_recipe(self) -> None:
+        """Fills in what was not given; refuses what was, and means nothing to the recipe."""
+        recipe = recipe_of(self.recipe)
+        for field in ("targets", "gradient", "decay", "mask_interval", "dense_until"):
+            value, own = getattr(self, field), getattr(recipe, field)
+            may_be_none = field in ("decay", "mask_interval", "dense_until")
+            if value is _OF_RECIPE or (value is None and may_be_none):
+                object.__setattr__(self, field, own)
+            elif own is None and field != "dense_until":
+                raise OptionError(
+                    name=field,
+                    value=value,
+                    accepted=f"it means nothing to recipe={self.recipe!r}, which prunes no weight: leave it out",
+                )
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it is hidden states that are 2:4, and no weight is."""
+        return self.recipe == ACTIVATION.name
 
     def _patterns(self, field: str) -> tuple[str, ...]:
         value = getattr(self, field)
@@ -226,12 +246,13 @@ class Config:
 
     def _check_contradictions(self) -> None:
         self._check_schedule()
-        if RECIPES[self.recipe].dx == "sparse" and self.input_gradient != "auto":
+        if recipe_of(self.recipe).dx == "sparse" and self.input_gradient != "auto":
+            why = "the gradient of a 2:4 hidden state being so, too" if self.hidden else "its masks being transposable"
             raise OptionError(
                 name="input_gradient",
                 value=self.input_gradient,
-                accepted=f"recipe={self.recipe!r} has an exact 2:4 input gradient, its masks being transposable: leave "
-                "it 'auto', or take one of 'sste', 'step', 'srste', 'ste'",
+                accepted=f"recipe={self.recipe!r} has an exact 2:4 input gradient, {why}: leave it 'auto', or take one "
+                "of 'sste', 'step', 'srste', 'ste'",
             )
         if self.memory == "save" and self.inner == "eager":
             raise OptionError(
@@ -264,8 +285,10 @@ class Config:
                 accepted=f"recipe={self.recipe!r} starts dense for the first {self.sparse_from} of {self.total_steps} "
                 "steps; give a later one, or dense_until=0",
             )
+        unasked = self.dense_until == recipe_of(self.recipe).dense_until
         raise OptionError(
             name="dense_until",
             value=self.dense_until,
-            accepted=f"no 2:4 step is left before step {end}, where the dense tail or the end of the run is",
+            accepted=f"no 2:4 step is left before step {end}, where the dense tail or the end of the run is"
+            + (f"; recipe={self.recipe!r} starts so unless dense_until says otherwise" if unasked else ""),
         )

@@ -1,5 +1,7 @@
 """The training recipes as rows of one table. A leaf: what each recipe means to the weight state and to the passes.
 
+Those of `RECIPES` prune weights. `ACTIVATION` prunes none: it takes the zeros that hidden states have by themselves.
+
 Sources: [FST] arXiv 2404.01847; [S-STE] arXiv 2409.09099; [STEP] Lu et al., ICML 2023; [SR-STE] Zhou et al., ICLR 2021.
 """
 
@@ -40,10 +42,12 @@ class Recipe:
     """Which linears are taken, where `Config.targets` is not given; the next three likewise."""
     gradient: Literal["mvue", "auto", "dense"] = "mvue"
     """Weight gradient."""
-    decay: float = 6e-5
+    decay: float | None = 6e-5
     """Lambda; without `decay_on` of no effect."""
-    mask_interval: int = 40
-    """Optimizer steps between searches; without `uses_interval` of no effect."""
+    mask_interval: int | None = 40
+    """Optimizer steps between searches; without `uses_interval` of no effect. None, as above: refused if given."""
+    dense_until: int | None = None
+    """Optimizer steps at the start that are dense unless others are given."""
 
     def dx_for(self, input_gradient: Literal["auto", "dense", "mvue"]) -> InputGradient:
         """The input gradient under `Config.input_gradient`."""
@@ -90,3 +94,18 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         )
     }
 )  # fmt: skip
+
+# Half of a hidden state is positive at first, and it takes some hundred steps until few groups of four have more than
+# two non-zeros. `select` and `dx` are those of the hidden state: the two largest of four, and exact.
+ACTIVATION = Recipe(
+    "activation", "magnitude", "sparse", None,
+    uses_interval=False, decay=None, mask_interval=None, dense_until=300,
+)  # fmt: skip
+"""2:4 hidden states of ReLU and squared-ReLU layers. [arXiv 2503.16672]"""
+
+NAMES: tuple[str, ...] = (*RECIPES, ACTIVATION.name)
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a name in `NAMES`."""
+    return ACTIVATION if name == ACTIVATION.name else RECIPES[name]

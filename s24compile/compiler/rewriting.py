@@ -20,7 +20,7 @@ from s24compile.kernels.target import Target
 from s24compile.lowering.cost import mvue_from, refuse_slow
 from s24compile.lowering.select import gated_format
 from s24compile.passes.provenance import parameter_name
-from s24compile.recipe import RECIPES
+from s24compile.recipe import recipe_of
 from s24compile.report import Site
 from s24compile.weights.operand import Operand
 from s24compile.weights.operand_map import operand
@@ -124,7 +124,7 @@ def rewrite_graph(
 
 def linear_options(config: Config, target: Target) -> passes.LinearOptions:
     """What the passes need to know of recipe and target."""
-    recipe = RECIPES[config.recipe]
+    recipe = recipe_of(config.recipe)
     # Both weight dims are aligned for the widest dtype in use, 16 bits; wider ones only exist on the CPU reference.
     alignment = target.alignment(torch.bfloat16)
     dx = recipe.dx_for(config.input_gradient)

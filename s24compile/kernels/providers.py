@@ -77,6 +77,7 @@ FOLDER_OF: dict[str, str] = {
     "scaled_dense": "gemm",
     "activation_pack": "activation",
     "activation_backward_pack": "activation",
+    "activation_layer": "activation",
 }
 """The folder that holds the kernels of each op."""
 

@@ -118,7 +118,7 @@ def watch_flips(weights: Sequence[SparseWeight]) -> None:
 
 
 def _interval(weight: SparseWeight) -> int:
-    return weight.config.mask_interval if weight.recipe.uses_interval else 1
+    return (weight.config.mask_interval or 1) if weight.recipe.uses_interval else 1
 
 
 def _advice(weight: SparseWeight) -> str:

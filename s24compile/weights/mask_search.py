@@ -178,7 +178,7 @@ class SearchedMask(WeightMask):
     @property
     def _may_search(self) -> bool:
         """Whether the schedule allows a search now: where nothing was written since the last one, it has no use."""
-        return not self.recipe.uses_interval or self.scheduled_age >= self.config.mask_interval
+        return not self.recipe.uses_interval or self.scheduled_age >= (self.config.mask_interval or 1)
 
     def _is_mask_of(self, parameter: Tensor) -> bool:
         assert self.patterns is not None

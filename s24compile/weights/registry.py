@@ -21,7 +21,7 @@ from torch.nn import Module, Parameter
 
 from s24compile.config import Config
 from s24compile.errors import CheckpointError, ConflictError
-from s24compile.recipe import RECIPES
+from s24compile.recipe import recipe_of
 from s24compile.weights.checkpoint import Entry
 from s24compile.weights.operand_request import WeightLayout
 from s24compile.weights.parameter_map import ParameterMap
@@ -130,7 +130,7 @@ _TRAINING_OPTIONS = ("recipe", "decay", "mask_interval", "sparse_from", "dense_f
 
 def _training_options(config: Config, layout: WeightLayout) -> dict[str, object]:
     given = {option: getattr(config, option) for option in _TRAINING_OPTIONS}
-    dx = RECIPES[config.recipe].dx_for(config.input_gradient)
+    dx = recipe_of(config.recipe).dx_for(config.input_gradient)
     # "auto" is another word for the recipe's own, and the only one where that is no option.
     return given | {"input_gradient": "auto" if dx == "sparse" else dx, "layout": layout}
 

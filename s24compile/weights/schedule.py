@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from s24compile.config import Config
-from s24compile.recipe import RECIPES, Recipe
+from s24compile.recipe import Recipe, recipe_of
 from s24compile.weights.parameter_map import ParameterMap
 
 Phase = Literal["sparse", "dense"]
@@ -72,7 +72,7 @@ class WeightSchedule:
 
     def __init__(self, parameter: Parameter, config: Config) -> None:
         self.config = config
-        self.recipe: Recipe = RECIPES[config.recipe]
+        self.recipe: Recipe = recipe_of(config.recipe)
         self.parameter = weakref.ref(parameter)
         self.steps = 0
         """Optimizer steps counted so far: of optimizers that hold this parameter, one for nested `super().step()`."""

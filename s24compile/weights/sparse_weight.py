@@ -46,12 +46,12 @@ class SparseWeight(SearchedMask):
         Raises:
             OptionError: on assignment, what `Config.decay` does not take either.
         """
-        return self.config.decay if self._decay is None else self._decay
+        return (self.config.decay or 0.0) if self._decay is None else self._decay
 
     @decay.setter
     def decay(self, value: float) -> None:
         checked = dataclasses.replace(self.config, decay=value).decay
-        self._decay = None if checked == self.config.decay else float(checked)
+        self._decay = None if checked is None or checked == self.config.decay else float(checked)
 
     def entry(self) -> Entry:
         """A snapshot for a checkpoint, see `weights/checkpoint.py`: of the training, whatever evaluations use now.

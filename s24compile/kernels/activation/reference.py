@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.format import FORMATS, code_table
+from s24compile.kernels.gemm.reference import mm
 from s24compile.kernels.masks.reference import magnitude_mask, magnitude_patterns
 from s24compile.kernels.mvue.reference import mvue_pack
 from s24compile.kernels.pack.reference import gather_kept, places_of, write
@@ -106,6 +107,49 @@ def activation_backward_pack(
     of_dz = mvue_pack(dense, seed, dense.dtype, form) if estimate_dz else _nothing(metadata, dense)
     of_p = mvue_pack(_spread(values, codes), seed, dense.dtype, form) if estimate_p else _nothing(metadata, dense)
     return dz, *of_dz, *of_p, _wide(dense).sum(0) if sums else _wide(dense.new_empty((0,)))
+
+
+def activation_layer(
+    x: Tensor,
+    up: Tensor | None,
+    up_cast: Tensor | None,
+    up_bias: Tensor | None,
+    keep: Tensor | None,
+    down: Tensor,
+    down_cast: Tensor,
+    down_bias: Tensor | None,
+    act: str,
+    scale: float,
+    format: str,
+    up_layout: str,
+    down_layout: str,
+    dw_up: str,
+    dw_down: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, values, metadata, counts): y [..., D] = p down^T + down_bias, with p of z = x up^T + up_bias.
+
+    The contract in `ops/activation_layer.py` says what the arguments are; it calls the best kernel for each step.
+    """
+    z = up_projection(x, up_cast, up_bias, up_layout)
+    flat = None if keep is None else keep.reshape(z.shape)
+    values, metadata, counts = activation_pack(z, flat, act, scale, format)
+    y = mm(values, metadata, z.shape[0], z.shape[1], format, turned(down_cast, down_layout), None, "row", x.dtype)
+    y = y if down_bias is None else y + down_bias.to(y.dtype)
+    return y.reshape(*x.shape[:-1], y.shape[1]), values, metadata, counts
+
+
+def up_projection(x: Tensor, weight: Tensor | None, bias: Tensor | None, layout: str) -> Tensor:
+    """z [T, F] = x weight^T + bias, rounded to x's dtype; x [..., F] itself where there is no weight."""
+    z = x.reshape(-1, x.shape[-1])
+    if weight is None:
+        return z
+    columns = turned(weight, layout)
+    return torch.mm(z, columns) if bias is None else torch.addmm(bias.to(z.dtype), z, columns)
+
+
+def turned(weight: Tensor, layout: str) -> Tensor:
+    """A weight as the right operand of a product, [in, out]."""
+    return weight.t() if layout == "out_in" else weight
 
 
 def _nothing(metadata: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch.library import custom_op
 
 from s24compile.errors import LoweringError
 from s24compile.kernels import providers
+from s24compile.kernels.activation import reference
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.ops import gemm
 from s24compile.kernels.ops.packing import unpack
@@ -124,14 +125,11 @@ def activation_layer(
     Returns:
         (y, values of p, metadata of p, counts). Only y is differentiable.
     """
-    z = x.reshape(-1, x.shape[-1])
-    if up_cast is not None:
-        weight = (up_cast if up_layout == "out_in" else up_cast.t()).t()
-        z = torch.mm(z, weight) if up_bias is None else torch.addmm(up_bias.to(z.dtype), z, weight)
+    z = reference.up_projection(x, up_cast, up_bias, up_layout)
     tokens, hidden = z.shape
     flat = None if keep is None else keep.reshape(tokens, hidden)
     values, metadata, counts = providers.run("activation_pack", z, flat, act, scale, format)
-    weight = (down_cast if down_layout == "out_in" else down_cast.t()).t()
+    weight = reference.turned(down_cast, down_layout)
     y = providers.run("mm", values, metadata, tokens, hidden, format, weight, None, "row", x.dtype)
     if down_bias is not None:
         y = y + down_bias.to(y.dtype)
