@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from s24compile.training.monitor import log_flip_rates
     from s24compile.training.step import AdamW_STEP
     from s24compile.training.tune_decay import tune_decay
+    from s24compile.weights.activation_stats import ActivationStats, activation_stats
     from s24compile.weights.model_state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
     from s24compile.weights.sparse_weight import SparseWeight
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActivationStats",
     "AdamW_STEP",
     "Config",
     "Packed24",
@@ -50,6 +52,7 @@ __all__ = [
     "SparseWeight",
     "Stateful",
     "TrainerCallback",
+    "activation_stats",
     "bake_",
     "errors",
     "explain",
@@ -69,6 +72,7 @@ __all__ = [
 
 # Imported at first use: most of it needs torch._dynamo, which costs more than a second that a script may not need.
 _HOMES = {
+    "ActivationStats": "weights.activation_stats",
     "AdamW_STEP": "training.step",
     "Config": "config",
     "Packed24": "kernels.packed",
@@ -77,6 +81,7 @@ _HOMES = {
     "SparseWeight": "weights.sparse_weight",
     "Stateful": "integrations.distributed_checkpoint",
     "TrainerCallback": "integrations.trainer_callback",
+    "activation_stats": "weights.activation_stats",
     "bake_": "weights.model_state",
     "explain": "compiler.explanation",
     "load_state_dict": "weights.model_state",

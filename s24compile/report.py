@@ -32,7 +32,8 @@ class Site:
     rule: str = ""
     """The rule that rewrote it, for S24_FUEL bisection."""
     saved_bytes: tuple[tuple[str, int], ...] = ()
-    """What it keeps for the backward: "Z", the activation's operand, and "H", its result."""
+    """What it keeps for the backward: "Z", the activation's operand, and "H", its result; or "P", a 2:4 hidden
+    state."""
     recomputable_bytes: int = 0
     """How many of them memory="save" leaves out."""
     decorated: bool = False

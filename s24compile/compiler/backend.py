@@ -15,8 +15,8 @@ import torch
 from torch import fx, nn
 
 from s24compile import passes
-from s24compile.compiler.inner import Compiled, compile_graph
-from s24compile.compiler.rewriting import Rewriting, Slot, gathered_inputs, rewrite_graph, target_of
+from s24compile.compiler.inner import Compiled, compile_graph, replays_graphs
+from s24compile.compiler.rewriting import LayerSlot, Rewriting, Slot, gathered_inputs, rewrite_graph, target_of
 from s24compile.config import Config
 from s24compile.errors import DecoratorError, S24Error, visible_through_dynamo
 from s24compile.graphs.tracing import trace_graph
@@ -24,6 +24,8 @@ from s24compile.kernels.gemm.availability import require_gemm
 from s24compile.lowering.cost import FORCE
 from s24compile.report import Site
 from s24compile.training.hooks import watch_optimizers
+from s24compile.weights.activation_stats import states_of
+from s24compile.weights.hidden_state import FakeHiddenState, HiddenState, note_counts
 from s24compile.weights.model_state import sparse_weights
 from s24compile.weights.packed_inputs import PackedInputs
 
@@ -74,23 +76,23 @@ class SparseGraph:
         self.original = passes.copy_graph_module(gm)
         self.gathered = gathered_inputs(self.original, example_inputs)
         rewrite = self.rewritten()
-        self.slots, self.sites = rewrite.slots, rewrite.sites
+        self.slots, self.layers, self.sites = rewrite.slots, rewrite.layers, rewrite.sites
         self.inputs = PackedInputs(self.slots)
         self.report()
-        if self.slots:
+        if self.slots or self.layers:
             require_gemm(self.target.arch, self.target.format)
             watch_optimizers()
-        dense = self.inputs.dense_slots(example_inputs)
+        dense = self.inputs.dense_slots(example_inputs) | self.states(example_inputs)[0]
         if dense:
             rewrite = self.rewritten(dense)
         trace_graph("captured", lambda: passes.format_graph(self.original, "captured"))
         trace_graph("rewritten", lambda: passes.format_graph(rewrite.graph_module, "rewritten"))
         inputs = [*example_inputs, *rewrite.packed_examples()]
-        self.variants: dict[frozenset[Slot], Compiled] = {
+        self.variants: dict[frozenset[Slot | LayerSlot], Compiled] = {
             dense: compile_graph(rewrite.graph_module, inputs, config, self.target)
         }
 
-    def rewritten(self, dense: frozenset[Slot] = frozenset()) -> Rewriting:
+    def rewritten(self, dense: frozenset[Slot | LayerSlot] = frozenset()) -> Rewriting:
         """A rewritten copy of the graph, but for the slots in `dense`."""
         return rewrite_graph(self.original, self.config, self.target, dense, self.gathered)
 
@@ -99,7 +101,7 @@ class SparseGraph:
         for site in self.sites:
             log.log(logging.WARNING if self.alarms(site) else logging.INFO, "%s", site.sentence)
         slow = [site for site in self.sites if site.reason.endswith(FORCE)]
-        if slow and not self.slots:
+        if slow and not self.slots and not self.layers:
             log.warning(
                 "no layer of this graph trains 2:4 (%d refused as slower than dense): %s", len(slow), slow[0].reason
             )
@@ -116,19 +118,43 @@ class SparseGraph:
         return site.family != "linear" or not any(s.decorated and s.status == "rewritten" for s in self.sites)
 
     def __call__(self, *args: Any) -> Any:
-        phases, packed = self.inputs.fresh(args)
+        dense, packed = self.inputs.fresh(args)
+        phases: frozenset[Slot | LayerSlot] = dense
+        states: list[HiddenState | FakeHiddenState] = []
+        if self.layers:
+            dense_layers, states = self.states(args)
+            phases = dense | dense_layers
         variant = self.variants.get(phases)
         if variant is None:
             variant = self.variants[phases] = self.compile_later(phases)
-        return variant(*args, *packed)
+        results = variant(*args, *packed)
+        if not states:
+            return results
+        own = len(results) - len(states)
+        note_counts(states, results[own:], copy=replays_graphs(self.config))
+        return results[:own]
 
-    def compile_later(self, dense: frozenset[Slot]) -> Compiled:
+    def states(self, args: Sequence[Any]) -> tuple[frozenset[LayerSlot], list[HiddenState | FakeHiddenState]]:
+        """The layers that are dense in this call; the states of those whose counts the graph returns, in order."""
+        dense: list[LayerSlot] = []
+        counted: list[HiddenState | FakeHiddenState] = []
+        for layer in self.layers:
+            state = layer.state(args)
+            if state.dense:
+                dense.append(layer)
+            elif layer.request.counted:
+                counted.append(state)
+        return frozenset(dense), counted
+
+    def compile_later(self, dense: frozenset[Slot | LayerSlot]) -> Compiled:
         """Compiles a variant outside Dynamo's first capture, by giving the rewritten graph to Dynamo once more.
 
         Dynamo then owns guards and symbolic shapes, as it did for the first variant.
         """
         log.info(
-            "compiling the graph again: %d of %d packed operands are in their dense phase", len(dense), len(self.slots)
+            "compiling the graph again: %d of %d packed operands and 2:4 hidden states are in their dense phase",
+            len(dense),
+            len(self.slots) + len(self.layers),
         )
         rewrite = self.rewritten(dense)
         passes.inline_regions(rewrite.graph_module)
@@ -171,8 +197,8 @@ class SparseFFNBackend(ReadsMarks):
         return run
 
     def require_sparse(self, module: nn.Module) -> None:
-        """Raises DecoratorError unless a weight of `module` has become sparse by now."""
-        if not sparse_weights(module):
+        """Raises DecoratorError unless a weight or a hidden state of `module` has become sparse by now."""
+        if not sparse_weights(module) and not states_of(module):
             reasons = "; ".join(self.refusals) or "no feed-forward layer was found in it"
             raise DecoratorError(
                 what=type(module).__name__,

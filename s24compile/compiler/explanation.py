@@ -67,6 +67,11 @@ def explain_with(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], 
     return findings.report(inner)
 
 
+OF_WEIGHTS = ("mm", "mvue_pack", "glu", "pack_weight_")
+OF_STATES = ("mm", "activation_pack", "activation_backward_pack")
+"""The ops whose kernels a report names: of recipes that prune weights, and of "activation"."""
+
+
 class _Findings:
     """What has been found so far, in all graphs of a model.
 
@@ -79,6 +84,7 @@ class _Findings:
         self.sites: list[Site] = []
         self.seen: set[int] = set()
         """ids of the parameters that some graph takes; the caller's model keeps them alive."""
+        self.ops: tuple[str, ...] = ()
         self.graphs = 0
         self.target = Target()
 
@@ -110,7 +116,7 @@ class _Findings:
             sites=tuple(sorted(self.sites, key=_natural)),
             graphs=self.graphs,
             target=str(self.target),
-            providers=tuple(serving(self.target, ("mm", "mvue_pack", "glu", "pack_weight_")).items()),
+            providers=tuple(serving(self.target, self.ops).items()),
             unseen=tuple(clean_name(name) for name in unseen),
         )
 
@@ -124,6 +130,7 @@ class _Capture(ReadsMarks):
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         findings = self.findings
         findings.target = target_of(example_inputs, self.config)
+        findings.ops = tuple(dict.fromkeys((*findings.ops, *(OF_STATES if self.config.hidden else OF_WEIGHTS))))
         findings.graphs += 1
         gathered = gathered_inputs(gm, example_inputs)
         rewrite = rewrite_graph(gm, self.config, findings.target, gathered=gathered)

@@ -20,6 +20,7 @@ from s24compile import lowering
 from s24compile.config import Config
 from s24compile.errors import OptionError, S24Error
 from s24compile.kernels.target import Target
+from s24compile.lowering.cost import GRAPH_MODES
 from s24compile.lowering.memory import recompute_activations
 
 Compiled = Callable[..., Any]
@@ -72,6 +73,12 @@ def inductor_patches(config: Config) -> dict[str, Any]:
             raise OptionError(name="inner_options", value=name, accepted="keys are fields of torch._inductor.config")
         patches[name] = value
     return patches
+
+
+def replays_graphs(config: Config) -> bool:
+    """Whether the compiled graph may be replayed as a CUDA graph, in whose memory its results then lie."""
+    options = dict(config.inner_options or ())
+    return config.mode in GRAPH_MODES or bool(options.get("triton.cudagraphs"))
 
 
 def _inductor(gm: fx.GraphModule, inputs: list[Any], config: Config, target: Target) -> Compiled:

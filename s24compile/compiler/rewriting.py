@@ -22,9 +22,10 @@ from s24compile.lowering.select import gated_format
 from s24compile.passes.provenance import parameter_name
 from s24compile.recipe import recipe_of
 from s24compile.report import Site
+from s24compile.weights.hidden_state import FakeHiddenState, HiddenState, hidden_state
 from s24compile.weights.operand import Operand
 from s24compile.weights.operand_map import operand
-from s24compile.weights.operand_request import OperandRequest
+from s24compile.weights.operand_request import LayerRequest, OperandRequest
 from s24compile.weights.sharding import sharded_master
 
 
@@ -44,12 +45,30 @@ class Slot:
         return operand(parameters, self.request, self.config)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerSlot:
+    """One layer of a compiled graph whose hidden state is 2:4, and which call arguments hold its parameters."""
+
+    request: LayerRequest
+    places: tuple[int, ...]
+    config: Config
+
+    def state(self, args: Sequence[Any]) -> HiddenState | FakeHiddenState:
+        """The state of the parameters that arrive in this call."""
+        return hidden_state([args[place] for place in self.places], self.request, self.config)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rewriting:
-    """A rewritten copy of a graph. Its last placeholders take the packed tensors of `slots`, in order."""
+    """A rewritten copy of a graph.
+
+    Its last placeholders take the packed tensors of `slots`, in order; its last results are the counts of those of
+    `layers` that are counted.
+    """
 
     graph_module: fx.GraphModule
     slots: tuple[Slot, ...]
+    layers: tuple[LayerSlot, ...]
     sites: tuple[Site, ...]
 
     def packed_examples(self) -> list[Any]:
@@ -96,7 +115,7 @@ def rewrite_graph(
     gm: fx.GraphModule,
     config: Config,
     target: Target,
-    dense: frozenset[Slot] = frozenset(),
+    dense: frozenset[Slot | LayerSlot] = frozenset(),
     gathered: frozenset[str] = frozenset(),
 ) -> Rewriting:
     """Copies `gm` and rewrites its feed-forward layers.
@@ -115,11 +134,13 @@ def rewrite_graph(
         gathered=gathered,
         decorated_options={label: linear_options(own, target) for label, own in by_mark.items()},
     )
-    slots = (
-        Slot(request, tuple(places[name] for name in request.weights), by_mark.get(request.decorated or "", config))
-        for request in rewrite.operands
-    )
-    return Rewriting(rewrite.graph_module, tuple(slots), tuple(rewrite.sites))
+
+    def held(request: OperandRequest | LayerRequest) -> tuple[tuple[int, ...], Config]:
+        return tuple(places[name] for name in request.weights), by_mark.get(request.decorated or "", config)
+
+    slots = tuple(Slot(request, *held(request)) for request in rewrite.operands)
+    layers = tuple(LayerSlot(request, *held(request)) for request in rewrite.layers)
+    return Rewriting(rewrite.graph_module, slots, layers, tuple(rewrite.sites))
 
 
 def linear_options(config: Config, target: Target) -> passes.LinearOptions:
@@ -133,7 +154,9 @@ def linear_options(config: Config, target: Target) -> passes.LinearOptions:
         gated_format=gated_format(target),
         dx=dx,
         dw=config.gradient,
-        mvue_from=mvue_from(target),
+        # A 2:4 hidden state is pruned along tokens in the pass that makes its gradient, for less than unpacking it
+        # costs.
+        mvue_from=0 if config.hidden else mvue_from(target),
         alignment=alignment,
         dense_when=_dense_when(config),
     )

@@ -24,6 +24,8 @@ class Layer:
     """Whether the linears in front of the activation are 2:4."""
     last: bool = True
     """Whether the linear behind it is; a lone linear is both."""
+    state: bool = False
+    """Whether it is the hidden state that is 2:4, and no weight is."""
     dx: str = "sparse"
     """Input gradient of the 2:4 linears: "sparse", "dense" or "mvue", as in `Recipe.dx`."""
     dw: tuple[str, str] = ("mvue", "mvue")

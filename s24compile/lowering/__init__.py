@@ -16,6 +16,7 @@ from s24compile.kernels.target import Target
 from s24compile.lowering.activation import lower_activations
 from s24compile.lowering.casts import absorb_casts
 from s24compile.lowering.epilogue import fuse_activation, fuse_activation_backward, fuse_glu, fuse_glu_backward
+from s24compile.lowering.hidden import lower_hidden
 from s24compile.lowering.layout import choose_layouts
 from s24compile.lowering.linear import lower_linear
 from s24compile.lowering.memory import saved_bytes
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 LOWERING: tuple[Callable[[fx.Graph, Target], int], ...] = (
     lower_linear,
+    lower_hidden,
     fuse_activation,
     fuse_activation_backward,
     fuse_glu,

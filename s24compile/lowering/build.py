@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
@@ -35,6 +36,11 @@ class Builder:
             if key in self.node.meta:
                 made.meta[key] = self.node.meta[key]
         return made
+
+    def size(self, x: fx.Node, dim: int) -> fx.Node | int:
+        """A dim as a number where it is one, else as a node."""
+        size: int | torch.SymInt = x.meta["val"].shape[dim]
+        return size if isinstance(size, int) else self.call(torch.ops.aten.sym_size.int, x, dim)
 
     def item(self, several: fx.Node, index: int) -> fx.Node:
         """One result of an op that has several."""

@@ -27,7 +27,7 @@ def lower_linear(graph: fx.Graph, target: Target) -> int:
         assert isinstance(x, fx.Node)
         assert isinstance(values, fx.Node)
         fake_x, dtype = x.meta["val"], values.meta["val"].dtype
-        rows, cols = _size(build, values, 0), _size(build, x, fake_x.dim() - 1)
+        rows, cols = build.size(values, 0), build.size(x, fake_x.dim() - 1)
         flat = x if fake_x.dim() == 2 else build.call(aten.reshape.default, x, [-1, cols])
         if fake_x.dtype != dtype:
             flat = build.call(torch.ops.prims.convert_element_type.default, flat, dtype)
@@ -35,13 +35,7 @@ def lower_linear(graph: fx.Graph, target: Target) -> int:
         z = build.call(torch.ops.s24.mm.default, values, metadata, rows, cols, fmt, columns, bias, "col", dtype)
         y = build.call(aten.permute.default, z, [1, 0])
         if fake_x.dim() != 2:
-            leading = [_size(build, x, dim) for dim in range(fake_x.dim() - 1)]
+            leading = [build.size(x, dim) for dim in range(fake_x.dim() - 1)]
             y = build.call(aten.reshape.default, y, [*leading, rows])
         build.replace_with(y)
     return len(found)
-
-
-def _size(build: Builder, x: fx.Node, dim: int) -> fx.Node | int:
-    """A dim as a number where it is one, else as a node."""
-    size = x.meta["val"].shape[dim]
-    return size if isinstance(size, int) else build.call(aten.sym_size.int, x, dim)

@@ -34,20 +34,23 @@ def recompute_activations(graph: fx.Graph) -> int:
 def saved_bytes(graph: fx.Graph) -> dict[str, int]:
     """Bytes that a forward graph, not yet lowered, saves of its 2:4 layers; empty for any other graph.
 
-    Under "Z" results of 2:4 linears, under "H" those of activations, under "X" what else such linears read. Packed
-    weights are not counted: they are there anyway. Must be called while AOTAutograd compiles the graph.
+    Under "Z" results of 2:4 linears, under "H" those of activations, under "P" 2:4 hidden states, under "X" what else
+    such linears and layers read. Packed weights are not counted: they are there anyway. Must be called while
+    AOTAutograd compiles the graph.
     """
     context = TracingContext.try_get()
     metadata = context.fw_metadata if context is not None else None
     linears = [node for node in s24_calls(graph) if op_name(node) == "linear"]
-    if metadata is None or metadata.num_symints_saved_for_bw is None or not linears:
+    layers = [node for node in s24_calls(graph) if op_name(node) == "activation_layer"]
+    if metadata is None or metadata.num_symints_saved_for_bw is None or not linears + layers:
         return {}
-    roles: dict[fx.Node, str] = {base_of(linear.args[0]): "X" for linear in linears}
+    roles: dict[fx.Node, str] = {base_of(reader.args[0]): "X" for reader in linears + layers}
+    roles |= {item: "P" for layer in layers for item in layer.users}
     roles |= dict.fromkeys(linears, "Z")
     roles |= {node: "H" for node in s24_calls(graph) if op_name(node) in RECOMPUTED}
     (output,) = graph.find_nodes(op="output")
     sources = dict.fromkeys(base_of(node) for node in output.args[0][metadata.tensors_saved_for_backwards_slice])
-    found = dict.fromkeys(("Z", "H", "X"), 0)
+    found = dict.fromkeys(("Z", "H", "P", "X"), 0)
     for source in sources:
         if source in roles:
             found[roles[source]] += _nbytes(source.meta["val"])

@@ -7,8 +7,9 @@ lists `canonicalize.SPELLINGS` and `find.FINDERS`.
                                                                            effects
     find           layers of each family, and lookalikes                   plain, gated, lookalikes, unknown, broken,
                                                                            heads
-    decide         scope, shapes, dtypes, phase, other uses, fuel          policy
-    rewrite        s24.linear and s24.glu, packed weights as inputs        operands
+    decide         scope, shapes, dtypes, phase, other uses, fuel          policy, hidden
+    rewrite        s24.linear and s24.glu, packed weights as inputs;       operands, rewrite_hidden, results
+                   s24.activation_layer, its counts as results
     note_saved     bytes that each layer keeps for the backward            saved
     verify         the invariants
 
@@ -39,12 +40,13 @@ from s24compile.passes.saved import note_saved
 from s24compile.passes.scope import copy_scopes
 from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
 from s24compile.passes.verify import verify
-from s24compile.weights.operand_request import OperandRequest
+from s24compile.weights.operand_request import LayerRequest, OperandRequest
 from s24compile.weights.sharding import FSDP_SENTENCE
 
 __all__ = [
     "ALARMING",
     "PASSES",
+    "LayerRequest",
     "LinearOptions",
     "OperandRequest",
     "Rewrite",
@@ -102,7 +104,7 @@ def run(
         state.graph_module = copy_graph_module(gm)
     for scope in state.scopes:
         scope.module.recompile()
-    return Rewrite(state.graph_module, state.sites, state.operands, state.count, state.outside)
+    return Rewrite(state.graph_module, state.sites, state.operands, state.layers, state.count, state.outside)
 
 
 def copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:

@@ -84,7 +84,9 @@ def dense_phase(asked: Asked) -> str:
 
 
 def gathered(asked: Asked) -> str:
-    """FSDP2 gathers its weight for each forward."""
+    """FSDP2 gathers its weight for each forward. To a 2:4 hidden state that is nothing: no weight of it is packed."""
+    if asked.match.hidden is not None:
+        return ""
     return FSDP_SENTENCE if any(w.name in asked.state.gathered for w in asked.linear.weight_inputs) else ""
 
 

@@ -36,6 +36,8 @@ class Match:
     activation: Activation | None = None
     """Of a layer without gate: `activation.name` is "gelu", "relu2", ..., `activation.node` the node of its result,
     `activation.h` what it is computed from. Also where no s24 op computes it."""
+    hidden: Hidden | None = None
+    """What recipe="activation" makes of the layer, if that is its recipe and takes it."""
     stays: dict[Linear, str] = dataclasses.field(default_factory=dict)
     """Linears that stay dense although their site is taken -> why."""
     taken: list[Linear] = dataclasses.field(default_factory=list)
@@ -55,6 +57,21 @@ class Gate:
     """Which half of the (joined) result the activation is on."""
     direct: bool
     """Nothing but the activation stands between the halves and the product, so that one s24.glu is the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """A layer whose hidden state will be 2:4: what stands between its projections."""
+
+    act: str
+    scale: float = 1.0
+    """What the activation is multiplied by, dropout's 1 / (1 - p) included."""
+    dropout: fx.Node | None = None
+    """The one that drops something, if any does."""
+    rate: float = 0.0
+    """Its p."""
+    bias: fx.Node | None = None
+    """Of the first projection, where autocast kept it from being its own."""
 
 
 class Nodes:

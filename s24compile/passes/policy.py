@@ -14,6 +14,7 @@ from torch import fx
 from s24compile.graphs.layer import Layer
 from s24compile.graphs.marks import mark_of
 from s24compile.passes.checks import DENSE_PHASE_SENTENCE, Asked, against_layer, against_linear
+from s24compile.passes.hidden import hidden_of, refuse_moved, refuse_partial
 from s24compile.passes.linears import Linear, is_weight_view
 from s24compile.passes.match import Match
 from s24compile.passes.provenance import parameter_name, user_line
@@ -41,12 +42,13 @@ def decide(state: State) -> int:
 
 def _ask(match: Match, state: State, decorated: bool) -> None:
     """Fills `refusal` and `stays` with what the checks and the cost model have against a layer."""
-    match.refusal = match.refusal or against_layer(match, state, decorated)
+    match.refusal = match.refusal or against_layer(match, state, decorated) or _refuse_hidden(match, state)
     if match.refusal:
         return
     found = {linear: against_linear(Asked(linear, match, state, decorated)) for linear in match.linears}
     match.stays = {linear: why for linear, why in found.items() if why}
-    if len(match.stays) < len(match.linears):
+    match.refusal = refuse_partial(match) if match.hidden is not None else ""
+    if not match.refusal and len(match.stays) < len(match.linears):
         match.refusal = _refuse_slow(match, state)
 
 
@@ -71,6 +73,18 @@ def _take(state: State) -> set[fx.Node]:
     return claimed
 
 
+def _refuse_hidden(match: Match, state: State) -> str:
+    """Of a layer whose hidden state is to be 2:4: what recipe="activation" says to it."""
+    mark = mark_of(match.linears[-1].node)
+    if not state.config_for(mark).hidden:
+        return ""
+    found = hidden_of(match, state.options_for(mark))
+    if isinstance(found, str):
+        return found
+    match.hidden = found
+    return refuse_moved(match)
+
+
 def _refuse_slow(match: Match, state: State) -> str:
     """What the cost model says; a decorated module is not asked about."""
     *firsts, last = match.linears
@@ -93,6 +107,7 @@ def _refuse_slow(match: Match, state: State) -> str:
         first=not any(linear in never for linear in firsts or [last]),
         last=last not in never,
         dx=options.dx,
+        state=match.hidden is not None,
         dw=(options.dw_of(first.in_features), options.dw_of(last.in_features)),
     )
     return state.profitable(layer) or ""
@@ -106,7 +121,8 @@ def _hint(size: int | torch.SymInt) -> int | None:
 def _refuse_shared_weights(state: State) -> None:
     """Takes a weight only if every use of it is taken; refusing one use may refuse others, so to a fixpoint."""
     while True:
-        live = [(m, n) for m in state.matches if not m.refusal for n in m.linears if n not in m.stays]
+        # What is packed is a weight, or a hidden state: then weights are as free as in a dense layer.
+        live = [(m, n) for m in state.matches if not (m.refusal or m.hidden) for n in m.linears if n not in m.stays]
         taken = {linear.node for _, linear in live}
         layouts: dict[fx.Node, set[str]] = {}
         for _, linear in live:

@@ -19,6 +19,8 @@ from s24compile.passes.linears import Linear
 from s24compile.passes.match import Gate, Match
 from s24compile.passes.operands import Operands, Wanted
 from s24compile.passes.provenance import common_path, module_path
+from s24compile.passes.results import add_results
+from s24compile.passes.rewrite_hidden import rewrite_hidden
 from s24compile.passes.scope import fake, hop_name, known_fake
 from s24compile.passes.state import State
 
@@ -34,7 +36,7 @@ class Unit:
 
 def rewrite(state: State) -> int:
     """Rewrites every taken linear; returns how many matmuls are 2:4 now."""
-    plan = [(match, _units(match, state)) for match in state.matches if match.taken]
+    plan = [(match, _units(match, state)) for match in state.matches if match.taken and match.hidden is None]
     operands = Operands(state, [(m.scope, u.wanted, u.needs_transpose) for m, units in plan for u in units])
     for match, _ in plan:  # before their linears, which they name
         if match.activation is not None and _is_op(match.activation):
@@ -43,6 +45,10 @@ def rewrite(state: State) -> int:
         for unit in units:
             _rewrite_unit(match, unit, operands, state)
             state.count += len(unit.linears)
+    for match in state.matches:
+        if match.taken and match.hidden is not None:
+            state.count += rewrite_hidden(match, state)
+    add_results(state.graph_module.graph, state.results)
     return state.count
 
 

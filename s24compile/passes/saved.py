@@ -1,8 +1,9 @@
 """Fifth pass: how many bytes each layer will keep for the backward. T tokens, F hidden width.
 
-Z [T, F] (or [T, 2F]) is the activation's operand, H [T, F] that of the last weight gradient. The layer's input is not
-counted, since the dense layer keeps it, too; nor are dropout masks. The sizes are those that Inductor's partitioner
-saves (`tests/lowering/test_memory.py` compares); what a graph really saves is in the log, see `lowering.memory`.
+Z [T, F] (or [T, 2F]) is the activation's operand, H [T, F] that of the last weight gradient, P a 2:4 hidden state in
+place of both. The layer's input is not counted, since the dense layer keeps it, too; nor are dropout masks. The sizes
+are those that Inductor's partitioner saves (`tests/lowering/test_memory.py` compares); what a graph really saves is in
+the log, see `lowering.memory`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ def _saved(match: Match) -> dict[str, int]:
     """Bytes by name; those that are zero, or of sizes without a hint, are left out."""
     *before, last = match.linears
     runs = _runs(match.scope)
+    if match.hidden is not None:
+        # Half of the elements, and two bits for the place of each.
+        p = _bytes(last.x, torch.uint8) * (4 * known_fake(last.node).dtype.itemsize + 1) // 8
+        return {"P": runs * p} if runs * p and _has_gradient(last.node, match.scope) else {}
     z = sum(_bytes(linear.node) for linear in before if _has_gradient(linear.node, match.scope))
     h = _bytes(last.x, known_fake(last.node).dtype) if before and _has_gradient(last.weight, match.scope) else 0
     return {name: runs * count for name, count in (("Z", z), ("H", h)) if runs * count}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from s24compile.graphs.marks import mark_of
+from s24compile.passes.hidden import EXISTS, is_candidate
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Match
 from s24compile.passes.provenance import common_path, module_path, parameter_name, user_line
@@ -19,6 +20,8 @@ def site_of(match: Match, state: State) -> Site:
         options = state.options_for(mark_of(match.taken[0].node))
         reasons += _exact_gradients(match, paths, options)
         reasons += [f"trains dense {options.dense_when}"] if options.dense_when else []
+    if is_candidate(match) and not state.config_for(mark_of(linears[-1].node)).hidden:
+        reasons.append(EXISTS)
     names = [parameter_name(top) for n in linears for top in n.weight_inputs if top.op == "placeholder"]
     return Site(
         path=common_path(paths),

@@ -16,7 +16,7 @@ from s24compile.config import Config
 from s24compile.graphs.layer import Layer
 from s24compile.graphs.marks import config_of
 from s24compile.report import Site
-from s24compile.weights.operand_request import OperandRequest
+from s24compile.weights.operand_request import LayerRequest, OperandRequest
 
 if TYPE_CHECKING:
     from s24compile.passes.linears import Refusal
@@ -59,6 +59,9 @@ class Rewrite:
     """A copy: Dynamo's own graph is untouched. The very same nodes as Dynamo's if nothing was rewritten."""
     sites: list[Site]
     operands: list[OperandRequest]
+    layers: list[LayerRequest]
+    """Those whose hidden state is 2:4. The graph returns the counts of the counted ones, in order, behind its own
+    results."""
     count: int
     """Matmuls that are 2:4 now."""
     outside: tuple[str, ...] = ()
@@ -90,6 +93,9 @@ class State:
     matches: list[Match] = dataclasses.field(default_factory=list)
     sites: list[Site] = dataclasses.field(default_factory=list)
     operands: list[OperandRequest] = dataclasses.field(default_factory=list)
+    layers: list[LayerRequest] = dataclasses.field(default_factory=list)
+    results: list[fx.Node] = dataclasses.field(default_factory=list)
+    """What the top-level graph is to return behind its own results: the counts of `layers`."""
     count: int = 0
     replaced: list[tuple[torch.Tensor, fx.Node]] = dataclasses.field(default_factory=list)
     """(fake value of a node that is gone, the node that stands for it): verify compares them."""

@@ -29,13 +29,18 @@ log = logging.getLogger("s24compile")
 
 
 def sparse_weights(model: nn.Module) -> dict[str, SparseWeight]:
-    """Parameter name -> live state, of the weights that have been sparse in a forward so far."""
-    return {name: weight for name, p in _named_parameters(model) if (weight := WEIGHTS.get(p)) is not None}
+    """Parameter name -> live state, of the weights that have been sparse in a forward so far.
+
+    Recipe "activation" makes hidden states 2:4 and no weight: see `activation_stats` for its layers.
+    """
+    known = {name: weight for name, p in _named_parameters(model) if (weight := WEIGHTS.get(p)) is not None}
+    return {name: weight for name, weight in known.items() if not weight.config.hidden}
 
 
 def state_dict(model: nn.Module) -> dict[str, Entry]:
     """Parameter name -> masks, counters, scale: with the model's and the optimizer's, all that a run needs to resume.
 
+    Of a layer of recipe "activation" it holds the counters alone, under the name of its last projection's weight.
     Before the first forward it holds what has been loaded, or nothing. Loadable with `torch.load(weights_only=True)`.
     """
     entries: dict[str, Entry] = {}
@@ -150,14 +155,14 @@ def bake_(model: nn.Module) -> None:
     Raises:
         ModelError: the model has no sparse weights yet, or some of them train dense now (all of W is in use then).
     """
-    named = {name: p for name, p in _named_parameters(model) if WEIGHTS.get(p) is not None}
+    weights = sparse_weights(model)
+    named = {name: p for name, p in _named_parameters(model) if name in weights}
     if not named:
         raise ModelError(
             what="bake_",
             found="the model has no sparse weights",
             accepted="compile it with backend='s24' and run a forward, or load its s24 state and run one, first",
         )
-    weights = sparse_weights(model)
     dense = [name for name, weight in weights.items() if weight.phase == "dense"]
     if dense:
         raise ModelError(

@@ -41,3 +41,20 @@ class OperandRequest:
     """Names of the added top-level placeholders, in the order values, metadata[, values_t, metadata_t]."""
     decorated: str | None = None
     """Mark of the `sparse_ffn` module that the linear stands in, whose options then hold; None outside of any."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRequest:
+    """One layer of a graph whose hidden state is 2:4: the parameters that it is known by, which hold nothing sparse.
+
+    Named as in `OperandRequest`.
+    """
+
+    weights: tuple[str, ...]
+    """Placeholder names: the last projection's weight first, which holds the layer's schedule, then the first one's."""
+    names: tuple[str, ...]
+    weight_layout: WeightLayout
+    """Of the last projection's."""
+    counted: bool
+    """Whether the graph returns what the layer's hidden state holds and drops."""
+    decorated: str | None = None

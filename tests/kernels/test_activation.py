@@ -128,10 +128,10 @@ def test_count_what_is_over_and_what_is_dropped(device):
     h[65, 76:79] = torch.tensor([5.0, 5.0, 5.0], device=device)
     h[3, 9] = 7.0
     _, _, counts = registered.activation_pack(h, None, "relu", 1.0, "sm90")
-    assert counts.shape == (2, 2, 4)
-    assert counts[0, 0].tolist() == [5.0, 1.0, 3.0, 17.0]
-    assert counts[1, 1].tolist() == [3.0, 1.0, 5.0, 15.0]
-    assert counts[0, 1].tolist() == counts[1, 0].tolist() == [0.0] * 4
+    assert counts.shape == (2, 2, 5)
+    assert counts[0, 0].tolist() == [4096.0, 5.0, 1.0, 3.0, 17.0]
+    assert counts[1, 1].tolist() == [6 * 16, 3.0, 1.0, 5.0, 15.0]
+    assert counts[0, 1].tolist() == [64 * 16, 0.0, 0.0, 0.0, 0.0]
 
 
 def layer(x, up, up_bias, down, down_bias, keep=None, act="relu2", scale=1.0, dw="dense"):

@@ -61,9 +61,9 @@ def activation_pack(
         scale: s, positive; of a dropout, or what h is multiplied by otherwise.
 
     Returns:
-        values and metadata of the operand [T, F] in z's dtype; counts, fp32 (fp64 for fp64) [T/64, F/64, 4], of each
-        block of 64 x 64: non-zeros of h, groups of four that have more than two of them, the sum of what was dropped,
-        the sum of h.
+        values and metadata of the operand [T, F] in z's dtype; counts, fp32 (fp64 for fp64) [T/64, F/64, 5], of each
+        block of 64 x 64: elements, those of h that are not 0, groups of four that have more than two of them, the sum
+        of what was dropped, the sum of h.
     """
     h = hidden_state(z, keep, act, scale)
     codes = _codes(h)
@@ -169,10 +169,10 @@ def _spread(kept: Tensor, codes: Tensor) -> Tensor:
 
 
 def _counts(h: Tensor) -> Tensor:
-    nonzero = h != 0
+    everything, nonzero = torch.ones_like(h), h != 0
     over = nonzero.unflatten(1, (-1, 4)).sum(2) > 2
     dropped = _wide(h).masked_fill(magnitude_mask(h), 0.0)
-    counted = (nonzero, BLOCK), (over, BLOCK // 4), (dropped, BLOCK), (h, BLOCK)
+    counted = (everything, BLOCK), (nonzero, BLOCK), (over, BLOCK // 4), (dropped, BLOCK), (h, BLOCK)
     return torch.stack([_by_block(x.to(dropped.dtype), columns) for x, columns in counted], dim=-1)
 
 

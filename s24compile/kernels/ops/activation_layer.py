@@ -28,7 +28,8 @@ def activation_pack(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(values, metadata, counts) of p: the two largest of each four of scale * keep * act(z) along F, packed.
 
-    counts [T/64, F/64, 4] of each block: non-zeros, groups with more than two, sum of what was dropped, sum of all.
+    counts [T/64, F/64, 5] of each block: elements, non-zeros, groups of four with more than two, the sum of what was
+    dropped, the sum of all.
     """
     return providers.run("activation_pack", z, keep, act, scale, format)
 
@@ -260,7 +261,7 @@ def _empty_state(like: Tensor, tokens: int, hidden: int, format: str) -> tuple[T
     """(values, metadata, counts) of a hidden state [T, F] in the dtype of `like`."""
     values, metadata = FORMATS[format].empty(tokens, hidden, like.dtype, like.device)
     blocks = (tokens + BLOCK - 1) // BLOCK, (hidden + BLOCK - 1) // BLOCK
-    return values, metadata, like.new_empty((*blocks, 4), dtype=_wide(like.dtype))
+    return values, metadata, like.new_empty((*blocks, 5), dtype=_wide(like.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

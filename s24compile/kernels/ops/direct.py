@@ -25,7 +25,7 @@ DIRECT: dict[str, tuple[str, ...]] = {
     ),
     "cublas": ("scaled_dense",),
     "triton": (
-        *("mvue_pack", "mvue_pack_sum", "glu", "glu_backward"),
+        *("mvue_pack", "mvue_pack_sum", "glu", "glu_backward", "activation_pack", "activation_backward_pack"),
         *("amax", "quantise", "quantise_pack", "glu_backward_amax", "glu_backward_quantise_pack"),
     ),
 }
