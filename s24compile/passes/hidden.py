@@ -68,7 +68,8 @@ def refuse_partial(match: Match) -> str:
     down = match.linears[-1]
     if down not in match.stays:
         return ""
-    return match.stays[down] if len(set(match.stays.values())) == 1 else f"its last projection: {match.stays[down]}"
+    whole = len(match.stays) == len(match.linears) and len(set(match.stays.values())) == 1
+    return match.stays[down] if whole else f"its last projection: {match.stays[down]}"
 
 
 def _after(match: Match, hidden: Hidden) -> Hidden | str:

@@ -14,7 +14,10 @@ import math
 import torch
 from torch import fx
 
+from s24compile.graphs.marks import mark_of
 from s24compile.graphs.recomputed import RECOMPUTED
+from s24compile.kernels.format import FORMATS
+from s24compile.passes.linears import Linear
 from s24compile.passes.match import RESHAPES, Match
 from s24compile.passes.scope import Scope, fake, hop_name, known_fake
 from s24compile.passes.spelling import general_name
@@ -28,7 +31,7 @@ def note_saved(state: State) -> int:
     """Completes the rows of the rewritten layers; returns in how many something is kept."""
     count = 0
     for place, match in enumerate(state.matches):
-        saved = _saved(match) if match.taken else {}
+        saved = _saved(match, state) if match.taken else {}
         again = saved.get("H", 0) if _made_by(match.linears[-1].x, state) in _RECOMPUTED else 0
         if again and state.config.memory == "save":
             again -= saved.pop("H")
@@ -42,14 +45,13 @@ def note_saved(state: State) -> int:
     return count
 
 
-def _saved(match: Match) -> dict[str, int]:
+def _saved(match: Match, state: State) -> dict[str, int]:
     """Bytes by name; those that are zero, or of sizes without a hint, are left out."""
     *before, last = match.linears
     runs = _runs(match.scope)
     if match.hidden is not None:
-        # Half of the elements, and two bits for the place of each.
-        p = _bytes(last.x, torch.uint8) * (4 * known_fake(last.node).dtype.itemsize + 1) // 8
-        return {"P": runs * p} if runs * p and _has_gradient(last.node, match.scope) else {}
+        p = _packed_bytes(last, state) if _has_gradient(last.node, match.scope) else 0
+        return {"P": runs * p} if runs * p else {}
     z = sum(_bytes(linear.node) for linear in before if _has_gradient(linear.node, match.scope))
     h = _bytes(last.x, known_fake(last.node).dtype) if before and _has_gradient(last.weight, match.scope) else 0
     return {name: runs * count for name, count in (("Z", z), ("H", h)) if runs * count}
@@ -73,6 +75,14 @@ def _bytes(node: fx.Node, dtype: torch.dtype | None = None) -> int:
     value = known_fake(node)
     sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape]
     return 0 if None in sizes else math.prod(sizes) * (dtype or value.dtype).itemsize
+
+
+def _packed_bytes(last: Linear, state: State) -> int:
+    """Of the hidden state that a linear multiplies by, packed: half of its elements, and their places."""
+    form, dtype = FORMATS[state.options_for(mark_of(last.node)).format], known_fake(last.node).dtype
+    tokens = _bytes(last.x, torch.uint8) // last.in_features
+    places = math.prod(form.metadata_shape(tokens, last.in_features, dtype)) * form.metadata_dtype(dtype).itemsize
+    return tokens * form.values_pitch(last.in_features, dtype) * dtype.itemsize + places
 
 
 def _made_by(x: fx.Node, state: State) -> object:

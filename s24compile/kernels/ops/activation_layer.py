@@ -5,6 +5,7 @@ Legend: T tokens (leading dims of x, flattened), D model width, F hidden width; 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -161,7 +162,7 @@ def _(
     dw_down: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     width, hidden = down.shape if down_layout == "out_in" else down.shape[::-1]
-    state = _empty_state(x, x.shape[:-1].numel(), hidden, format)
+    state = _empty_state(x, math.prod(x.shape[:-1]), hidden, format)
     return x.new_empty((*x.shape[:-1], width)), *state
 
 
