@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -166,7 +167,7 @@ def test_count_each_call_of_a_shared_body():
 def test_take_a_deep_mlp_whose_layers_share_projections():
     """The last projection of one layer is the first of the next."""
     sizes = (32, 64, 48, 32)
-    linears = [nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False)]
+    linears = [nn.Linear(i, o) for i, o in itertools.pairwise(sizes)]
     model = nn.Sequential(linears[0], nn.ReLU(), linears[1], nn.ReLU(), linears[2])
     capture = Capture()
     check_pruned(model, capture, input_of())
