@@ -14,6 +14,7 @@ from s24compile.passes.heads import output_head
 from s24compile.passes.linears import Linear
 from s24compile.passes.lookalikes import match_lookalike
 from s24compile.passes.match import Match, Nodes
+from s24compile.passes.opaque import opaque_layers
 from s24compile.passes.outside import rows_outside
 from s24compile.passes.plain import match_plain
 from s24compile.passes.provenance import parameter_name
@@ -50,7 +51,8 @@ def find(state: State) -> int:
         if scope is state.scopes[0]:
             own += broken_layers(state, nodes, _nodes_of(own))
         own += _single_linears(state, nodes, own)
-        found += own + rows_outside(nodes, _nodes_of(own))
+        own += rows_outside(nodes, _nodes_of(own))
+        found += own + opaque_layers(scope, _nodes_of(own))
     state.matches = _without_doubles(found)
     state.outside = _names_outside(state.matches, everywhere.values())
     return len(state.matches)
