@@ -359,7 +359,7 @@ def activation_backward_pack(
     form = FORMATS[p.format].transposed
     with outside_inference_mode():
         found = _ops.activation_backward_pack(
-            dp.detach(), p.values, p.metadata, act, 1.0, seed_tensor(seed, dp.device), p.format, True, True, False
+            dp.detach(), *p.flat(), act, 1.0, seed_tensor(seed, dp.device), True, True, False
         )
     dz, dzt, dzt_metadata, pt, pt_metadata, _ = found
     return (

@@ -10,13 +10,14 @@ from s24compile.kernels.format import FORMATS
 
 WORDS: dict[str, tuple[str, ...]] = {
     "act": DENSE,
+    "activation": ("relu2", "relu"),  # those whose results are sparse by themselves
     "gate": ("first", "second"),  # which half of a GLU's input the activation sees
     "kind": ("transposable", "rows"),  # what pattern numbers stand for: patterns.py
     "select": ("transposable", "magnitude", "soft_threshold"),
     "format": tuple(FORMATS),
     "out_layout": ("row", "col"),
-    "weight_layout": ("out_in", "in_out"),
+    **dict.fromkeys(("weight_layout", "up_layout", "down_layout"), ("out_in", "in_out")),
     "dx": ("sparse", "dense", "mvue"),
-    "dw": ("mvue", "dense"),
+    **dict.fromkeys(("dw", "dw_up", "dw_down"), ("mvue", "dense")),
     "layout": ("row", "col", "both"),  # what `quantise` writes of a matrix: itself, its transpose
 }

@@ -25,23 +25,21 @@ from torch import Tensor
 from s24compile.kernels.format import FORMATS, code_table
 from s24compile.kernels.gemm.reference import mm
 from s24compile.kernels.masks.reference import magnitude_mask, magnitude_patterns
-from s24compile.kernels.mvue.reference import mvue_pack
+from s24compile.kernels.mvue.reference import column_sums, mvue_pack
 from s24compile.kernels.pack.reference import gather_kept, places_of, write
+from s24compile.kernels.packed import Packed24
 from s24compile.kernels.patterns import PAIR_CODES
+from s24compile.kernels.rounding import widen
 
 BLOCK = 64
 """Tokens and features of one block of counts: an atom of metadata."""
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.to(torch.float32)
-
-
-def hidden_state(z: Tensor, keep: Tensor | None, act: str, scale: float) -> Tensor:
+def hidden_state(z: Tensor, keep: Tensor | None, activation: str, scale: float) -> Tensor:
     """h [T, F] in z's dtype. A NaN stays one; where `keep` is False, h is multiplied by 0, as dropout does."""
-    wide = _wide(z)
+    wide = widen(z)
     r = wide.masked_fill(wide <= 0, 0.0)
-    h = r * r if act == "relu2" else r
+    h = r * r if activation == "relu2" else r
     if keep is not None:
         h = h * torch.where(keep, scale, 0.0).to(h.dtype)
     elif scale != 1.0:
@@ -50,14 +48,14 @@ def hidden_state(z: Tensor, keep: Tensor | None, act: str, scale: float) -> Tens
 
 
 def activation_pack(
-    z: Tensor, keep: Tensor | None, act: str, scale: float, format: str
+    z: Tensor, keep: Tensor | None, activation: str, scale: float, format: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Packs the two largest of each four neighbours of h = act(z) along F.
+    """Packs the two largest of each four neighbours of h along F.
 
     Args:
         z: [T, F], any strides, F a multiple of 4.
         keep: bool [T, F], what a dropout lets through; None: everything.
-        act: "relu2" or "relu".
+        activation: "relu2" or "relu".
         scale: s, positive; of a dropout, or what h is multiplied by otherwise.
 
     Returns:
@@ -65,20 +63,18 @@ def activation_pack(
         block of 64 x 64: elements, those of h that are not 0, groups of four that have more than two of them, the sum
         of what was dropped, the sum of h.
     """
-    h = hidden_state(z, keep, act, scale)
-    codes = _codes(h)
+    h = hidden_state(z, keep, activation, scale)
+    codes = code_table(h.device, PAIR_CODES)[magnitude_patterns(h).int()]
     values, metadata = write(gather_kept(h, codes), codes, h.shape[1], h.dtype, format)
     return values, metadata, _counts(h)
 
 
 def activation_backward_pack(
     dp: Tensor,
-    values: Tensor,
-    metadata: Tensor,
-    act: str,
+    p: Packed24,
+    activation: str,
     scale: float,
     seed: Tensor,
-    format: str,
     estimate_dz: bool,
     estimate_p: bool,
     sums: bool,
@@ -86,8 +82,8 @@ def activation_backward_pack(
     """dz on p's own places, and what the weight gradients multiply by, from one read of dp [T, F] and of p.
 
     Args:
-        dp: [T, F], any strides.
-        values, metadata: p, as `activation_pack` returns it.
+        dp: any strides.
+        p: as `activation_pack` returns it.
         seed: of both estimates, whose errors are therefore not independent; each is unbiased.
         estimate_dz: also MVUE(dz^T). estimate_p: also MVUE(p^T). sums: also the column sums of dz (a bias gradient).
 
@@ -95,18 +91,18 @@ def activation_backward_pack(
         values of dz [T, F], with the metadata of p; values and metadata of mvue(dz^T), and of mvue(p^T) [F, T], as
         `mvue_pack` gives them at this seed; sums, fp32 (fp64 for fp64) [F]. What was not asked for is empty.
     """
-    tokens, hidden = dp.shape
-    codes = FORMATS[format].decode(metadata, tokens, hidden, values.dtype)
-    kept, p = _wide(gather_kept(dp, codes)), _wide(values)
+    (tokens, hidden), form = p.shape, FORMATS[p.format]
+    codes = form.decode(p.metadata, tokens, hidden, p.dtype)
+    kept, value = widen(gather_kept(dp, codes)), widen(p.values)
     # The places of zeros, and of NaN, are those of torch's own derivative of relu.
-    slope = 2.0 * (p * scale).sqrt() if act == "relu2" else torch.full_like(p, scale)
-    gradient = (kept * slope).masked_fill(p <= 0, 0.0).to(values.dtype)
-    dz = FORMATS[format].empty(tokens, hidden, values.dtype, values.device)[0].copy_(gradient)
+    slope = 2.0 * (value * scale).sqrt() if activation == "relu2" else torch.full_like(value, scale)
+    gradient = (kept * slope).masked_fill(value <= 0, 0.0).to(p.dtype)
+    dz = form.empty(tokens, hidden, p.dtype, dp.device)[0].copy_(gradient)
     dense = _spread(gradient, codes)
-    form = FORMATS[format].transposed
-    of_dz = mvue_pack(dense, seed, dense.dtype, form) if estimate_dz else _nothing(metadata, dense)
-    of_p = mvue_pack(_spread(values, codes), seed, dense.dtype, form) if estimate_p else _nothing(metadata, dense)
-    return dz, *of_dz, *of_p, _wide(dense).sum(0) if sums else _wide(dense.new_empty((0,)))
+    nothing = dense.new_empty((0,)), p.metadata.new_empty((0,)), dense.new_empty((0,)), p.metadata.new_empty((0,))
+    of_dz = mvue_pack(dense, seed, p.dtype, form.transposed) if estimate_dz else nothing[:2]
+    of_p = mvue_pack(_spread(p.values, codes), seed, p.dtype, form.transposed) if estimate_p else nothing[2:]
+    return dz, *of_dz, *of_p, column_sums(dense if sums else dense[:, :0])
 
 
 def activation_layer(
@@ -118,7 +114,7 @@ def activation_layer(
     down: Tensor,
     down_cast: Tensor,
     down_bias: Tensor | None,
-    act: str,
+    activation: str,
     scale: float,
     format: str,
     up_layout: str,
@@ -132,8 +128,9 @@ def activation_layer(
     """
     z = up_projection(x, up_cast, up_bias, up_layout)
     flat = None if keep is None else keep.reshape(z.shape)
-    values, metadata, counts = activation_pack(z, flat, act, scale, format)
-    y = mm(values, metadata, z.shape[0], z.shape[1], format, turned(down_cast, down_layout), None, "row", x.dtype)
+    values, metadata, counts = activation_pack(z, flat, activation, scale, format)
+    p = Packed24(values, metadata, (z.shape[0], z.shape[1]), z.dtype, format)
+    y = mm(p, turned(down_cast, down_layout), None, "row", x.dtype)
     y = y if down_bias is None else y + down_bias.to(y.dtype)
     return y.reshape(*x.shape[:-1], y.shape[1]), values, metadata, counts
 
@@ -152,16 +149,6 @@ def turned(weight: Tensor, layout: str) -> Tensor:
     return weight.t() if layout == "out_in" else weight
 
 
-def _nothing(metadata: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """An operand that nobody asked for."""
-    return values.new_empty((0,)), metadata.new_empty((0,))
-
-
-def _codes(h: Tensor) -> Tensor:
-    """uint8 [T, F/4]: metadata code of the two largest of each group."""
-    return code_table(h.device, PAIR_CODES)[magnitude_patterns(h).int()]
-
-
 def _spread(kept: Tensor, codes: Tensor) -> Tensor:
     """Kept elements [T, F/2] on their places: dense [T, F]."""
     dense = kept.new_zeros((*codes.shape, 4))
@@ -171,7 +158,7 @@ def _spread(kept: Tensor, codes: Tensor) -> Tensor:
 def _counts(h: Tensor) -> Tensor:
     everything, nonzero = torch.ones_like(h), h != 0
     over = nonzero.unflatten(1, (-1, 4)).sum(2) > 2
-    dropped = _wide(h).masked_fill(magnitude_mask(h), 0.0)
+    dropped = widen(h).masked_fill(magnitude_mask(h), 0.0)
     counted = (everything, BLOCK), (nonzero, BLOCK), (over, BLOCK // 4), (dropped, BLOCK), (h, BLOCK)
     return torch.stack([_by_block(x.to(dropped.dtype), columns) for x, columns in counted], dim=-1)
 

@@ -30,7 +30,7 @@ def _activation_backward_pack(make: Maker) -> Iterator[Sample]:
         values, metadata, _ = reference.activation_pack(z, keep, act, scale, format)
         dp = make.normal(*z.shape[::-1]).t() if "column" in note else make.normal(*z.shape)
         wanted = number % 3 != 1, number % 3 != 2, number % 2 == 0
-        yield Sample(note, (dp, values, metadata, act, scale, make.seed(), format, *wanted))
+        yield Sample(note, (dp, values, metadata, *z.shape, format, act, scale, make.seed(), *wanted))
 
 
 def _activation_layer(make: Maker) -> Iterator[Sample]:
