@@ -10,6 +10,8 @@ triton = pytest.importorskip("triton", reason="Triton comes with torch on Linux 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from s24compile.kernels.activation.triton_backward import backward_pack  # noqa: E402
+from s24compile.kernels.activation.triton_forward import pack_state  # noqa: E402
 from s24compile.kernels.decay.triton_kernels import decay_one  # noqa: E402
 from s24compile.kernels.glu.triton_kernels import glu_forward, glu_gradient  # noqa: E402
 from s24compile.kernels.masks.triton_kernels import count_differences, scale_sums  # noqa: E402
@@ -24,6 +26,8 @@ POINTERS = {
     "patterns": "*u8", "table": "*i32", "along": "*bf16", "across": "*bf16", "values": "*bf16",
     "along_metadata": "*i16", "across_metadata": "*i16", "metadata": "*i16", "seed_at": "*i64", "scale_at": "*fp32",
     "sums": "*fp32", "alpha_at": "*fp32", "entries": "*i64", "owners": "*i32",
+    "keep": "*u8", "tallies": "*fp32", "dp": "*bf16", "kept": "*bf16", "cells": "*i16",
+    "dz_values": "*bf16", "p_values": "*bf16", "dz_metadata": "*i16", "p_metadata": "*i16", "scale": "fp32",
     "before": "*u8", "after": "*u8", "counts": "*i32", "totals": "*fp64",
 }  # fmt: skip
 SIZES = ("R", "C", "K", "M", "T", "F", "split", "N", "groups", "half")
@@ -36,6 +40,9 @@ MANY = {
     **{name: value for name, value in SEARCH.items() if name.isupper()},
     "MASK": "search", "WEIGHT": triton.language.float32, "DTYPE": triton.language.bfloat16,
 }  # fmt: skip
+STATE = {"ACT": "relu2", "SCALED": False, "EVEN": True, "FORMAT": "sm90"}
+STATE_ALONG = {**STATE, "KEEP": False, "ALONG": True, "z_f": 1, "keep_f": 1}
+STATE_GRADIENT = {**STATE, "COLUMNS": False, "OF_DZ": True, "OF_P": True, "SUMS": False, "dp_f": 1}
 GLU = {"ACT": "gelu", "z_f": 1}
 CASES = {
     "search": (pack_blocks, tiles.BLOCKS_SEARCH, ("BLOCK_R", "BLOCK_C"), {**SEARCH, "MASK": "search"}),
@@ -66,6 +73,29 @@ CASES = {
     "unpack, gated": (unpack_rows, tiles.UNPACK, ("BLOCK_R", "BLOCK_G"), {"FORMAT": "sm90_gated"}),
     "glu": (glu_forward, tiles.GLU, ("BLOCK_T", "BLOCK_F"), {**GLU, "h_f": 1}),
     "glu gradient": (glu_gradient, tiles.GLU_GRADIENT, ("BLOCK_T", "BLOCK_F"), {**GLU, "dh_f": 1, "dz_f": 1}),
+    "state": (pack_state, tiles.STATE_ALONG, ("BLOCK_T", "BLOCK_F"), STATE_ALONG),
+    "state, dropout": (
+        pack_state, tiles.STATE_ALONG, ("BLOCK_T", "BLOCK_F"), {**STATE_ALONG, "SCALED": True, "KEEP": True}
+    ),
+    "state, relu, sm80": (
+        pack_state, tiles.STATE_ALONG, ("BLOCK_T", "BLOCK_F"), {**STATE_ALONG, "ACT": "relu", "FORMAT": "sm80"}
+    ),
+    "state, column-major": (
+        pack_state, tiles.STATE, ("BLOCK_F", "BLOCK_T"),
+        {**STATE, "KEEP": False, "ALONG": False, "z_t": 1, "keep_t": 1},
+    ),
+    "state gradient": (backward_pack, tiles.STATE_GRADIENT, ("BLOCK_T", "BLOCK_F"), STATE_GRADIENT),
+    "state gradient, sums": (
+        backward_pack, tiles.STATE_GRADIENT, ("BLOCK_T", "BLOCK_F"), {**STATE_GRADIENT, "SUMS": True, "SCALED": True}
+    ),
+    "state gradient, column-major": (
+        backward_pack, tiles.STATE_GRADIENT, ("BLOCK_T", "BLOCK_F"),
+        {name: value for name, value in STATE_GRADIENT.items() if name != "dp_f"} | {"COLUMNS": True, "dp_t": 1},
+    ),
+    "state gradient, relu, sm80": (
+        backward_pack, tiles.STATE_GRADIENT, ("BLOCK_T", "BLOCK_F"),
+        {**STATE_GRADIENT, "ACT": "relu", "FORMAT": "sm80"},
+    ),
     "scale": (scale_sums, tiles.SCALE, ("BLOCK_R", "BLOCK_C"), {"TURNED": False, "w_column": 1}),
     "scale, column-major": (scale_sums, tiles.SCALE_TURNED, ("BLOCK_R", "BLOCK_C"), {"TURNED": True, "w_row": 1}),
     "flips": (count_differences, tiles.FLIPS, ("", "BLOCK"), {}),
@@ -99,7 +129,9 @@ def test_kernel_compiles_for_hopper_with_wide_accesses(name):
         "no 16-byte access"
     )
     layout_changes = compiled.asm["ttgir"].count("ttg.convert_layout")
-    # Where the cells of one half lie is worked out in a layout of its own: four small changes.
-    assert layout_changes <= (16 if "gated" in name else 12), (
+    # Where the cells of one half lie is worked out in a layout of its own: four small changes. A column-major dP is
+    # read sixteen tokens at a time, and p, which decides where its numbers go, a pair of features at a time.
+    allowed = 16 if "gated" in name else 20 if name == "state gradient, column-major" else 12
+    assert layout_changes <= allowed, (
         f"{layout_changes} layout changes: a load or store has drawn its neighbours into its layout"
     )

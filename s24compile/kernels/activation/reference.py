@@ -14,7 +14,8 @@ Why the backward takes r from p, and no r is kept beside it: p is within half an
 a quarter of one of 2 s r, and dz, rounded once more, within 0.75 ulp of the exact product, where the dense layer, which
 keeps r, is within 0.5. That holds in fp16 down to r = 2**-7, where r^2 leaves the normal numbers. Below it the slope is
 off by less than 2**-12, which is what rounding takes from a slope of 0.5; where r < 2**-12.5 the forward has h = 0, in
-the dense layer too, and 0 is the gradient of that. From r = 256 on h is Inf in fp16, and so is the slope.
+the dense layer too, and 0 is the gradient of that. From r = 256 on h is Inf in fp16, and so is the slope. In bf16, a
+slope below 2**-49 counts as 0: square roots are exact without branches only from TINY on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from s24compile.kernels.pack.reference import gather_kept, places_of, write
 from s24compile.kernels.packed import Packed24
 from s24compile.kernels.patterns import PAIR_CODES
 from s24compile.kernels.rounding import widen
+
+TINY = 2.0**-100
+"""The smallest h (times s) that has a slope."""
 
 BLOCK = 64
 """Tokens and features of one block of counts: an atom of metadata."""
@@ -95,8 +99,11 @@ def activation_backward_pack(
     codes = form.decode(p.metadata, tokens, hidden, p.dtype)
     kept, value = widen(gather_kept(dp, codes)), widen(p.values)
     # The places of zeros, and of NaN, are those of torch's own derivative of relu.
-    slope = 2.0 * (value * scale).sqrt() if activation == "relu2" else torch.full_like(value, scale)
-    gradient = (kept * slope).masked_fill(value <= 0, 0.0).to(p.dtype)
+    if activation == "relu2":
+        square = value * scale
+        gradient = (kept * (2.0 * square.sqrt())).masked_fill(square < TINY, 0.0).to(p.dtype)
+    else:
+        gradient = (kept * scale).masked_fill(value <= 0, 0.0).to(p.dtype)
     dz = form.empty(tokens, hidden, p.dtype, dp.device)[0].copy_(gradient)
     dense = _spread(gradient, codes)
     nothing = dense.new_empty((0,)), p.metadata.new_empty((0,)), dense.new_empty((0,)), p.metadata.new_empty((0,))

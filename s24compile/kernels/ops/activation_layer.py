@@ -18,6 +18,7 @@ from s24compile.kernels.activation import reference
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.ops import gemm
 from s24compile.kernels.ops.contract import contract
+from s24compile.kernels.ops.estimation import mvue_pack
 from s24compile.kernels.ops.packing import unpack
 from s24compile.kernels.packed import Packed24
 
@@ -184,7 +185,7 @@ def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
         grad_up_bias = sums.to(up_bias_dtype) if needs_up_bias else None
     elif estimate_p:
         dense = unpack(*_flat(ctx, values, metadata))
-        of_p = gemm.mvue_pack(dense, gemm._seed(dy), dense.dtype, FORMATS[ctx.format].transposed)
+        of_p = mvue_pack(dense, gemm._seed(dy), dense.dtype, FORMATS[ctx.format].transposed)
     if needs_down:
         # p^T dy is [F, D]: the weight is its transpose.
         as_it_is = ctx.down_layout == "in_out"

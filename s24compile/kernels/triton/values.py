@@ -87,7 +87,10 @@ def bits(x, DTYPE: tl.constexpr):
 @triton.jit
 def widen(x):
     """x in fp32."""
-    if x.dtype == tl.bfloat16 and not INTERPRETED:
+    if x.dtype == tl.bfloat16 and INTERPRETED:
+        # Its own conversion is wrong for subnormal numbers (seen in Triton 3.9).
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif x.dtype == tl.bfloat16:
         # Opaque, so that LLVM keeps |x| a float operation: it would mask the sign out of the bits, at an
         # instruction each, where the hardware takes |x| as an operand for nothing.
         return tl.inline_asm_elementwise(
@@ -103,15 +106,22 @@ def pick(a, b, c, d, selector):
 
     selector: four nibbles, the byte numbers in a | b << 16 | c << 32 | d << 48 of the result's bytes.
     """
-    low = a | (b << 16)
-    high = c | (d << 16)
+    # One byte permutation instead of four comparisons and four selections.
+    return permute(a | (b << 16), c | (d << 16), selector)
+
+
+@triton.jit
+def permute(low, high, selector):
+    """Four bytes of the eight of two words (uint32): byte i of the result is the one that nibble i names, below 8."""
     if INTERPRETED:
         both = low.to(tl.uint64) | (high.to(tl.uint64) << 32)
-        first = (both >> ((selector & 6).to(tl.uint64) * 8)) & 0xFFFF
-        second = (both >> (((selector >> 8) & 6).to(tl.uint64) * 8)) & 0xFFFF
-        return (first | (second << 16)).to(tl.uint32)
+        names = selector.to(tl.uint64)
+        first = (both >> ((names & 7) * 8)) & 0xFF
+        second = (both >> (((names >> 4) & 7) * 8)) & 0xFF
+        third = (both >> (((names >> 8) & 7) * 8)) & 0xFF
+        fourth = (both >> (((names >> 12) & 7) * 8)) & 0xFF
+        return (first | (second << 8) | (third << 16) | (fourth << 24)).to(tl.uint32)
     else:
-        # One byte permutation instead of four comparisons and four selections.
         return tl.inline_asm_elementwise(
             "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [low, high, selector], dtype=tl.uint32, is_pure=True, pack=1
         )
