@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s24compile.errors import ArgumentError, DtypeError, ShapeError
 from s24compile.kernels import ops as _ops
-from s24compile.kernels.activations import DENSE
+from s24compile.kernels.activations import DENSE, SPARSE
 from s24compile.kernels.checks import (
     check_choice,
     check_floating,
@@ -295,7 +295,7 @@ def activation_pack(z: Tensor, *, act: str = "relu2") -> Packed24:
     Raises:
         ArgumentError, ShapeError, DtypeError, OptionError: an argument that the op does not take.
     """
-    check_choice("act", act, ("relu2", "relu"))
+    check_choice("act", act, SPARSE)
     check_hidden("z", z)
     format = device_format(z.device)
     with outside_inference_mode():
@@ -349,7 +349,7 @@ def activation_backward_pack(
         ArgumentError, ShapeError, DtypeError, OptionError: an argument that the op does not take.
         TargetError: arguments on different devices.
     """
-    check_choice("act", act, ("relu2", "relu"))
+    check_choice("act", act, SPARSE)
     check_packed("p", p)
     check_hidden("dp", dp)
     if tuple(dp.shape) != tuple(p.shape):

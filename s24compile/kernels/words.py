@@ -5,12 +5,12 @@ No kernel has a default for a word that it does not know; whoever calls an op is
 
 from __future__ import annotations
 
-from s24compile.kernels.activations import DENSE
+from s24compile.kernels.activations import DENSE, SPARSE
 from s24compile.kernels.format import FORMATS
 
 WORDS: dict[str, tuple[str, ...]] = {
     "act": DENSE,
-    "activation": ("relu2", "relu"),  # those whose results are sparse by themselves
+    "activation": SPARSE,
     "gate": ("first", "second"),  # which half of a GLU's input the activation sees
     "kind": ("transposable", "rows"),  # what pattern numbers stand for: patterns.py
     "select": ("transposable", "magnitude", "soft_threshold"),

@@ -16,16 +16,14 @@ import math
 
 from torch import fx
 
+from s24compile.kernels.activations import SPARSE
 from s24compile.passes.effects import in_one_mode, undisturbed
-from s24compile.passes.linears import CASTS
 from s24compile.passes.match import RESHAPES, Hidden, Match
 from s24compile.passes.provenance import user_line
 from s24compile.passes.scope import known_fake
-from s24compile.passes.spelling import general_name, spell
+from s24compile.passes.spelling import CASTS, general_name, spell
 from s24compile.passes.state import LinearOptions
 
-ACTS = frozenset({"relu2", "relu"})
-"""The activations, by their canonical names."""
 WIDTH = 16
 """What a hidden width must be a multiple of: the features that one cell of metadata describes."""
 
@@ -43,8 +41,8 @@ def hidden_of(match: Match, options: LinearOptions) -> Hidden | str:
     if match.rule == "linear":
         return LONE
     act = match.activation
-    if act is None or act.name not in ACTS:
-        name = act.name if act is not None else f"a gate by {match.gate.act}" if match.gate else match.family
+    if act is None or act.name not in SPARSE:
+        name = act.name if act is not None else f"a gate by {match.gate.act.name}" if match.gate else match.family
         return NOT_SPARSE.format(takes=TAKES, act=name)
     up, down = match.linears
     if down.in_features % WIDTH:
@@ -136,4 +134,4 @@ def _where(node: fx.Node) -> str:
 
 def is_candidate(match: Match) -> bool:
     """Whether another recipe's report should say of a layer that this one exists."""
-    return match.rule == "plain" and match.activation is not None and match.activation.name in ACTS
+    return match.rule == "plain" and match.activation is not None and match.activation.name in SPARSE

@@ -1,6 +1,7 @@
 """Layers that are one piece to us: the user's own autograd.Function, around a fused Triton kernel most often.
 
-They are found so that the report says why they train dense; what such a Function computes is not looked into.
+They are found so that the report says why they train dense; what such a Function computes is not looked into. One whose
+body spells its products has a row by `outside.py` already.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ SPELL = "spell it F.linear, activation, F.linear, and the compiler fuses what ca
 def opaque_layers(scope: Scope, known: set[fx.Node]) -> list[Match]:
     """Rows for layers inside one call. Always refused.
 
-    autograd_function_apply(fwd, bwd, x, W1, W2)     "an autograd.Function computes the whole layer ..."     W1, W2 [F,
-    D] triton_kernel_wrapper_mutation(kwargs={x, W})    "a Triton kernel computes its projection ..."           W [N, K]
+        autograd_function_apply(fwd, bwd, x, W1, W2)    "an autograd.Function computes ..."          W1, W2 [F, D]
+        triton_kernel_wrapper_mutation(kwargs={x, W})   "a Triton kernel computes its projection"    W [N, K]
 
     A Function's two weights have the same two sizes, in any order: anything else (a loss with its head) is no layer.
     """
@@ -45,8 +46,8 @@ def opaque_layers(scope: Scope, known: set[fx.Node]) -> list[Match]:
 
 def _weights(scope: Scope, node: fx.Node) -> list[fx.Node]:
     """The parameters among the operands, seen through casts and transposes: matrices of both sizes above 1."""
-    found: list[Weight] = [w for operand in node.all_input_nodes if (w := weight_of(operand)) is not None]
-    matrices = dict.fromkeys(w.placeholder for w in found if is_parameter(scope, w.placeholder))
+    found = [weight.placeholder for o in node.all_input_nodes if isinstance(weight := weight_of(o), Weight)]
+    matrices = [weight for weight in dict.fromkeys(found) if is_parameter(scope, weight)]
     return [w for w in matrices if min(known_fake(w).shape) > 1 and known_fake(w).is_floating_point()]
 
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from s24compile.passes.linear_rules import PRODUCTS
 from s24compile.passes.linears import Linear, is_parameter, parameters_of
 from s24compile.passes.match import Match, Nodes
+from s24compile.passes.opaque import FUNCTION, SPELL
 from s24compile.passes.pointwise import is_opaque
 from s24compile.passes.scope import Scope, fake, hop_name, known_fake
 from s24compile.passes.spelling import general_name
@@ -81,7 +82,7 @@ def _weights_in_bodies(call: fx.Node, parameters: Callable[[fx.Node], tuple[fx.N
             bodies += [body] if isinstance(body, fx.GraphModule) else []
             operands += [] if isinstance(body, fx.GraphModule) else [value]
     found: list[fx.Node] = []
-    for body in bodies[:1] if hop_name(call) == "autograd_function_apply" else bodies:  # not of its backward
+    for body in bodies[:1] if hop_name(call) == FUNCTION else bodies:  # not of its backward
         placeholders = body.graph.find_nodes(op="placeholder")
         given = dict(zip(reversed(placeholders), reversed(operands), strict=False))  # a condition comes first
 
@@ -114,7 +115,8 @@ def _reason_of(call: fx.Node) -> str:
     hop = hop_name(call)
     if hop is None:
         return f"it is inside `{general_name(call)}`, which is no op of torch's, and cannot be looked into"
-    return f"it is in the body of `{hop}`, which is not rewritten"
+    advice = f": {SPELL}" if hop == FUNCTION else ""
+    return f"it is in the body of `{hop}`, which is not rewritten{advice}"
 
 
 def _stacked_experts(scope: Scope) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -21,12 +21,13 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.graphs.marks import mark_of
+from s24compile.passes.activations import Activation, hold_constants
 from s24compile.passes.emit import Emitter, erase_unused
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Match
 from s24compile.passes.provenance import common_path, module_path, parameter_name
 from s24compile.passes.results import hand_up
-from s24compile.passes.scope import known_fake
+from s24compile.passes.scope import fake, known_fake
 from s24compile.passes.spelling import general_name
 from s24compile.passes.state import State
 from s24compile.weights.operand_request import LayerRequest
@@ -41,8 +42,9 @@ def rewrite_hidden(match: Match, state: State) -> int:
     path = common_path([module_path(match.scope, linear.node, linear.weight) for linear in match.linears])
     whole = up in match.taken
     # Not as they were found: an earlier layer's result may have been replaced.
-    x = up.node.args[0] if whole else activation.nodes[-1].args[0]
+    x = up.node.args[0] if whole else _operand(activation)
     assert isinstance(x, fx.Node)
+    hold_constants(activation)
     keep = _keep(match, x, state, path)
     emit = Emitter(down.node, state.fake_mode, match.rule, path)
     dtype, mark = known_fake(down.node).dtype, mark_of(down.node)
@@ -76,6 +78,13 @@ def rewrite_hidden(match: Match, state: State) -> int:
             erase_unused(node)  # erasing stopped at what may draw; it does not, or draws for `keep` now
     _request(match, counts, state, mark)
     return len(match.taken)
+
+
+def _operand(activation: Activation) -> fx.Node:
+    """What an activation is computed from now."""
+    inside = set(activation.nodes)
+    operands = (operand for node in reversed(activation.nodes) for operand in node.all_input_nodes)
+    return next(operand for operand in operands if operand not in inside and fake(operand) is not None)
 
 
 def _keep(match: Match, x: fx.Node, state: State, path: str) -> fx.Node | None:

@@ -13,7 +13,7 @@ from s24compile.kernels.providers import Provider
 from s24compile.kernels.triton import tiles
 from s24compile.kernels.triton.launch import launch
 from s24compile.kernels.triton.parts import Buffers, planes
-from s24compile.kernels.triton.supports import supported, supports_gradient, unaligned_operand
+from s24compile.kernels.triton.supports import supports_gradient, unaligned_operand
 
 WIDTH = 16
 
@@ -110,6 +110,6 @@ def _has_whole_words(z: Tensor) -> bool:
 
 
 PROVIDERS = {
-    "activation_pack": Provider("triton", activation_pack, supported, _supports_pack),
-    "activation_backward_pack": Provider("triton", activation_backward_pack, supported, _supports_backward),
+    "activation_pack": Provider("triton", activation_pack, _supports_pack),
+    "activation_backward_pack": Provider("triton", activation_backward_pack, _supports_backward),
 }
