@@ -15,23 +15,11 @@ CHECKS = [
     "triton_mask_checks.py",
     "triton_far_checks.py",
     "triton_activation_checks.py",
+    "triton_fp8_checks.py",
 ]
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(
-    "checks",
-    [
-        "triton_checks.py",
-        "triton_format_checks.py",
-        "triton_mask_checks.py",
-        "triton_far_checks.py",
-        "triton_fp8_checks.py",
-    ],
-)
-=======
 
 @pytest.mark.parametrize("checks", CHECKS)
->>>>>>> 0d6fc25 ([kernels] Pack hidden states, and all that their backward multiplies by, in one Triton pass each)
 def test_triton_kernels_agree_with_their_references(checks):
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     path = str(Path(__file__).with_name(checks))

@@ -24,9 +24,9 @@ def training_set(dtype: Literal["bf16", "fp16"] = "bf16", schedules: tuple[Sched
 
     Forward and dX: packed weights K-major times row-major activations, column-major D (its transpose is row-major),
     with and without bias, with GELU in the epilogue (forward and backward, there with and without the bias gradient),
-    with GLUs, with a residual, and dX straight in fp32. dW: packed gradients K-major or M-major times row-major X,
-    row-major D (column-major for Conv1D's transposed weights), in the operands' dtype and straight to fp32 master
-    gradients.
+    with GLUs, with a residual, and dX straight in fp32. The same with a packed hidden state and a weight: row-major D.
+    dW: packed gradients K-major or M-major times row-major X, row-major D (column-major for Conv1D's transposed
+    weights), in the operands' dtype and straight to fp32 master gradients.
     """
     forward = [
         Signature(dtype, "k", "k", "col", dtype),
@@ -35,6 +35,7 @@ def training_set(dtype: Literal["bf16", "fp16"] = "bf16", schedules: tuple[Sched
         Signature(dtype, "k", "k", "col", "fp32"),
         Signature(dtype, "k", "k", "col", dtype, "add"),
         Signature(dtype, "k", "k", "col", "fp32", "add"),
+        Signature(dtype, "k", "k", "row", dtype),
     ]
     outputs: tuple[Output, ...] = (dtype, "fp32")
     derivatives: tuple[Epilogue, ...] = ("dact", "dact_sum")
