@@ -43,10 +43,10 @@ def test_passes_take_any_layout_and_token_count(shape, column_major, device):
     def laid(x):
         return x.t().contiguous().t() if column_major else x
 
-    *shape, format = shape
-    z = laid(states(*shape, FP16, device))
+    tokens, hidden, format = shape
+    z = laid(states(tokens, hidden, FP16, device))
     compare("activation_pack", lambda: (z, None, "relu2", 1.0, format))
-    seed, dp = torch.tensor([2**40 + 17], device=device), laid(states(*shape, FP16, device, seed=1))
+    seed, dp = torch.tensor([2**40 + 17], device=device), laid(states(tokens, hidden, FP16, device, seed=1))
     p = operand(z, format=format)
     compare("activation_backward_pack", lambda: (dp, *p, "relu2", 1.0, seed, True, True, True))
 
