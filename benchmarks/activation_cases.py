@@ -1,4 +1,4 @@
-"""The two passes over memory of recipe="activation" that activation.py times, each with the bytes that it must move.
+"""The two passes over memory of recipe="activation" that activation.py times, and the bytes that each must move.
 
 Legend: T tokens, F hidden width. An element of [T, F] takes 2 bytes, of a packed operand 1.125. Forward: Z is read and P
 is written, 3.125. Backward: dP and P are read, dZ's values and both packed estimates written, 6.375; one estimate or

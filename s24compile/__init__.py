@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from s24compile.report import Report
     from s24compile.tensor.construct import to_sparse_semi_structured
     from s24compile.tensor.sparse24 import Sparse24
-    from s24compile.training.monitor import log_flip_rates
+    from s24compile.training.monitor import log_activation_stats, log_flip_rates
     from s24compile.training.step import AdamW_STEP
     from s24compile.training.tune_decay import tune_decay
     from s24compile.weights.activation_stats import ActivationStats, activation_stats
@@ -58,6 +58,7 @@ __all__ = [
     "explain",
     "export",
     "load_state_dict",
+    "log_activation_stats",
     "log_flip_rates",
     "ops",
     "refresh",
@@ -85,6 +86,7 @@ _HOMES = {
     "bake_": "weights.model_state",
     "explain": "compiler.explanation",
     "load_state_dict": "weights.model_state",
+    "log_activation_stats": "training.monitor",
     "log_flip_rates": "training.monitor",
     "refresh": "weights.model_state",
     "register_with_accelerate": "integrations.accelerate",

@@ -133,3 +133,23 @@ def test_note_flip_rates_of_a_run_and_keep_them_over_a_resume(recipe: str, tmp_p
 def test_train_half_as_wide() -> None:
     run = Run(dataclasses.replace(TINY, backend="eager", n_hidden=64), read_sources(limit=1 << 20))
     assert {p.shape[0] for n, p in run.model.named_parameters() if n.endswith("c_fc.weight")} == {64}
+
+
+def test_draw_what_hidden_states_hold(tmp_path: Path) -> None:
+    run = dataclasses.replace(history(), flip_rate=[], nonzero=[(2, 0.1)], over=[(2, 0.02)], dropped=[(2, 0.01)])
+    run.write_jsonl(tmp_path / "activation" / "metrics.jsonl")
+    (curve,) = read_curves(tmp_path / "activation")
+    assert curve.of("dropped", "step") == ([2.0], [0.01])
+    out = tmp_path / "plot.png"
+    assert main(["plot", str(tmp_path / "activation"), "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_and_keep_what_hidden_states_hold() -> None:
+    options = (("dense_until", 2), ("inner", "aot_eager"), ("recipe", "activation"))
+    run = Run(dataclasses.replace(TINY, activation="relu2", options=options), read_sources(None))
+    list(run.steps())
+    assert run.history.nonzero, "written every few steps"
+    assert all(0 < share < 1 for _, share in run.history.nonzero)
+    assert [step for step, _ in run.history.dropped] == [step for step, _ in run.history.over]
+    assert not run.history.flip_rate

@@ -28,11 +28,11 @@ class Size:
     """Steps; at most a tenth of the run."""
     validation_tokens: int = 131_072
 
-    def gpt(self, vocabulary: int, hidden: int) -> GPTConfig:
-        """The model with a hidden width."""
+    def gpt(self, vocabulary: int, hidden: int, activation: str = "gelu") -> GPTConfig:
+        """The model with a hidden width and an activation."""
         return GPTConfig(
             vocab_size=vocabulary, block_size=self.sequence, n_layer=self.n_layer, n_head=self.n_head,
-            n_embd=self.n_embd, n_hidden=hidden,
+            n_embd=self.n_embd, n_hidden=hidden, activation=activation,
         )  # fmt: skip
 
     @property

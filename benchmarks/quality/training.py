@@ -9,6 +9,7 @@ The first line of the file says what is trained, on what and where. Each further
     sparse            whether the window's steps were 2:4
     validation_loss   at validation steps: through the compiled model, so a sparse model is judged with packed weights
     flip_rate         share of the masks that the last search changed, over all weights
+    nonzero, over, dropped    with recipe "activation", means over the layers of what `activation_stats` gives
     step_flip_rate    share of the transposable masks of the feed-forward weights that the window's last step changed,
                       computed from the weights and used by nobody: the same quantity in all runs, dense ones too
 """
@@ -35,6 +36,8 @@ from benchmarks.record import circumstances
 from s24compile.demo.model import GPT
 from s24compile.errors import CheckpointError, ModelError
 from s24compile.training.flip_rate import global_flip_rate
+from s24compile.training.monitor import activation_scalars
+from s24compile.weights.activation_stats import states_of
 
 
 class Run:
@@ -51,7 +54,7 @@ class Run:
         torch.manual_seed(plan.seed)
         full = 4 * plan.size.n_embd
         hidden = plan.variant.hidden_width(full)
-        self.model = GPT(plan.size.gpt(corpus.vocabulary, hidden)).to(device)
+        self.model = GPT(plan.size.gpt(corpus.vocabulary, hidden, plan.variant.activation)).to(device)
         options = plan.variant.config_options(plan.length)
         if options is None:
             self.compiled: Any = torch.compile(self.model, backend=plan.inner)
@@ -63,9 +66,10 @@ class Run:
             name
             for name, parameter in self.model.named_parameters()
             if options is not None and ".mlp." in name and parameter.dim() == 2
+            if options["recipe"] != "activation" or name.endswith("c_proj.weight")
             if not any(pattern.search(name.removesuffix(".weight")) for pattern in left_out)
         }
-        """Names of the weights that this variant trains 2:4."""
+        """Names of the weights that this variant trains 2:4, or by which its 2:4 hidden states are known."""
         self.head = round(plan.length * plan.variant.head) if options is not None else 0
         if self.head:
             s24compile.set_phase(self.model, "dense")
@@ -118,7 +122,7 @@ class Run:
                 "warm": set(phases) == {compiled_for},
                 "sparse": phases[-1],
                 "step_flip_rate": _share_that_differs(masks, self._masks()),
-                **self._flips(),
+                **self._shares(),
             }
             compiled_for = phases[-1]
             if self.done or self.step // self.plan.validate_every > first // self.plan.validate_every:
@@ -205,6 +209,7 @@ class Run:
             loss.backward()
             total += loss.detach()
         weights = s24compile.sparse_weights(self.model)
+        weights |= {f"{path}.c_proj.weight": state.schedule for path, state in states_of(self.model).items()}
         self.sparse = any(weight.phase == "sparse" for weight in weights.values())
         if weights.keys() != self.expected:
             raise ModelError(
@@ -233,9 +238,11 @@ class Run:
         weights = [p for name, p in self.model.named_parameters() if ".mlp." in name and p.dim() == 2]
         return [s24compile.ops.transposable_mask(weight) for weight in weights]
 
-    def _flips(self) -> dict[str, float]:
+    def _shares(self) -> dict[str, float]:
         rate = global_flip_rate(list(s24compile.sparse_weights(self.model).values()))
-        return {} if rate is None else {"flip_rate": rate}
+        shares = activation_scalars(s24compile.activation_stats(self.model), "")
+        known = {name: shares[f"/{name}"] for name in ("nonzero", "over", "dropped") if f"/{name}" in shares}
+        return known if rate is None else {"flip_rate": rate, **known}
 
     def _wait(self) -> None:
         if self.device.startswith("cuda"):

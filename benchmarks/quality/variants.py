@@ -31,6 +31,8 @@ class Variant:
     """Of AdamW_STEP's second phase."""
     length: float = 1.0
     """Share of the steps that is trained at all, the schedule shortened with it."""
+    activation: Literal["gelu", "relu2", "relu"] = "gelu"
+    """Of the feed-forward layers."""
 
     def config_options(self, steps: int) -> dict[str, Any] | None:
         """The options of a run of `steps` optimizer steps."""
@@ -116,6 +118,10 @@ def _variants() -> list[Variant]:
         Variant("srste-mvue-dx", {"recipe": "srste", "decay": 2e-4} | three),
         Variant("step", {"recipe": "step"}, optimizer="AdamW_STEP", denominator="sqrt(v)+eps"),
         Variant("step-damped", {"recipe": "step"}, optimizer="AdamW_STEP"),
+        # 2:4 hidden states, to be compared with the dense model of the same activation.
+        Variant("relu2-dense", activation="relu2"),
+        Variant("activation", {"recipe": "activation"}, activation="relu2"),
+        Variant("activation-no-mvue", {"recipe": "activation", "gradient": "dense"}, activation="relu2"),
     ]
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from s24compile.training.decay_search import DecaySearch
 
 
-_FIELDS = ("train_loss", "validation_loss", "flip_rate", "step_ms")
+_SHARES = {"flip_rate": "flip rate", "nonzero": "hidden: not zero", "over": "groups over two", "dropped": "dropped"}
+"""What is drawn below the losses, each in axes of its own -> its label."""
+_FIELDS = ("train_loss", "validation_loss", "step_ms", *_SHARES)
 """What a line may say besides its step; all of them numbers."""
 
 
@@ -62,7 +64,8 @@ def read_curves(path: Path) -> list[Curves]:
 def draw_curves(
     runs: Sequence[Curves], path: Path, *, axis: Literal["step", "seconds"] = "step", window: int = 15
 ) -> Path:
-    """Draws training loss (lines, mean of `window` lines) and validation loss (dots), and flip rates below.
+    """Draws training loss (lines, mean of `window` lines) and validation loss (dots), and below what any run has of
+    flip rates and of the shares that `activation_stats` gives.
 
     Returns:
         The file that it wrote: a PNG, with ".png" after a path without a suffix, or what the suffix says.
@@ -70,26 +73,25 @@ def draw_curves(
     Raises:
         OptionError: `out`, which is this path, cannot be written or has a suffix of no picture.
     """
-    flips_known = any(run.of("flip_rate", axis)[0] for run in runs)
-    figure = _figure((9, 6.5 if flips_known else 4.5))
-    losses, flips = figure.add_subplot(3 if flips_known else 1, 1, (1, 2) if flips_known else 1), None
-    if flips_known:
-        flips = figure.add_subplot(3, 1, 3, sharex=losses)
+    known = [field for field in _SHARES if any(run.of(field, axis)[0] for run in runs)]
+    figure = _figure((9, 4.5 + 2 * len(known)))
+    rows = 2 + len(known)
+    losses = figure.add_subplot(rows, 1, (1, 2))
+    shares = {field: figure.add_subplot(rows, 1, 3 + i, sharex=losses) for i, field in enumerate(known)}
     for number, run in enumerate(runs):
         colour = f"C{number}"
         places, values = run.of("train_loss", axis)
         losses.plot(places, smooth(values, window), color=colour, linewidth=1.3, label=run.name)
         losses.plot(*run.of("validation_loss", axis), "o", color=colour, markersize=4)
-        if flips is not None:
-            flips.plot(*run.of("flip_rate", axis), color=colour, linewidth=1.3)
+        for field, axes in shares.items():
+            axes.plot(*run.of(field, axis), color=colour, linewidth=1.3)
     losses.set_ylabel("loss, nats")
     losses.legend(frameon=False, title="line: train, dots: validation", title_fontsize=8, fontsize=8)
-    last = losses
-    if flips is not None:
-        flips.set_ylabel("flip rate")
-        last = flips
-    last.set_xlabel("optimizer step" if axis == "step" else "seconds of training")
-    return _finish(figure, [losses] if flips is None else [losses, flips], path)
+    for field, axes in shares.items():
+        axes.set_ylabel(_SHARES[field])
+    every = [losses, *shares.values()]
+    every[-1].set_xlabel("optimizer step" if axis == "step" else "seconds of training")
+    return _finish(figure, every, path)
 
 
 def draw_search(search: DecaySearch, path: Path) -> None:

@@ -49,7 +49,7 @@ def _check_sparse(run: Run) -> None:
     from s24compile.compiler.explanation import explain_with
     from s24compile.config import Config
 
-    if run.config.backend != "s24" or s24compile.sparse_weights(run.model):
+    if run.config.backend != "s24" or s24compile.sparse_weights(run.model) or s24compile.activation_stats(run.model):
         return
     forced = Config.from_options({**dict(run.config.options), "min_speedup": 0.0})
     report = explain_with(run.model, run.batch("train", 0), {}, forced)

@@ -25,6 +25,7 @@ from s24compile.lowering.cost import FORCE
 from s24compile.report import Site
 from s24compile.training.hooks import watch_optimizers
 from s24compile.weights.activation_stats import states_of
+from s24compile.weights.dropped_watch import WATCH
 from s24compile.weights.hidden_state import FakeHiddenState, HiddenState, note_counts
 from s24compile.weights.model_state import sparse_weights
 from s24compile.weights.packed_inputs import PackedInputs
@@ -132,6 +133,7 @@ class SparseGraph:
             return results
         own = len(results) - len(states)
         note_counts(states, results[own:], copy=replays_graphs(self.config))
+        WATCH.note([state for state in states if isinstance(state, HiddenState)])
         return results[:own]
 
     def states(self, args: Sequence[Any]) -> tuple[frozenset[LayerSlot], list[HiddenState | FakeHiddenState]]:

@@ -26,6 +26,18 @@ class GPTConfig:
     """Hidden width of the MLPs; 0: four times n_embd. Half of that is the fair dense rival of a 2:4 model."""
     dropout: float = 0.0
     bias: bool = True
+    activation: str = "gelu"
+    """Of the MLPs, one of ACTIVATIONS. After "relu2" and "relu" most of the hidden state is zero by itself."""
+
+
+class SquaredReLU(nn.Module):
+    """[Primer, arXiv 2109.08668]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu2": SquaredReLU, "relu": nn.ReLU}
 
 
 class CausalSelfAttention(nn.Module):
@@ -51,18 +63,18 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The feed-forward layer: D -> F -> D with GELU."""
+    """The feed-forward layer: D -> F -> D with an activation."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         hidden = config.n_hidden or 4 * config.n_embd
         self.c_fc = nn.Linear(config.n_embd, hidden, bias=config.bias)
-        self.gelu = nn.GELU()
+        self.activation = ACTIVATIONS[config.activation]()
         self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
 
 
 class Block(nn.Module):

@@ -11,6 +11,7 @@ import torch
 
 from s24compile.errors import OptionError
 
+_ACTIVATIONS = ("gelu", "relu2", "relu")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _LEAST = {
     ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "gradient_accumulation_steps", "max_iters"): 1,
@@ -37,6 +38,8 @@ class TrainConfig:
     """Sequence length in bytes."""
     dropout: float = 0.0
     bias: bool = True
+    activation: str = "gelu"
+    """"gelu", or "relu2" or "relu", whose hidden states recipe="activation" makes 2:4."""
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     max_iters: int = 300
@@ -71,6 +74,11 @@ class TrainConfig:
             raise OptionError(
                 name="n_embd", value=self.n_embd, accepted=f"it must be a multiple of n_head={self.n_head}"
             )
+        if self.activation not in _ACTIVATIONS:
+            raise OptionError(
+                name="activation", value=self.activation,
+                accepted="it must be one of " + ", ".join(map(repr, _ACTIVATIONS)),
+            )  # fmt: skip
         if not 0 <= self.dropout < 1:
             raise OptionError(name="dropout", value=self.dropout, accepted="it must be in [0, 1)")
         if not -(2**63) <= self.seed < 2**64:

@@ -23,6 +23,7 @@ from s24compile.demo.settings import TrainConfig
 from s24compile.demo.text import ByteText
 from s24compile.errors import CheckpointError
 from s24compile.training.flip_rate import global_flip_rate
+from s24compile.training.monitor import activation_scalars
 
 FLIPS_EVERY = 10
 """Steps between two looks at the flip rate, which is one number for all weights."""
@@ -40,10 +41,15 @@ class History:
     """Wall clock of each step; the first holds the compile time."""
     flip_rate: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     """(step, share of all mask entries that the last search changed), every FLIPS_EVERY steps of a sparse run."""
+    nonzero: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    over: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    dropped: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    """(step, mean over the layers of what `activation_stats` gives), as often in a run of recipe="activation"."""
 
     def write_jsonl(self, path: Path) -> None:
         """Writes one JSON object a step, for `s24 plot`; complete or as before, whenever the process is killed."""
-        looks = {"validation_loss": dict(self.validation_loss), "flip_rate": dict(self.flip_rate)}
+        fields = ("validation_loss", "flip_rate", "nonzero", "over", "dropped")
+        looks = {name: dict(getattr(self, name)) for name in fields}
         lines = []
         for step, (loss, step_ms) in enumerate(zip(self.train_loss, self.step_ms, strict=True), start=1):
             known = {name: values[step] for name, values in looks.items() if step in values}
@@ -75,7 +81,7 @@ class Run:
             self.history.train_loss.append(self.train_step(self.step))
             self.history.step_ms.append(1e3 * (time.perf_counter() - started))
             self.step += 1
-            self._note_flips()
+            self._note_shares()
             last = self.step == self.config.max_iters
             if last or self.step % self.config.eval_interval == 0:
                 self.history.validation_loss.append((self.step, self.validate()))
@@ -98,12 +104,16 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         return total.item()
 
-    def _note_flips(self) -> None:
+    def _note_shares(self) -> None:
         if self.step % FLIPS_EVERY:
             return
         rate = global_flip_rate(list(s24compile.sparse_weights(self.model).values()))
         if rate is not None:
             self.history.flip_rate.append((self.step, rate))
+        shares = activation_scalars(s24compile.activation_stats(self.model), "")
+        for name in ("nonzero", "over", "dropped"):
+            if f"/{name}" in shares:
+                getattr(self.history, name).append((self.step, shares[f"/{name}"]))
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -162,6 +172,7 @@ class Run:
             n_hidden=c.n_hidden,
             dropout=c.dropout,
             bias=c.bias,
+            activation=c.activation,
         )
         return GPT(shape).to(c.device)
 

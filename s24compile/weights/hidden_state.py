@@ -38,6 +38,10 @@ class HiddenState:
         """The other parameters that the layer is known by: the weight of its first projection."""
         self.counts: Tensor | None = None
         """Of the last forward, [T/64, F/64, 5], see `kernels/activation/reference.py`; None before it."""
+        self.forwards = 0
+        """How many of them were 2:4."""
+        self.warned = False
+        """Whether it has been said that it drops much."""
 
     @property
     def dense(self) -> bool:
@@ -47,6 +51,7 @@ class HiddenState:
     def note(self, counts: Tensor) -> None:
         """Keeps what a forward counted, where it is: nothing is read from the device."""
         self.counts = counts
+        self.forwards += 1
         self.schedule.packed_at = CLOCK.tick
 
 

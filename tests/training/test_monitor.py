@@ -163,3 +163,36 @@ def test_refuse_what_cannot_be_logged(arguments, error, said):
     given = {"model": nn.Linear(4, 4), "writer": print} | arguments
     with pytest.raises(error, match=said):
         s24compile.log_flip_rates(given.pop("model"), given.pop("writer"), **given)
+
+
+def test_log_what_hidden_states_hold():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch._dynamo.reset()
+    options = {"recipe": "activation", "dense_until": 2, "inner": "eager", "min_speedup": 0.0}
+    fast = torch.compile(model, backend="s24", options=options)
+    logged, flips = [], []
+    s24compile.log_activation_stats(model, lambda values, step: logged.append((step, dict(values))), every=2)
+    log_flip_rates(model, lambda values, step: flips.append(step), every=1)
+    for _ in range(4):
+        fast(torch.randn(8, 16)).sum().backward()
+        optimizer.step()
+    assert logged[0] == (2, {}), "no 2:4 forward yet"
+    step, values = logged[1]
+    (found,) = s24compile.activation_stats(model).values()
+    assert step == 4
+    assert values == {
+        **{f"s24/{name}": getattr(found, name) for name in ("nonzero", "over", "dropped")},
+        **{f"s24/{name}/": getattr(found, name) for name in ("nonzero", "over", "dropped")},
+    }
+    assert not flips, "no weight is sparse"
+
+
+def test_refuse_to_log_hidden_states_for_nobody():
+    with pytest.raises(errors.OptionError, match="every"):
+        s24compile.log_activation_stats(nn.Linear(4, 4), print, every=0)
+    with pytest.raises(errors.ModelError, match="log_activation_stats"):
+        s24compile.log_activation_stats(nn.Linear(4, 4), object())
+    with pytest.raises(errors.ModelError, match="nn.Module"):
+        s24compile.log_activation_stats(object(), print)
