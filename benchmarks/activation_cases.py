@@ -1,8 +1,9 @@
 """The two passes over memory of recipe="activation" that activation.py times, and the bytes that each must move.
 
-Legend: T tokens, F hidden width. An element of [T, F] takes 2 bytes, of a packed operand 1.125. Forward: Z is read and P
-is written, 3.125. Backward: dP and P are read, dZ's values and both packed estimates written, 6.375; one estimate or
-none, 5.25 and 4.125.
+Legend: T tokens, F hidden width. An element of [T, F] takes 2 bytes, of a packed operand 1.125.
+
+    forward     reads Z, writes P                                              3.125 bytes an element
+    backward    reads dP and P, writes dZ's values, and as many estimates      4.125, 5.25 or 6.375
 """
 
 from __future__ import annotations
