@@ -44,7 +44,7 @@ MEMORY_BAR, HOST_BAR = 0.75, 1.05
 """Of a layer's peak memory, and of its host time, over the dense layer's."""
 POSITIVE = 0.08
 """Share of a trained layer's hidden state that is not zero."""
-SPARSE = {"recipe": "activation", "dense_until": 0, "min_speedup": 0.0}
+SPARSE: dict[str, Any] = {"recipe": "activation", "dense_until": 0, "min_speedup": 0.0}
 GRADIENTS = {"s24": "mvue", "s24 exact dW": "dense"}
 """Variant -> its value of the option `gradient`."""
 

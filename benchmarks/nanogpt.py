@@ -42,7 +42,13 @@ SIZES = {"124m": (12, 12, 768, 1.18), "350m": (24, 16, 1024, 1.18), "774m": (36,
 def make(size: str, file: Path | None) -> nn.Module:
     """The model of a size, dropout and biases off: the demo's, or nanoGPT's out of its model.py."""
     layers, heads, width, _ = SIZES[size]
-    shape = {"vocab_size": VOCABULARY, "block_size": LENGTH, "n_layer": layers, "n_head": heads, "n_embd": width}
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "block_size": LENGTH,
+        "n_layer": layers,
+        "n_head": heads,
+        "n_embd": width,
+    }
     if file is None:
         return GPT(GPTConfig(**shape, dropout=0.0, bias=False))
     sys.path.insert(0, str(file.parent))

@@ -194,5 +194,5 @@ def test_refuse_to_log_hidden_states_for_nobody():
         s24compile.log_activation_stats(nn.Linear(4, 4), print, every=0)
     with pytest.raises(errors.ModelError, match="log_activation_stats"):
         s24compile.log_activation_stats(nn.Linear(4, 4), object())
-    with pytest.raises(errors.ModelError, match="nn.Module"):
+    with pytest.raises(errors.ModelError, match=r"nn\.Module"):
         s24compile.log_activation_stats(object(), print)

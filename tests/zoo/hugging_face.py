@@ -94,6 +94,7 @@ MODELS = {
     "GLM": decoder(hf.GlmForCausalLM, hf.GlmConfig, "swiglu", "gate_up_proj", "down_proj", head_dim=16),
     "OPT": Case(made(hf.OPTForCausalLM, hf.OPTConfig, **OPT), tokens,
                 in_layers("model.decoder.layers.{}", "relu", "fc1", "fc2")),
+    "Nemotron": decoder(hf.NemotronForCausalLM, hf.NemotronConfig, "relu2", "up_proj", "down_proj"),
     "GPT-NeoX": Case(made(hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, **TEXT), tokens,
                      in_layers("gpt_neox.layers.{}.mlp", "gelu", "dense_h_to_4h", "dense_4h_to_h")),
     "Bloom": Case(made(hf.BloomForCausalLM, hf.BloomConfig, **BLOOM), tokens,

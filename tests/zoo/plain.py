@@ -55,6 +55,7 @@ TORCH = {
         lambda dropout: layer(nn.TransformerEncoderLayer, dropout), sequence,
         (Ffn("", "relu", ("linear1.weight", "linear2.weight")),),
     ),
+    "TransformerEncoder": Case(lambda dropout: encoder(dropout), sequence, in_layers("layers.{}", "relu", *NN)),
     "TransformerEncoder (gelu, norm_first)": Case(
         lambda dropout: encoder(dropout, activation="gelu", norm_first=True), sequence,
         in_layers("layers.{}", "gelu", *NN),
