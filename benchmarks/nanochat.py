@@ -41,7 +41,7 @@ BARS = {20: 1.08, 26: 1.10}
 HEAD, WIDTH_PER_LAYER = 128, 64
 WAYS = ("dense", "s24", "s24 exact dW", "fp8", "fp8 s24")
 """The last one: its fp8 in attention and head, 2:4 hidden states in the feed-forward layers."""
-OPTIONS = {"recipe": "activation", "dense_until": 0, "min_speedup": 0.0}
+OPTIONS: dict[str, Any] = {"recipe": "activation", "dense_until": 0, "min_speedup": 0.0}
 WARM_UP = 20
 """Dense steps before the ways part."""
 

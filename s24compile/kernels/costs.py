@@ -19,6 +19,8 @@ class Measured:
     tokens: int
     dense_us: float
     sparse_us: float
+    state: bool = False
+    """Whether the hidden state was 2:4, of a layer with squared ReLU, and no weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Costs:
     gpu: str
     """Its name in a sentence: "measured on {gpu}"."""
     layers: tuple[Measured, ...]
+    """Without a row of 2:4 hidden states those are estimated, by their roofline and what 2:4 weights took of theirs."""
     host_bound_us: float
     """2:4 layers shorter than this left the GPU waiting for its host."""
     dense_flops_per_us: float

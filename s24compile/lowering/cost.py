@@ -37,9 +37,12 @@ def refuse_slow(layer: Layer, target: Target, min_speedup: float, mode: str | No
     if layer.dtype not in (torch.bfloat16, torch.float16):
         name = str(layer.dtype).removeprefix("torch.")
         return f"it computes in {name}, and the 2:4 kernels are for bf16 and fp16 (use autocast); {FORCE}"
-    nearest = min(costs.layers, key=lambda row: _distance(row, layer))
+    alike = [row for row in costs.layers if row.state == layer.state]
+    nearest = min(alike or costs.layers, key=lambda row: _distance(row, layer))
     dense_us, sparse_us = estimate_us(layer, nearest, costs)
     source = f"from D {nearest.width}, F {nearest.hidden}, {nearest.tokens} tokens measured on {costs.gpu}"
+    if not alike:
+        source += ", with 2:4 weights instead of a 2:4 hidden state"
     if sparse_us < costs.host_bound_us and mode not in GRAPH_MODES:
         return (
             f"its 2:4 kernels would take {sparse_us:.0f} us a step ({source}), and below {costs.host_bound_us:g} us "
@@ -75,7 +78,7 @@ def estimate_us(layer: Layer, nearest: Measured, costs: Costs) -> tuple[float, f
 
 def layer_of(row: Measured) -> Layer:
     """What was measured."""
-    return Layer(row.width, row.hidden, row.gated, row.tokens, torch.bfloat16)
+    return Layer(row.width, row.hidden, row.gated, row.tokens, torch.bfloat16, state=row.state)
 
 
 def roofline_us(layer: Layer, costs: Costs) -> tuple[float, float]:
@@ -86,6 +89,7 @@ def roofline_us(layer: Layer, costs: Costs) -> tuple[float, float]:
     a pass forward and one backward where no epilogue holds it; else Z beside H in one epilogue, and Z read in another.
     """
     assert layer.tokens is not None
+    launches = 10 * costs.launch_us
     up = layer.hidden * (2 if layer.gated else 1)
     linears = [
         (layer.width, up, layer.first, layer.dw[0]),
@@ -96,17 +100,35 @@ def roofline_us(layer: Layer, costs: Costs) -> tuple[float, float]:
     backward = 2.0 * layer.tokens * (up if turned else 2 * up + layer.hidden)
     passes = 2.0 * layer.tokens * (3 * up + 2 * layer.hidden)
     dense = sum(_dense_us(layer.tokens, k, n, costs) for k, n, *_ in linears) + passes / costs.bytes_per_us
+    if layer.state:
+        return dense + launches, _state_us(layer, layer.tokens, costs) + launches
     sparse = sum(
         _sparse_us(layer.tokens, k, n, layer.dx, dw, costs) if chosen else _dense_us(layer.tokens, k, n, costs)
         for k, n, chosen, dw in linears
     )
     sparse += (forward + backward) / costs.bytes_per_us
-    return dense + 10 * costs.launch_us, sparse + 10 * costs.launch_us
+    return dense + launches, sparse + launches
 
 
 def _dense_us(tokens: int, k: int, n: int, costs: Costs) -> float:
     """A linear [n, k] without 2:4, forward and backward."""
     return 6.0 * tokens * k * n / costs.dense_flops_per_us + 12.0 * k * n / costs.bytes_per_us
+
+
+def _state_us(layer: Layer, tokens: int, costs: Costs) -> float:
+    """A layer whose hidden state is 2:4, with the passes that make it and its gradient.
+
+    Bytes an element of [T, F]: 3.125 forward; 4.125 backward, 1.125 more for each estimate, and 3.125 to unpack what an
+    exact weight gradient multiplies by. Of the weights: casts, and of exact gradients, too.
+    """
+    estimates = (layer.first and layer.dw[0] == "mvue") + (layer.dw[1] == "mvue")
+    exact = layer.first + 1 - estimates
+    gemms_24 = 1 + layer.first + estimates
+    elements = float(tokens * layer.hidden)
+    rates = gemms_24 / costs.sparse_flops_per_us + (6 - gemms_24) / costs.dense_flops_per_us
+    passes = elements * (7.25 + 1.125 * estimates + 3.125 * exact)
+    casts = layer.width * layer.hidden * (12.0 + 6.0 * (2 - estimates))
+    return 2.0 * elements * layer.width * rates + (passes + casts) / costs.bytes_per_us
 
 
 def _sparse_us(tokens: int, k: int, n: int, dx: str, dw: str, costs: Costs) -> float:

@@ -18,7 +18,7 @@ from s24compile.weights.hidden_state import HiddenState
 log = logging.getLogger("s24compile")
 
 LIMIT = 0.05
-"""Share of a hidden state's sum; layers of trained models drop at most 0.014."""
+"""Share of a hidden state's sum."""
 FIRST_LOOK, LOOK_EVERY = 10, 100
 """Forwards of a layer."""
 _DROPPED, _WHOLE = 3, 4

@@ -16,7 +16,7 @@ from s24compile.kernels.target import Target
 from s24compile.lowering.cost import estimate_us, layer_of, mvue_from, refuse_slow
 
 HOPPER = Target.parse("sm_90")
-ROWS = H100.layers
+ROWS = tuple(row for row in H100.layers if not row.state)
 SMALL = Layer(768, 3072, False, 16384, torch.bfloat16)
 LARGE = Layer(4096, 14336, True, 16384, torch.bfloat16)
 
@@ -175,3 +175,28 @@ def test_warn_where_a_whole_graph_would_stay_dense(caplog):
     (message,) = [r.getMessage() for r in caplog.records if r.name == "s24compile" and r.levelname == "WARNING"]
     assert "no layer of this graph trains 2:4" in message
     assert "min_speedup=0" in message
+
+
+def test_estimate_hidden_states_by_their_own_passes_where_none_was_measured():
+    costs = dataclasses.replace(H100, layers=ROWS)
+    for row in (row for row in ROWS if not row.gated):
+        layer = dataclasses.replace(layer_of(row), state=True)
+        dense, both = estimate_us(layer, row, costs)
+        assert dense == pytest.approx(row.dense_us)
+        _, one = estimate_us(dataclasses.replace(layer, dw=("mvue", "dense")), row, costs)
+        _, none = estimate_us(dataclasses.replace(layer, dw=("dense", "dense")), row, costs)
+        assert row.sparse_us < both < one < none, "four 2:4 products of six, three, two"
+        assert both < dense
+
+
+def test_say_where_a_2_4_hidden_state_was_not_measured():
+    layer = dataclasses.replace(SMALL, state=True)
+    measured = any(row.state for row in H100.layers)
+    sentence = refuse_slow(layer, HOPPER, 2.0)
+    assert sentence is not None
+    assert ("with 2:4 weights instead of a 2:4 hidden state" in sentence) == (not measured)
+
+
+def test_agree_with_every_measured_hidden_state():
+    for row in (row for row in H100.layers if row.state):
+        assert estimate_us(layer_of(row), row, H100) == pytest.approx((row.dense_us, row.sparse_us))
