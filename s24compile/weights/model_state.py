@@ -161,7 +161,8 @@ def bake_(model: nn.Module) -> None:
         raise ModelError(
             what="bake_",
             found="the model has no sparse weights",
-            accepted="compile it with backend='s24' and run a forward, or load its s24 state and run one, first",
+            accepted="compile it with backend='s24' and run a forward, or load its s24 state and run one, first; "
+            "recipe='activation' prunes no weight, so such a model is exported as it is",
         )
     dense = [name for name, weight in weights.items() if weight.phase == "dense"]
     if dense:

@@ -111,7 +111,7 @@ def test_hold_no_sparse_weight_and_leave_parameters_alone(on_device):
     assert s24compile.sparse_weights(model) == {}
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     s24compile.refresh(model)
-    with pytest.raises(ModelError, match="no sparse weights"):
+    with pytest.raises(ModelError, match="such a model is exported as it is"):
         s24compile.bake_(model)
 
 
@@ -353,6 +353,49 @@ def test_log_the_bytes_that_a_graph_saves(caplog, on_device):
         compiled(model)(torch.randn(128, D, requires_grad=True))
     (logged,) = [r.getMessage() for r in caplog.records if "this graph saves" in r.getMessage()]
     assert logged.endswith("P 17.4 kB, X 8.2 kB")
+
+
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_save_memory_without_another_number(inner, caplog, on_device):
+    """The packed state is the least that there is to keep: memory="save" leaves it at that."""
+    grads, kept = [], []
+    for memory in ("speed", "save"):
+        torch.manual_seed(0)
+        model, x = Mlp(), torch.randn(128, D, requires_grad=True)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="s24compile"):
+            compiled(model, memory=memory, inner=inner)(x).sum().backward()
+        kept += [r.getMessage() for r in caplog.records if "this graph saves" in r.getMessage()]
+        grads.append([x.grad, *(p.grad for p in model.parameters())])
+    for speed, save in zip(*grads, strict=True):
+        torch.testing.assert_close(speed, save, rtol=0, atol=0)
+    assert kept[0] == kept[1]
+    assert "H " not in kept[0]
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+def test_pass_infinities_on_as_dense_does(value, on_device):
+    model, x = Mlp(), torch.randn(4, D)
+    x[1, 3] = value
+    y, dense = compiled(model)(x), model(x)
+    assert torch.equal(y[1].isfinite(), dense[1].isfinite())
+    assert y[[0, 2, 3]].isfinite().all()
+
+
+def test_train_where_nothing_is_positive(on_device):
+    model, x = nn.Sequential(nn.Linear(D, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, D)), torch.randn(9, D)
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    x.requires_grad_()
+    y = compiled(model, gradient="mvue")(x)
+    torch.testing.assert_close(y, model[2].bias.expand_as(y))
+    y.sum().backward()
+    assert not x.grad.any()
+    assert not model[0].weight.grad.any()
+    assert not model[2].weight.grad.any()
+    assert torch.equal(model[2].bias.grad, torch.full((D,), 9.0, device=y.device))
+    (found,) = s24compile.activation_stats(model).values()
+    assert (found.nonzero, found.over, found.dropped) == (0.0, 0.0, 0.0)
 
 
 def test_keep_less_for_the_backward_than_the_dense_layer(on_device):
