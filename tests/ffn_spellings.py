@@ -41,6 +41,8 @@ LINEARS: dict[str, tuple[Callable[..., Tensor], bool]] = {
     "late_bias_in_place": (_in_place_bias, False),
     "flattened": (_flattened, False),
     "cast_weight": (lambda x, w, b: F.linear(x, w.to(x.dtype), b), False),
+    "type_as": (lambda x, w, b: F.linear(x, w.type_as(x), b), False),
+    "type_as_turned": (lambda x, w, b: F.linear(x, w.T.type_as(x), b), True),
 }
 
 # 2.2 Activations.

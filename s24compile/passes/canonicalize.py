@@ -47,6 +47,7 @@ def _spelled(
 
 
 SPELLINGS = (
+    Spelling("type_as", frozenset({"type_as"}), linear_rules.type_as, reads=False),
     Spelling("l1", frozenset({"linear"}), _spelled(linear_rules.l1)),
     Spelling("conv1d", frozenset({"addmm"}), _spelled(linear_rules.conv1d)),
     Spelling("matmul", frozenset({"matmul"}), _spelled(linear_rules.matmul)),

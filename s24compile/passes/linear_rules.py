@@ -130,6 +130,22 @@ def late_bias(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | N
     return None
 
 
+def type_as(scope: Scope, node: fx.Node, emit: Emitter) -> fx.Node | None:
+    """A weight cast to the dtype of its operand, which would count as another use of that.
+
+        type_as(W, x), type_as(W.T, x)  ->  to(W, x.dtype), to(W.T, x.dtype)
+
+    Left alone: what is no weight, and a move to another device.
+    """
+    operand = node.args[0] if len(node.args) == 2 and not node.kwargs else None
+    before, after, weight = fake(operand), fake(node), weight_of(operand)
+    if not isinstance(weight, Weight) or not is_parameter(scope, weight.placeholder):
+        return None
+    if before is None or after is None or before.device != after.device:
+        return None
+    return emit.method("to", operand, after.dtype)
+
+
 def flattened(scope: Scope, node: fx.Node, op: Op, emit: Emitter) -> fx.Node | None:
     """Reshapes around one linear that only merge and restore the leading dims.
 
