@@ -127,6 +127,22 @@ def test_train_each_kind_of_variant(name, corpus, tmp_path, device):
     assert ("flip_rate" in lines[-1]) == (name in ("sste", "ste-mvue-dx", "srste", "step", "fst-l10-head1/6"))
 
 
+@pytest.mark.parametrize("name", ["relu2-dense", "activation"])
+def test_train_with_2_4_hidden_states(name, corpus, tmp_path, device):
+    plan = plan_of(name)
+    if name == "activation":
+        options = {**plan.variant.options, "dense_until": 8}  # instead of 300, of 24 steps
+        plan = dataclasses.replace(plan, variant=dataclasses.replace(plan.variant, options=options))
+    run = Run(plan, corpus, tmp_path, device)
+    run.start()
+    lines = list(run.windows())
+    sparse = name == "activation"
+    assert [line["sparse"] for line in lines] == [False, False, *[sparse] * 4]
+    assert [("dropped" in line) for line in lines] == [line["sparse"] for line in lines]
+    assert all(0 < line["nonzero"] < 1 for line in lines if line["sparse"])
+    assert lines[-1]["validation_loss"] < 5.6, "uniform bytes cost 5.55"
+
+
 def test_see_the_same_batches_whatever_the_variant_draws(corpus, tmp_path, device):
     losses = []
     for name in ("dense", "ste-mvue-dx"):
