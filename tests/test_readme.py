@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.tables import readme, speeds
 from s24compile.cli import main
-from s24compile.lowering.cost import HOST_BOUND_US
+from s24compile.kernels.costs import H100
 from tests.on_cpu import ON_CPU
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +96,7 @@ def phrases() -> list[str]:
         f"In the long run ({long['tokens'] / long['parameters']:.0f} tokens a parameter)",
         f"each ends higher by {least:.4f} or more",
         f"Until about step {long['not_above_dense_until_step']} of these {long['steps']}",
-        f"take less than {HOST_BOUND_US} us",
+        f"take less than {H100.host_bound_us} us",
         f"{compiling['ratio']:.2f} times for a GPT of {compiling['layers']} layers",
     ]
 
