@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def case(act: str, bias: bool, backend: str, device: str, **options):
     torch._dynamo.reset()
     model, x = activation.SquaredRelu(64, 256, act, bias).to(device), torch.randn(512, 64, device=device)
     activation.thin_out_(model, x)
-    more = {"options": {**OPTIONS, **options}} if backend == "s24" else {}
+    more: dict[str, Any] = {"options": {**OPTIONS, **options}} if backend == "s24" else {}
     run = torch.compile(model, backend=backend, dynamic=False, **more)
     return Variant("it", model, run, False), x.requires_grad_()
 
