@@ -101,3 +101,47 @@ def test_raise_where_fsdp_came_after_the_first_forward(process_group: None) -> N
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     with pytest.raises(errors.ModelError, match="before the first forward"):  # Dynamo's guards see nothing new
         model(x)
+
+
+ACTIVATION = {"recipe": "activation", "dense_until": 1, "gradient": "dense", "inner": "aot_eager"}
+
+
+def losses_with_2_4_states(model: GPT, compiled: nn.Module, steps: int = 3) -> list[float]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for step in range(steps):
+        tokens = torch.randint(256, (2, 8), generator=torch.Generator().manual_seed(step))
+        loss = compiled(tokens, tokens)[1]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("way", ["fsdp", "fsdp, each block", "ddp"])
+def test_train_2_4_hidden_states_under_fsdp_and_ddp(way: str, process_group: None) -> None:
+    """No weight is packed, so none need be whole before the forward."""
+    found = []
+    for parallel in (False, True):
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=8, activation="relu2"))
+        run: nn.Module = model
+        if parallel and way != "ddp":
+            sharded(model)
+        if parallel and way == "ddp":
+            run = DistributedDataParallel(model)
+        with torch._dynamo.config.patch(optimize_ddp="python_reducer"):
+            if parallel and way == "fsdp, each block":
+                for block in model.blocks:
+                    block.compile(backend="s24", options=ACTIVATION)
+                losses = losses_with_2_4_states(model, run)
+            else:
+                losses = losses_with_2_4_states(model, torch.compile(run, backend="s24", options=ACTIVATION))
+        stats = s24compile.activation_stats(model)
+        assert list(stats) == ["blocks.0.mlp", "blocks.1.mlp"]
+        assert all(layer.tokens == 16 for layer in stats.values()), "2:4 after the first step"
+        found.append(losses)
+        assert {entry["steps"] for entry in s24compile.state_dict(model).values()} == {3}
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
