@@ -11,6 +11,8 @@ import sys
 
 import torch
 
+from s24compile.torch_internals import dynamo
+
 
 class S24Error(Exception):
     """Base of all errors of this package. Subclasses fill `template` with keyword arguments."""
@@ -37,34 +39,28 @@ def _rebuild(cls: type[S24Error], given: dict[str, object]) -> S24Error:
 
 
 def visible_through_dynamo(error: S24Error) -> Exception:
-    """The same error, as a class that Dynamo hands to the user unchanged instead of wrapping it."""
-    from torch._dynamo.exc import ShortenTraceback
+    """The same error, as a class that Dynamo hands to the user unchanged instead of wrapping it.
 
-    kind = type(type(error).__name__, (type(error), ShortenTraceback), {"__module__": type(error).__module__})
-    # Not through __init__: torch's asks for an argument, and is next to ours where both are RuntimeErrors.
-    visible = kind.__new__(kind, *error.args)
-    visible.given, visible.first_useful_frame = error.given, None
-    return visible
-
-
-def _must_leave_trace() -> bool:
-    """Whether Dynamo is tracing with `fullgraph=True`. Run by Dynamo, as the next one is, instead of traced.
-
-    Also before torch 2.13: 2.11 breaks the graph, and then fails at the `raise` with an error of its own.
+    What the user has to change is raised under `torch._dynamo.config.suppress_errors` too. That asks for an eager, and
+    here dense, run of what cannot be compiled, not of options that nobody can follow.
     """
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    tx = InstructionTranslator.current_tx()
-    return bool(tx.one_graph or tx.error_on_graph_break) or torch.__version__ < "2.13"
+    return dynamo.passing(error, unsuppressed=not is_suppressible(error))
 
 
+def is_suppressible(error: Exception) -> bool:
+    """Whether an error is a compilation that failed, and not a demand that cannot be met."""
+    return not isinstance(error, S24Error) or isinstance(error, (LoweringError, BuildError))
+
+
+@dynamo.constant_result
+def _must_leave_trace() -> bool:
+    """Whether Dynamo is tracing with `fullgraph=True`. Run by Dynamo, as the next one is, instead of traced."""
+    return dynamo.must_not_break()
+
+
+@dynamo.constant_result
 def _leave_trace(cls: type[S24Error], given: dict[str, object]) -> None:
     raise visible_through_dynamo(cls(**given))
-
-
-for _function in (_must_leave_trace, _leave_trace):
-    # What torch.compiler.assume_constant_result does, which would import Dynamo for it.
-    _function._dynamo_marked_constant = True  # type: ignore[union-attr]
 
 
 def _concrete(value: object) -> object:
@@ -98,6 +94,12 @@ class ShapeError(S24Error, ValueError):
     """A tensor whose shape no 2:4 format, or not this op, takes."""
 
     template = "{what} has shape {shape}; {accepted}"
+
+
+class DimensionError(S24Error, IndexError):
+    """A dim that a tensor does not have."""
+
+    template = "{op} does not take the dims {dims}: {accepted}"
 
 
 class DtypeError(S24Error, TypeError):
@@ -146,6 +148,12 @@ class LoweringError(S24Error, RuntimeError):
     """An s24 node that no provider took, or a graph that breaks an invariant of a pass."""
 
     template = "{node}: {found}; {accepted}"
+
+
+class CompileError(S24Error, RuntimeError):
+    """A compilation that is not allowed now."""
+
+    template = "{what} needs a graph compiled: {found}; {accepted}"
 
 
 class ModelError(S24Error, ValueError):

@@ -1,0 +1,16 @@
+"""The modes of Inductor. Apart from `compilers`, because options are checked before anything of Inductor is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from s24compile.torch_internals.part import Part
+
+PARTS = (Part("torch._inductor.list_mode_options", "`Config.mode` stands for nothing"),)
+
+
+def inductor_modes() -> dict[str, dict[str, Any]]:
+    """Name of each mode of Inductor -> the settings that it stands for."""
+    import torch._inductor
+
+    return {"default": {}, **torch._inductor.list_mode_options()}
