@@ -72,12 +72,32 @@ class Format:
         """Allocates (values, metadata) of a dense [m, k]. Only the row padding is set, to 0."""
         rows, kept = self.values_shape(m, k)
         pitch = self.values_pitch(k, dtype)
-        if pitch == kept:  # a guard on traced sizes, which a tensor's own contiguity flag asks for anyway
+        if pitch == kept:
             values = torch.empty((rows, kept), dtype=dtype, device=device)
         else:
             values = torch.zeros((rows, pitch), dtype=dtype, device=device)[:, :kept]
         metadata = torch.empty(self.metadata_shape(m, k, dtype), dtype=self.metadata_dtype(dtype), device=device)
         return values, metadata
+
+    def empty_whole(self, m: int, k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`empty` with its padding: values [m, pitch] and metadata of `MetadataLayout.whole_shape`, both contiguous.
+
+        For an operand of which m or k is a number of tokens, and so may be a symbol: whether rows are padded, or a dim
+        has length 1, would depend on it; a traced tensor's flags ask for both, and each answer is another graph.
+        `parts` gives the tensors of the logical shape.
+        """
+        values_shape, codes_shape = (m, self.values_pitch(k, dtype)), self.layout(dtype).whole_shape(m, k)
+        # What is padding is 0, so that equal operands are equal in all of their bits; a traced tensor holds nothing.
+        is_traced = isinstance(m, torch.SymInt) or isinstance(k, torch.SymInt)
+        padded = not is_traced and values_shape != self.values_shape(m, k)
+        spare = not is_traced and codes_shape != self.metadata_shape(m, k, dtype)
+        values = (torch.zeros if padded else torch.empty)(values_shape, dtype=dtype, device=device)
+        make = torch.zeros if spare else torch.empty
+        return values, make(codes_shape, dtype=self.metadata_dtype(dtype), device=device)
+
+    def parts(self, values: Tensor, metadata: Tensor, m: int, k: int) -> tuple[Tensor, Tensor]:
+        """Views of the logical shape of what `empty_whole` or `empty` allocated."""
+        return values[:, : self.values_shape(m, k)[1]], self.layout(values.dtype).part(metadata, m, k)
 
     def encode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 codes [m, groups] of logical rows -> metadata for values of `dtype`."""
@@ -167,6 +187,12 @@ class OpaqueFormat(Format):
             raise DtypeError(what="the packed operand", dtype=dtype, accepted=accepted)
         values = torch.empty(self.values_shape(m, k), dtype=dtype, device=device)
         return values, torch.empty((0,), dtype=torch.uint8, device=device)
+
+    empty_whole = empty  # the buffer is contiguous, whatever k is
+
+    def parts(self, values: Tensor, metadata: Tensor, m: int, k: int) -> tuple[Tensor, Tensor]:
+        """The same tensors."""
+        return values, metadata
 
 
 def _whole(size: int, block: int) -> int:

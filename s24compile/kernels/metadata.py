@@ -66,6 +66,16 @@ class MetadataLayout:
         """Shape of the metadata tensor of a dense [m, k]."""
         return self.padded(m, (k + 3) // 4)
 
+    def whole_shape(self, m: int, k: int) -> tuple[int, ...]:
+        """`shape`, or more: no size is 1 because m or k is small."""
+        return tuple(torch.sym_max(size, 2) for size in self.shape(m, k))
+
+    def part(self, metadata: Tensor, m: int, k: int) -> Tensor:
+        """The view of `shape` on a tensor of `whole_shape`."""
+        for dim, size in enumerate(self.shape(m, k)):
+            metadata = metadata.narrow(dim, 0, size)
+        return metadata
+
     def store(self, codes: Tensor) -> Tensor:
         """uint8 codes [m, groups] -> metadata, contiguous, padding included."""
         m, groups = codes.shape
@@ -77,9 +87,9 @@ class MetadataLayout:
         return self.shuffle(cells.reshape(rows, columns)).reshape(self.shape(m, 4 * groups)).contiguous()
 
     def load(self, metadata: Tensor, m: int, groups: int) -> Tensor:
-        """metadata -> uint8 codes [m, groups]."""
+        """metadata, whole or not -> uint8 codes [m, groups]."""
         rows, columns = self.padded(m, groups)
-        cells = self.unshuffle(metadata.contiguous(), rows, columns)
+        cells = self.unshuffle(self.part(metadata, m, 4 * groups).contiguous(), rows, columns)
         pairs = cells.flatten().view(torch.uint8).reshape(rows, columns * self.cell.itemsize)
         return torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(1)[:m, :groups]
 

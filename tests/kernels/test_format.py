@@ -90,6 +90,25 @@ def test_rows_of_values_start_on_sixteen_bytes_and_their_padding_is_zero(dtype, 
     assert (whole[:, k // 2 :].float() == 0).all()
 
 
+@pytest.mark.parametrize("name", ANY_ROWS)
+@pytest.mark.parametrize("dtype", WIDTHS, ids=str)
+@pytest.mark.parametrize(("m", "k"), [(6, 20), (64, 4), (192, 128), (130, 30)])
+def test_whole_operands_hold_their_logical_parts_and_zeros(name, dtype, m, k):
+    format = FORMATS[name]
+    values, metadata = format.empty_whole(m, k, dtype, torch.device("cpu"))
+    assert values.is_contiguous()
+    assert metadata.is_contiguous()
+    assert min(metadata.shape) > 1, "a size of 1 is another graph"
+    assert (values.view(torch.uint8)[:, (k + 3) // 4 * 2 * dtype.itemsize :] == 0).all()
+    inside, codes = format.parts(values, metadata, m, k)
+    assert (inside.shape, codes.shape) == (format.values_shape(m, k), format.metadata_shape(m, k, dtype))
+    assert inside.data_ptr() == values.data_ptr()
+    expected = random_codes(m, (k + 3) // 4)
+    codes.copy_(format.encode(expected, dtype))
+    assert torch.equal(format.decode(codes, m, k, dtype), expected)
+    assert torch.equal(format.decode(metadata, m, k, dtype), expected), "readers take either"
+
+
 @pytest.mark.parametrize("dtype", WIDTHS, ids=str)
 def test_a_range_of_rows_is_a_view_of_sm90_metadata(dtype):
     format, codes = FORMATS["sm90"], random_codes(192, 64)

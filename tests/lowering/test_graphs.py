@@ -134,9 +134,9 @@ return [%reshape3, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %in7: f32[2, 8, 16]
 %view0: f32[16, 16] = view(%in7, [-1, 16])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack0: (f32[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
+%s24.mvue_pack0: (f32[16, 8], i16[2, 2, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
 %getitem0: f32[16, 8] = getitem(%s24.mvue_pack0, 0)
-%getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
+%getitem1: i16[2, 2, 256] = getitem(%s24.mvue_pack0, 1)
 %s24.mm0: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm0, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
@@ -157,9 +157,9 @@ return [%reshape3, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %mul5: f32[2, 8, 32] = mul(%add0, %view1)
 %view2: f32[16, 32] = view(%mul5, [-1, 32])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack1: (f32[32, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
+%s24.mvue_pack1: (f32[32, 8], i16[2, 2, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[32, 8] = getitem(%s24.mvue_pack1, 0)
-%getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
+%getitem4: i16[2, 2, 256] = getitem(%s24.mvue_pack1, 1)
 %s24.mm2: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'row', f32)  # reference
 %split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm2, [32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)
@@ -187,9 +187,9 @@ def test_lower_a_gelu_mlp_under_autocast(monkeypatch: pytest.MonkeyPatch) -> Non
 %in7: bf16[2, 8, 16]
 %view0: bf16[16, 16] = view(%in7, [-1, 16])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack0: (bf16[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, bf16, 'sm90')  # reference
+%s24.mvue_pack0: (bf16[16, 8], i16[2, 2, 256]) = s24.mvue_pack(%view0, %randint0, bf16, 'sm90')  # reference
 %getitem0: bf16[16, 8] = getitem(%s24.mvue_pack0, 0)
-%getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
+%getitem1: i16[2, 2, 256] = getitem(%s24.mvue_pack0, 1)
 %s24.mm0: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm0, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
@@ -213,9 +213,9 @@ def test_lower_a_gelu_mlp_under_autocast(monkeypatch: pytest.MonkeyPatch) -> Non
 %convert_element_type2: bf16[2, 8, 32] = convert_element_type(%mul5, bf16)
 %view2: bf16[16, 32] = view(%convert_element_type2, [-1, 32])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack1: (bf16[32, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, bf16, 'sm90')  # reference
+%s24.mvue_pack1: (bf16[32, 8], i16[2, 2, 256]) = s24.mvue_pack(%view2, %randint1, bf16, 'sm90')  # reference
 %getitem3: bf16[32, 8] = getitem(%s24.mvue_pack1, 0)
-%getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
+%getitem4: i16[2, 2, 256] = getitem(%s24.mvue_pack1, 1)
 %s24.mm2: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'row', f32)  # reference
 %split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm2, [32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)
@@ -274,9 +274,9 @@ return [%reshape3, %in6, %in7, %in10, %in11, %reshape1, %view0, %view1]""",
 %in7: f32[2, 8, 16]
 %view0: f32[16, 16] = view(%in7, [-1, 16])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack0: (f32[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
+%s24.mvue_pack0: (f32[16, 8], i16[2, 2, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
 %getitem0: f32[16, 8] = getitem(%s24.mvue_pack0, 0)
-%getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
+%getitem1: i16[2, 2, 256] = getitem(%s24.mvue_pack0, 1)
 %s24.mm0: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm0, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
@@ -287,9 +287,9 @@ return [%reshape3, %in6, %in7, %in10, %in11, %reshape1, %view0, %view1]""",
 %s24.glu_backward0: f32[2, 8, 64] = s24.glu_backward(%view1, %in4, 'silu', 'first')  # reference
 %view2: f32[16, 64] = view(%s24.glu_backward0, [-1, 64])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack1: (f32[64, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
+%s24.mvue_pack1: (f32[64, 8], i16[2, 2, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[64, 8] = getitem(%s24.mvue_pack1, 0)
-%getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
+%getitem4: i16[2, 2, 256] = getitem(%s24.mvue_pack1, 1)
 %s24.mm2: f32[64, 16] = s24.mm(%getitem3, %getitem4, 64, 16, 'sm90', %in6, None, 'row', f32)  # reference
 %split_with_sizes1: (f32[32, 16], f32[32, 16]) = split_with_sizes(%s24.mm2, [32, 32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)
@@ -389,9 +389,9 @@ return [%reshape3, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %in7: f32[2, 8, 16]
 %view0: f32[16, 16] = view(%in7, [-1, 16])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack0: (f32[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
+%s24.mvue_pack0: (f32[16, 8], i16[2, 2, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
 %getitem0: f32[16, 8] = getitem(%s24.mvue_pack0, 0)
-%getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
+%getitem1: i16[2, 2, 256] = getitem(%s24.mvue_pack0, 1)
 %s24.mm0: f32[16, 32] col = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'col', f32)  # reference
 %split_with_sizes0: (f32[16, 32] col) = split_with_sizes(%s24.mm0, [16])
 %getitem2: f32[16, 32] col = getitem(%split_with_sizes0, 0)
@@ -422,9 +422,9 @@ return [%reshape3, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %mul12: f32[2, 8, 32] = mul(%add3, %view1)
 %view2: f32[16, 32] = view(%mul12, [-1, 32])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack1: (f32[32, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
+%s24.mvue_pack1: (f32[32, 8], i16[2, 2, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[32, 8] = getitem(%s24.mvue_pack1, 0)
-%getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
+%getitem4: i16[2, 2, 256] = getitem(%s24.mvue_pack1, 1)
 %s24.mm2: f32[32, 16] col = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'col', f32)  # reference
 %split_with_sizes1: (f32[32, 16] col) = split_with_sizes(%s24.mm2, [32])
 %getitem5: f32[32, 16] col = getitem(%split_with_sizes1, 0)
@@ -499,9 +499,9 @@ return [%reshape3, %in0, %in1, %in2, %in5, %in6, %in7, %in8, %in11, %in12]""",
 %mul2: f32[2, 8, 32] = mul(%mul0, %add0)
 %view1: f32[16, 32] = view(%mul2, [-1, 32])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack0: (f32[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
+%s24.mvue_pack0: (f32[16, 8], i16[2, 2, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
 %getitem0: f32[16, 8] = getitem(%s24.mvue_pack0, 0)
-%getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
+%getitem1: i16[2, 2, 256] = getitem(%s24.mvue_pack0, 1)
 %s24.mm1: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %view1, None, 'row', f32)  # reference
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm1, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
@@ -523,9 +523,9 @@ return [%reshape3, %in0, %in1, %in2, %in5, %in6, %in7, %in8, %in11, %in12]""",
 %view3: f32[16, 32] = view(%mul8, [-1, 32])
 %view4: f32[16, 16] = view(%in0, [-1, 16])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack1: (f32[32, 8], i16[1, 1, 256]) = s24.mvue_pack(%view3, %randint1, f32, 'sm90')  # reference
+%s24.mvue_pack1: (f32[32, 8], i16[2, 2, 256]) = s24.mvue_pack(%view3, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[32, 8] = getitem(%s24.mvue_pack1, 0)
-%getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
+%getitem4: i16[2, 2, 256] = getitem(%s24.mvue_pack1, 1)
 %s24.mm3: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %view4, None, 'row', f32)  # reference
 %split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm3, [32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)
@@ -556,9 +556,9 @@ def test_lower_a_row_wise_recipe_with_a_dense_input_gradient(monkeypatch: pytest
 %in7: f32[2, 8, 16]
 %view0: f32[16, 16] = view(%in7, [-1, 16])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack0: (f32[16, 8], i16[1, 1, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
+%s24.mvue_pack0: (f32[16, 8], i16[2, 2, 256]) = s24.mvue_pack(%view0, %randint0, f32, 'sm90')  # reference
 %getitem0: f32[16, 8] = getitem(%s24.mvue_pack0, 0)
-%getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
+%getitem1: i16[2, 2, 256] = getitem(%s24.mvue_pack0, 1)
 %s24.mm0: f32[16, 32] = s24.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # reference
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24.mm0, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
@@ -578,9 +578,9 @@ def test_lower_a_row_wise_recipe_with_a_dense_input_gradient(monkeypatch: pytest
 %mul5: f32[2, 8, 32] = mul(%add0, %view1)
 %view2: f32[16, 32] = view(%mul5, [-1, 32])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24.mvue_pack1: (f32[32, 8], i16[1, 1, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
+%s24.mvue_pack1: (f32[32, 8], i16[2, 2, 256]) = s24.mvue_pack(%view2, %randint1, f32, 'sm90')  # reference
 %getitem3: f32[32, 8] = getitem(%s24.mvue_pack1, 0)
-%getitem4: i16[1, 1, 256] = getitem(%s24.mvue_pack1, 1)
+%getitem4: i16[2, 2, 256] = getitem(%s24.mvue_pack1, 1)
 %s24.mm1: f32[32, 16] = s24.mm(%getitem3, %getitem4, 32, 16, 'sm90', %in6, None, 'row', f32)  # reference
 %split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24.mm1, [32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)

@@ -85,10 +85,10 @@ return [%reshape4, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %in7: bf16[2, 8, 16]
 %view0: bf16[16, 16] = view(%in7, [-1, 16])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24_triton.mvue_pack_sum0: (bf16[16, 8], i16[1, 1, 256], f32[16]) = s24_triton.mvue_pack_sum(%view0, %randint0, bf16, 'sm90')  # triton
+%s24_triton.mvue_pack_sum0: (bf16[16, 8], i16[2, 2, 256], f32[16]) = s24_triton.mvue_pack_sum(%view0, %randint0, bf16, 'sm90')  # triton
 %getitem0: f32[16] = getitem(%s24_triton.mvue_pack_sum0, 2)
 %getitem1: bf16[16, 8] = getitem(%s24_triton.mvue_pack_sum0, 0)
-%getitem2: i16[1, 1, 256] = getitem(%s24_triton.mvue_pack_sum0, 1)
+%getitem2: i16[2, 2, 256] = getitem(%s24_triton.mvue_pack_sum0, 1)
 %s24_cutlass.mm0: f32[16, 32] = s24_cutlass.mm(%getitem1, %getitem2, 16, 16, 'sm90', %in5, None, 'row', f32)  # cutlass
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24_cutlass.mm0, [16])
 %getitem3: f32[16, 32] = getitem(%split_with_sizes0, 0)
@@ -102,9 +102,9 @@ return [%reshape4, %in7, %in8, %in11, %in12, %reshape1, %view0, %view1]""",
 %reshape1: bf16[2, 8, 32] = reshape(%permute1, [2, 8, 32])
 %view1: bf16[16, 32] = view(%reshape1, [-1, 32])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24_triton.mvue_pack0: (bf16[32, 8], i16[1, 1, 256]) = s24_triton.mvue_pack(%view1, %randint1, bf16, 'sm90')  # triton
+%s24_triton.mvue_pack0: (bf16[32, 8], i16[2, 2, 256]) = s24_triton.mvue_pack(%view1, %randint1, bf16, 'sm90')  # triton
 %getitem6: bf16[32, 8] = getitem(%s24_triton.mvue_pack0, 0)
-%getitem7: i16[1, 1, 256] = getitem(%s24_triton.mvue_pack0, 1)
+%getitem7: i16[2, 2, 256] = getitem(%s24_triton.mvue_pack0, 1)
 %s24_cutlass.mm1: f32[32, 16] = s24_cutlass.mm(%getitem6, %getitem7, 32, 16, 'sm90', %in6, None, 'row', f32)  # cutlass
 %split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24_cutlass.mm1, [32])
 %getitem8: f32[32, 16] = getitem(%split_with_sizes1, 0)
@@ -131,9 +131,9 @@ def test_fuse_a_swiglu(monkeypatch: pytest.MonkeyPatch) -> None:
 %in7: bf16[2, 8, 16]
 %view0: bf16[16, 16] = view(%in7, [-1, 16])
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24_triton.mvue_pack0: (bf16[16, 8], i16[1, 1, 256]) = s24_triton.mvue_pack(%view0, %randint0, bf16, 'sm90')  # triton
+%s24_triton.mvue_pack0: (bf16[16, 8], i16[2, 2, 256]) = s24_triton.mvue_pack(%view0, %randint0, bf16, 'sm90')  # triton
 %getitem0: bf16[16, 8] = getitem(%s24_triton.mvue_pack0, 0)
-%getitem1: i16[1, 1, 256] = getitem(%s24_triton.mvue_pack0, 1)
+%getitem1: i16[2, 2, 256] = getitem(%s24_triton.mvue_pack0, 1)
 %s24_cutlass.mm0: f32[16, 32] = s24_cutlass.mm(%getitem0, %getitem1, 16, 16, 'sm90', %in5, None, 'row', f32)  # cutlass
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24_cutlass.mm0, [16])
 %getitem2: f32[16, 32] = getitem(%split_with_sizes0, 0)
@@ -145,9 +145,9 @@ def test_fuse_a_swiglu(monkeypatch: pytest.MonkeyPatch) -> None:
 %reshape1: bf16[2, 8, 64] = reshape(%permute1, [2, 8, 64])
 %view1: bf16[16, 64] = view(%reshape1, [-1, 64])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24_triton.mvue_pack1: (bf16[64, 8], i16[1, 1, 256]) = s24_triton.mvue_pack(%view1, %randint1, bf16, 'sm90')  # triton
+%s24_triton.mvue_pack1: (bf16[64, 8], i16[2, 2, 256]) = s24_triton.mvue_pack(%view1, %randint1, bf16, 'sm90')  # triton
 %getitem3: bf16[64, 8] = getitem(%s24_triton.mvue_pack1, 0)
-%getitem4: i16[1, 1, 256] = getitem(%s24_triton.mvue_pack1, 1)
+%getitem4: i16[2, 2, 256] = getitem(%s24_triton.mvue_pack1, 1)
 %s24_cutlass.mm1: f32[64, 16] = s24_cutlass.mm(%getitem3, %getitem4, 64, 16, 'sm90', %in6, None, 'row', f32)  # cutlass
 %split_with_sizes1: (f32[32, 16], f32[32, 16]) = split_with_sizes(%s24_cutlass.mm1, [32, 32])
 %getitem5: f32[32, 16] = getitem(%split_with_sizes1, 0)

@@ -63,9 +63,9 @@ def test_write_the_gradient_of_a_transposed_weight_as_it_is_stored() -> None:
 %in0: f32[24, 32]
 %in1: f32[24, 16]
 %in2: i64[1]
-%s24.mvue_pack0: (f32[32, 12] strides (16, 1), i16[1, 1, 256]) = s24.mvue_pack(%in0, %in2, f32, 'sm90')
-%getitem0: f32[32, 12] strides (16, 1) = getitem(%s24.mvue_pack0, 0)
-%getitem1: i16[1, 1, 256] = getitem(%s24.mvue_pack0, 1)
+%s24.mvue_pack0: (f32[32, 16], i16[2, 2, 256]) = s24.mvue_pack(%in0, %in2, f32, 'sm90')
+%getitem0: f32[32, 16] = getitem(%s24.mvue_pack0, 0)
+%getitem1: i16[2, 2, 256] = getitem(%s24.mvue_pack0, 1)
 %s24.mm0: f32[32, 16] col = s24.mm(%getitem0, %getitem1, 32, 24, 'sm90', %in1, None, 'col', f32)
 %split_with_sizes0: (f32[32, 16] col) = split_with_sizes(%s24.mm0, [32])
 %getitem2: f32[32, 16] col = getitem(%split_with_sizes0, 0)

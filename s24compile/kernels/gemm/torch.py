@@ -53,7 +53,8 @@ def sparse_operand(values: Tensor, metadata: Tensor, m: int, k: int) -> tuple[Te
     """(values, metadata) of A with zeros up to [m, k], multiples of 32 and 64; themselves where A is that large."""
     if values.shape != (m, k // 2):
         padded = values.new_zeros((m, k // 2))
-        padded[: values.shape[0], : values.shape[1]].copy_(values)
+        kept = values[:, : k // 2]  # its padding may be wider
+        padded[: kept.shape[0], : kept.shape[1]].copy_(kept)
         values = padded
     cells = m * k // 16
     if metadata.numel() != cells:

@@ -105,7 +105,7 @@ def mvue_pack(
         scale: fp32 [1], what an 8-bit `dtype` is quantised by; no argument of the op.
 
     Returns:
-        (values, metadata) of the sparse operand [F, T].
+        (values, metadata) of the sparse operand [F, T], as `Format.empty_whole` lays them out.
     """
     tokens, features = g.shape
     groups, seed = (tokens + 3) // 4, seed.to(g.device)
@@ -123,10 +123,12 @@ def mvue_pack(
         values, places = _kept(chunk, u, 1)
         kept[start : start + step] = cast(values, dtype) if scale is None else quantised(values, scale, dtype)
         codes[start : start + step] = places[:, 0] | places[:, 1] << 2
-    values, metadata = FORMATS[format].empty(features, tokens, dtype, g.device)
-    values.copy_(FORMATS[format].store_rows(kept.flatten(0, 1).t()))
-    metadata.copy_(FORMATS[format].encode(codes.t().contiguous(), dtype))
-    return values, metadata
+    layout = FORMATS[format]
+    whole = layout.empty_whole(features, tokens, dtype, g.device)
+    values, metadata = layout.parts(*whole, features, tokens)
+    values.copy_(layout.store_rows(kept.flatten(0, 1).t()))
+    metadata.copy_(layout.encode(codes.t().contiguous(), dtype))
+    return whole
 
 
 def column_sums(g: Tensor) -> Tensor:

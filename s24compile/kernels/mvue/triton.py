@@ -21,14 +21,14 @@ def _supports(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> str |
 
 def mvue_pack(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor]:
     """See mvue/reference.py."""
-    values, metadata = FORMATS[format].empty(g.shape[1], g.shape[0], dtype, g.device)
+    values, metadata = FORMATS[format].empty_whole(g.shape[1], g.shape[0], dtype, g.device)
     pack_along(g, "mvue", Buffers.of(values, metadata, format), format, seed=seed.to(g.device))
     return values, metadata
 
 
 def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor]:
     """See mvue/reference.py. Sums of tiles are added in a second, small pass: the result does not vary by run."""
-    values, metadata = FORMATS[format].empty(g.shape[1], g.shape[0], dtype, g.device)
+    values, metadata = FORMATS[format].empty_whole(g.shape[1], g.shape[0], dtype, g.device)
     operand = Buffers.of(values, metadata, format)
     sums = pack_along(g, "mvue", operand, format, seed=seed.to(g.device), sums=True)
     assert sums is not None

@@ -18,11 +18,11 @@ def mvue(g: Tensor, seed: Tensor, dim: int) -> Tensor:
 @contract()
 def mvue_pack(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor]:
     """(values, metadata) of the sparse operand [F, T]: mvue of g^T along T."""
-    return FORMATS[format].empty(g.shape[1], g.shape[0], dtype, g.device)
+    return FORMATS[format].empty_whole(g.shape[1], g.shape[0], dtype, g.device)
 
 
 @contract()
 def mvue_pack_sum(g: Tensor, seed: Tensor, dtype: torch.dtype, format: str) -> tuple[Tensor, Tensor, Tensor]:
     """`mvue_pack` of g [T, F], and the column sums of g (a bias gradient) in fp32 [F]."""
     wide = torch.promote_types(g.dtype, torch.float32)
-    return *FORMATS[format].empty(g.shape[1], g.shape[0], dtype, g.device), g.new_empty((g.shape[1],), dtype=wide)
+    return *FORMATS[format].empty_whole(g.shape[1], g.shape[0], dtype, g.device), g.new_empty((g.shape[1],), dtype=wide)
