@@ -19,7 +19,7 @@ from s24compile.lowering.epilogue import fuse_activation, fuse_activation_backwa
 from s24compile.lowering.hidden import lower_hidden
 from s24compile.lowering.layout import choose_layouts
 from s24compile.lowering.linear import lower_linear
-from s24compile.lowering.memory import saved_bytes
+from s24compile.lowering.memory import is_backward, saved_bytes
 from s24compile.lowering.packing import fuse_bias_gradient, fuse_sum_into_activation, share_packs
 from s24compile.lowering.printing import print_graph
 from s24compile.lowering.residual import absorb_residuals
@@ -63,7 +63,5 @@ def run(graph: fx.Graph, target: Target) -> dict[str, int]:
     counts = {step.__name__: step(graph, target) for step in LOWERING}
     graph.lint()
     log.debug("lowered for %s: %s", target, counts)
-    # As torch's partitioner tells them apart: only a backward graph takes tangents.
-    is_backward = any("tangents" in str(node.target) for node in graph.find_nodes(op="placeholder"))
-    trace_graph("backward_lowered" if is_backward else "forward_lowered", lambda: print_graph(graph))
+    trace_graph("backward_lowered" if is_backward(graph) else "forward_lowered", lambda: print_graph(graph))
     return counts

@@ -34,6 +34,8 @@ def recompute_activations(graph: fx.Graph) -> int:
 def saved_bytes(graph: fx.Graph) -> dict[str, int]:
     """Bytes that a forward graph, not yet lowered, saves of its 2:4 layers; empty for any other graph.
 
+    A backward graph may hold 2:4 linears too, those that checkpointing computes again.
+
     Under "Z" results of 2:4 linears, under "H" those of activations, under "P" 2:4 hidden states, under "X" what else
     such linears and layers read. Packed weights are not counted: they are there anyway. Must be called while
     AOTAutograd compiles the graph.
@@ -42,7 +44,7 @@ def saved_bytes(graph: fx.Graph) -> dict[str, int]:
     metadata = context.fw_metadata if context is not None else None
     linears = [node for node in s24_calls(graph) if op_name(node) == "linear"]
     layers = [node for node in s24_calls(graph) if op_name(node) == "activation_layer"]
-    if metadata is None or metadata.num_symints_saved_for_bw is None or not linears + layers:
+    if metadata is None or metadata.num_symints_saved_for_bw is None or not linears + layers or is_backward(graph):
         return {}
     roles: dict[fx.Node, str] = {base_of(reader.args[0]): "X" for reader in linears + layers}
     roles |= {item: "P" for layer in layers for item in layer.users}
@@ -55,6 +57,11 @@ def saved_bytes(graph: fx.Graph) -> dict[str, int]:
         if source in roles:
             found[roles[source]] += _nbytes(source.meta["val"])
     return {name: count for name, count in found.items() if count}
+
+
+def is_backward(graph: fx.Graph) -> bool:
+    """Whether it is the backward graph of a pair: as torch's partitioner tells them apart, only that takes tangents."""
+    return any("tangents" in str(node.target) for node in graph.find_nodes(op="placeholder"))
 
 
 def _nbytes(value: Tensor) -> int:

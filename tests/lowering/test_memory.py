@@ -120,6 +120,18 @@ def test_log_the_bytes_that_a_graph_saves(memory: str, caplog: pytest.LogCapture
     assert logged.endswith("Z 32.8 kB, H 16.4 kB, X 8.2 kB" if memory == "speed" else "Z 32.8 kB, X 8.2 kB")
 
 
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_log_what_the_forward_of_a_checkpointed_layer_saves_and_not_what_its_backward_does(
+    inner: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast = torch.compile(Checkpointed(nn.functional.silu), backend="s24", options={"inner": inner})
+    # A graph that Inductor has in its cache is not lowered again, so nothing of it is logged.
+    with torch._inductor.config.patch(force_disable_caches=True), caplog.at_level(logging.INFO, logger="s24compile"):
+        fast(torch.randn(2, 64, 16, requires_grad=True)).sum().backward()
+    (logged,) = [r.getMessage() for r in caplog.records if "this graph saves" in r.getMessage()]
+    assert logged.endswith("this graph saves X 8.2 kB")
+
+
 def test_keep_nothing_where_there_is_no_backward(caplog: pytest.LogCaptureFixture) -> None:
     fast: Any = torch.compile(GeluMLP(), backend="s24", options={"inner": "aot_eager"})
     x = torch.randn(2, 64, 16)
