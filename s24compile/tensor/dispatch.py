@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from s24compile.errors import OperatorError, ShapeError
+from s24compile.errors import DimensionError, OperatorError, ShapeError
 from s24compile.tensor import products
 
 if TYPE_CHECKING:
@@ -112,11 +112,20 @@ def _linear(cls: type[Sparse24], x: Tensor, weight: Tensor, bias: Tensor | None 
 
 
 def _transpose(cls: type[Sparse24], s: Sparse24, dim0: int, dim1: int) -> Sparse24:
+    _check_dims("transpose", dim0, dim1)
     return s.flipped() if (dim0 - dim1) % 2 else s.alias()
 
 
 def _permute(cls: type[Sparse24], s: Sparse24, dims: list[int]) -> Sparse24:
+    _check_dims("permute", *dims)
+    if sorted(dim % 2 for dim in dims) != [0, 1]:
+        raise DimensionError(op="permute", dims=tuple(dims), accepted="name both dims once")
     return _transpose(cls, s, 0, dims[0])
+
+
+def _check_dims(name: str, *dims: int) -> None:
+    if not all(-2 <= dim < 2 for dim in dims):
+        raise DimensionError(op=name, dims=dims, accepted="a Sparse24 has two dims, -2 to 1")
 
 
 def _view(cls: type[Sparse24], s: Sparse24, size: list[int]) -> Sparse24:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import s24compile
 from s24compile import Sparse24, to_sparse_semi_structured
-from s24compile.errors import OperatorError, ShapeError
+from s24compile.errors import DimensionError, OperatorError, ShapeError
 from tests.kernels.oracles import two_largest
 
 WIDE = [torch.float32, torch.bfloat16, torch.float16]
@@ -33,6 +33,14 @@ def test_transpose_without_a_copy(device):
         assert torch.equal(view.to_dense(), d.t())
     assert torch.equal(s.t().t().to_dense(), d)
     assert torch.equal(s.transpose(0, 0).to_dense(), d)
+    for wrong in (
+        lambda: s.transpose(0, 3),
+        lambda: s.transpose(-3, 0),
+        lambda: s.permute(1, 2),
+        lambda: s.permute(1, 1),
+    ):
+        with pytest.raises(DimensionError, match=r"does not take the dims \(-?\d, \d\)"):
+            wrong()
     assert torch.equal(s.view(64, 128).to_dense(), d)
 
 
