@@ -8,10 +8,22 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from s24compile.errors import OptionError, UnknownOptionError
 from s24compile.recipe import ACTIVATION, NAMES, Targets, recipe_of
+from s24compile.torch_internals.modes import inductor_modes
+
+
+@runtime_checkable
+class Machine(Protocol):
+    """What `s24compile.kernels.target.Target` is to options, which know nothing of kernels."""
+
+    @property
+    def device_type(self) -> str: ...
+
+    @property
+    def arch(self) -> tuple[int, int] | None: ...
 
 
 class _OfRecipe:
@@ -131,8 +143,9 @@ class Config:
     """Inductor's mode ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")."""
     inner_options: Any = None
     """Inductor's options, a mapping; stored as a sorted tuple of pairs. Values may be lists, dicts and sets."""
-    target: Any = None
-    """A `s24compile.lowering.target.Target` to compile for; None: the machine's own."""
+    target: Machine | str | None = None
+    """What to compile for: "cpu", a CUDA architecture such as "sm_90", or a `s24compile.kernels.target.Target`. None:
+    the machine's own."""
 
     def __post_init__(self) -> None:
         as_tuple = {f: self._patterns(f) for f in ("include", "exclude")}
@@ -158,7 +171,10 @@ class Config:
         for field, least in (("mask_interval", 1), ("dense_after", 0), ("dense_until", 0), ("total_steps", 1)):
             if getattr(self, field) is not None:
                 self._integer(field, least)
+        self._check_target()
         self._check_contradictions()
+        if self.mode is not None:
+            self._choice("mode", tuple(inductor_modes()))
 
     def __hash__(self) -> int:
         return hash(tuple(_frozen(getattr(self, field.name)) for field in dataclasses.fields(self)))
@@ -243,6 +259,14 @@ class Config:
         value = getattr(self, field)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise OptionError(name=field, value=value, accepted=f"it must be an integer >= {least}")
+
+    def _check_target(self) -> None:
+        given = self.target
+        if isinstance(given, str) and re.fullmatch(r"cpu|(sm_?)?\d{2,3}", given):
+            return  # whether the package knows such an architecture, `kernels` says
+        if given is not None and not isinstance(given, Machine):
+            accepted = 'it must be a Target, "cpu", or an arch such as "sm_90"'
+            raise OptionError(name="target", value=given, accepted=accepted)
 
     def _check_contradictions(self) -> None:
         self._check_schedule()
