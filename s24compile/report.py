@@ -27,6 +27,8 @@ class Site:
     """The user's own line, "file.py:12"."""
     weights: tuple[str, ...] = ()
     """Parameter names (without `_orig_mod.`) in the order gate, up, down."""
+    linears_at: tuple[str, ...] = ()
+    """Module paths of its linears, in that order: what `Config.include` and `exclude` are searched in."""
     linears: int = 0
     """How many of the layer's matmuls are 2:4 now."""
     rule: str = ""
@@ -38,12 +40,19 @@ class Site:
     """How many of them memory="save" leaves out."""
     decorated: bool = False
     """Whether it stands in a module decorated with `sparse_ffn`."""
+    notes: tuple[str, ...] = ()
+    """Whatever else is worth knowing of it, a sentence each: its precision, what scales it keeps, ..."""
+
+    @property
+    def remarks(self) -> str:
+        """The reason and the notes, as one text; empty where there is nothing to say."""
+        return "; ".join(filter(None, (self.reason, *self.notes)))
 
     @property
     def sentence(self) -> str:
         """The row as the log prints it."""
         what = f"{self.path or '(root)'}: {self.family} {self.shape} {self.status}"
-        return f"{what}{': ' + self.reason if self.reason else ''}{f' ({self.source})' if self.source else ''}"
+        return f"{what}{': ' + self.remarks if self.remarks else ''}{f' ({self.source})' if self.source else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +70,8 @@ class Report:
     providers: tuple[tuple[str, str], ...] = ()
     """(op, provider of its kernel) as they would be chosen on this target."""
     unseen: tuple[str, ...] = ()
-    """Weights of linear layers that are in no captured graph: they run outside `torch.compile`, dense."""
+    """Matrices among the parameters, embeddings apart, that no captured graph takes: what is multiplied by them runs
+    outside `torch.compile`, dense."""
 
     @property
     def rewritten(self) -> tuple[Site, ...]:
@@ -91,11 +101,12 @@ class Report:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def __str__(self) -> str:
-        head = ("module", "family", "shape", "2:4", "reason", "source")
+        head = ("module", "family", "shape", "linears", "2:4", "reason", "source")
         rows = [
-            (s.path or "(root)", s.family, s.shape, str(s.linears) if s.linears else "no", s.reason, s.source)
+            (s.path or "(root)", s.family, s.shape, _linears(s), str(s.linears) if s.linears else "no", s.remarks,
+             s.source)
             for s in self.sites
-        ]
+        ]  # fmt: skip
         lines = [*_table([head, *rows]), "", self._summary()]
         if self.saved_bytes:
             lines.append(self._memory())
@@ -119,6 +130,12 @@ class Report:
         return f"they save {saved} for the backward" + (
             f"; memory='save' saves {format_bytes(less)} less" if less else ""
         )
+
+
+def _linears(site: Site) -> str:
+    """Its linears by module path, or where they have none (weights of a user's own op) by parameter."""
+    named = [path for path in site.linears_at if path]
+    return ", ".join(named if len(named) == len(site.linears_at) else site.weights)
 
 
 def describe_saved(saved: Mapping[str, int]) -> str:

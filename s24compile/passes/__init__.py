@@ -71,7 +71,7 @@ def run(
     *,
     profitable: Profitable = lambda layer: None,
     dense: frozenset[str] = frozenset(),
-    gathered: frozenset[str] = frozenset(),
+    refused: Mapping[str, str] | None = None,
     decorated_options: Mapping[str, LinearOptions] | None = None,
     passes: tuple[Callable[[State], int], ...] = PASSES,
 ) -> Rewrite:
@@ -83,7 +83,7 @@ def run(
         options: how the linears compute.
         profitable: a sentence for a layer that does not pay, None for one that does.
         dense: placeholder names of weights in their dense phase.
-        gathered: placeholder names of weights that FSDP2 gathers.
+        refused: placeholder name of a weight that stays dense wherever it is used -> why.
         decorated_options: options by mark of a `sparse_ffn` module, instead of `options`.
         passes: another pipeline, for tests.
 
@@ -94,7 +94,8 @@ def run(
     copy, scopes = copy_scopes(gm)
     state = State(
         copy, scopes, config, options, profitable, dense, decorated_options or {}, _fuel(), fake_mode_of(copy.graph),
-        cut_reason=_cut_reason(gm), broken_at=_broken_at(gm), gathered=gathered,
+        cut_reason=_cut_reason(gm), broken_at=_broken_at(gm), refused=refused or {},
+        given=frozenset(node for scope in scopes for node in scope.graph.nodes),
     )  # fmt: skip
     log.debug("%s", _Printed("captured", copy))
     for function in passes:

@@ -21,7 +21,7 @@ from s24compile.graphs.marks import mark_of
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Match
 from s24compile.passes.outside import DTENSOR_SENTENCE
-from s24compile.passes.provenance import module_path, parameter_name
+from s24compile.passes.provenance import module_paths
 from s24compile.passes.scope import fake, known_fake
 from s24compile.passes.state import State
 from s24compile.weights.sharding import FSDP_SENTENCE
@@ -32,6 +32,10 @@ DDP_SENTENCE = (
 )
 DECORATED_SENTENCE = "another module of this graph is decorated with sparse_ffn, and then only decorated ones are taken"
 TRANSFORM_SENTENCE = "it runs inside a transform of torch.func, and the 2:4 ops have no rules for those"
+NESTED_SENTENCE = (
+    "its input is a jagged nested tensor, which the 2:4 ops do not take; call it with x.values(), the rows of all "
+    "sequences in one matrix"
+)
 DENSE_PHASE_SENTENCE = "it is in its dense phase"
 DOWN_SENTENCE = "targets='down' takes the down projections alone"
 
@@ -83,11 +87,13 @@ def dense_phase(asked: Asked) -> str:
     return DENSE_PHASE_SENTENCE if any(w.name in asked.state.dense for w in asked.linear.weight_inputs) else ""
 
 
-def gathered(asked: Asked) -> str:
-    """FSDP2 gathers its weight for each forward. To a 2:4 hidden state that is nothing: no weight of it is packed."""
-    if asked.match.hidden is not None:
-        return ""
-    return FSDP_SENTENCE if any(w.name in asked.state.gathered for w in asked.linear.weight_inputs) else ""
+def refused(asked: Asked) -> str:
+    """Its weight stays dense wherever this graph uses it: FSDP2 gathers it, or a backward has a formula with it.
+
+    To a 2:4 hidden state the first is nothing: no weight of it is packed.
+    """
+    whys = [why for w in asked.linear.weight_inputs if (why := asked.state.refused.get(w.name))]
+    return next((why for why in whys if asked.match.hidden is None or why != FSDP_SENTENCE), "")
 
 
 def undecorated(asked: Asked) -> str:
@@ -108,16 +114,14 @@ def not_down(asked: Asked) -> str:
 def excluded(asked: Asked) -> str:
     """Its path is excluded, or not included."""
     linear, config = asked.linear, asked.config
-    paths = {module_path(linear.scope, linear.node, linear.weight)}
-    if linear.scope.calls:  # a shared body runs for several modules; its stack names only the first
-        paths |= {parameter_name(top).rpartition(".")[0] for top in linear.weight_inputs}
+    paths = module_paths(linear.scope, linear.node, linear.weight)
     anywhere = asked.mark is not None
-    for path in sorted(paths):
+    for path in paths:
         for pattern in config.exclude:
             if _is_found(pattern, path, anywhere):
                 return f"its path {path!r} matches exclude={pattern!r}"
     if config.include and not any(_is_found(pattern, path, anywhere) for pattern in config.include for path in paths):
-        return f"its path {sorted(paths)[0]!r} matches none of include={config.include!r}"
+        return f"its path {paths[0]!r} matches none of include={config.include!r}"
     return ""
 
 
@@ -158,12 +162,15 @@ def odd_layout(asked: Asked) -> str:
 
 
 def odd_tensor(asked: Asked) -> str:
-    """A weight that is no plain tensor."""
-    weight = known_fake(asked.linear.weight)
+    """A weight or an input that is no plain tensor."""
+    weight, x = known_fake(asked.linear.weight), fake(asked.linear.x)
     if type(weight).__name__ == "DTensor":
         return DTENSOR_SENTENCE
-    if is_traceable_wrapper_subclass(weight):
-        return f"its weight is a {type(weight).__name__}, a tensor subclass that multiplies in its own way"
+    if x is not None and x.is_nested:
+        return NESTED_SENTENCE
+    for what, value in (("weight", weight), ("input", x)):
+        if value is not None and is_traceable_wrapper_subclass(value):
+            return f"its {what} is a {type(value).__name__}, a tensor subclass that multiplies in its own way"
     return "its weight is on the meta device and holds no numbers" if weight.device.type == "meta" else ""
 
 
@@ -181,8 +188,8 @@ def odd_dtype(asked: Asked) -> str:
 LAYER_CHECKS: tuple[Callable[[Match, State, bool], str], ...] = (cut_graph, undecorated_layer)
 """Against a whole layer."""
 LINEAR_CHECKS: tuple[Callable[[Asked], str], ...] = (
-    no_plain_linear, dense_phase, gathered, undecorated, transformed, not_down, excluded, unaligned, odd_bias,
-    odd_layout, odd_tensor, odd_dtype,
+    no_plain_linear, dense_phase, refused, undecorated, transformed, not_down, excluded, odd_tensor, unaligned,
+    odd_bias, odd_layout, odd_dtype,
 )  # fmt: skip
 """Against one linear, the rest of its layer being taken."""
 

@@ -72,6 +72,14 @@ def module_path(scope: Scope, node: fx.Node, weight: fx.Node | None = None) -> s
     return names[0].rpartition(".")[0] if names else ""
 
 
+def module_paths(scope: Scope, node: fx.Node, weight: fx.Node | None) -> list[str]:
+    """The paths under which a linear goes: one, or in a body that serves several modules one for each."""
+    paths = {module_path(scope, node, weight)}
+    if scope.calls and weight is not None:  # the stack of a shared body names only the first module
+        paths |= {parameter_name(top).rpartition(".")[0] for top in origins(scope, weight)}
+    return sorted(paths)
+
+
 def common_path(paths: Sequence[str]) -> str:
     """The innermost module that holds all of them: "blocks.0.mlp" for "blocks.0.mlp.c_fc" and "blocks.0.mlp.c_proj"."""
     split = [path.split(".") if path else [] for path in paths]

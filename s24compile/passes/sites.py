@@ -6,7 +6,7 @@ from s24compile.graphs.marks import mark_of
 from s24compile.passes.hidden import EXISTS, is_candidate
 from s24compile.passes.linears import Linear
 from s24compile.passes.match import Match
-from s24compile.passes.provenance import common_path, module_path, parameter_name, user_line
+from s24compile.passes.provenance import common_path, module_path, module_paths, parameter_name, user_line
 from s24compile.passes.state import LinearOptions, State
 from s24compile.report import Site
 
@@ -22,6 +22,7 @@ def site_of(match: Match, state: State) -> Site:
         reasons += [f"trains dense {options.dense_when}"] if options.dense_when else []
     if is_candidate(match) and not state.config_for(mark_of(linears[-1].node)).hidden:
         reasons.append(EXISTS)
+    places = [path for n in linears for path in module_paths(n.scope, n.node, n.weight)]
     names = [parameter_name(top) for n in linears for top in n.weight_inputs if top.op == "placeholder"]
     return Site(
         path=common_path(paths),
@@ -31,6 +32,7 @@ def site_of(match: Match, state: State) -> Site:
         reason="; ".join(reasons),
         source=user_line(linears[-1].node),
         weights=tuple(dict.fromkeys(names)),
+        linears_at=tuple(dict.fromkeys(places)),
         linears=len(match.taken),
         rule=match.rule,
         decorated=any(mark_of(linear.node) is not None for linear in linears),

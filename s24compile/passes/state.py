@@ -86,8 +86,10 @@ class State:
     """Why Dynamo cut this graph, if something did (DDP's optimizer does)."""
     broken_at: str | None = None
     """The user's line at which a graph break ends this graph ("" where it is unknown); None where none does."""
-    gathered: frozenset[str] = frozenset()
-    """Placeholder names of weights that FSDP2 gathers for each forward."""
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Placeholder name of a weight that stays dense wherever it is used -> why."""
+    given: frozenset[fx.Node] = frozenset()
+    """The nodes that Dynamo captured: before any pass, all of them."""
     refusals: dict[fx.Node, Refusal] = dataclasses.field(default_factory=dict)
     """Products by parameters that no rule brings to the canonical form, and why."""
     matches: list[Match] = dataclasses.field(default_factory=list)
