@@ -18,9 +18,12 @@ import torch
 from torch import nn
 
 from s24compile.compiler.backend import SparseFFNBackend, is_s24_backend
+from s24compile.compiler.findings import wanted
 from s24compile.config import Config
 from s24compile.errors import DecoratorError
 from s24compile.graphs.marks import mark
+from s24compile.torch_internals.compiled import inner_module
+from s24compile.torch_internals.dynamo import constant_result, is_compiled_module, tracing_compiler
 
 M = TypeVar("M", bound="nn.Module | type[nn.Module]")
 
@@ -61,9 +64,9 @@ def _decorate(target: Any, *, config: Config) -> Any:
             what=repr(target), found=f"a {type(target).__name__} was given",
             accepted="it takes a subclass of torch.nn.Module or an instance of one",
         )  # fmt: skip
-    if isinstance(target, torch._dynamo.OptimizedModule):
+    if is_compiled_module(target):
         raise DecoratorError(
-            what=f"torch.compile({type(target._orig_mod).__name__}(...))", found="it is compiled already",
+            what=f"torch.compile({type(inner_module(target)).__name__}(...))", found="it is compiled already",
             accepted="decorate the module, which compiles itself or is then compiled as a part of another: "
             "torch.compile(sparse_ffn(module)); or, without decorating, torch.compile(module, backend='s24')",
         )  # fmt: skip
@@ -122,7 +125,7 @@ def _sparse_forward(forward: Callable[..., Any], config: Config) -> Callable[...
                 accepted="check TORCHDYNAMO_DISABLE, the compiler stance, and the recompile limit "
                 "(torch._dynamo.config.recompile_limit) in the log of TORCH_LOGS=recompiles",
             )  # fmt: skip
-        if self not in seen:
+        if self not in seen and wanted() is None:
             backend.require_sparse(self)
             seen.add(self)
         return out
@@ -134,7 +137,7 @@ def _sparse_forward(forward: Callable[..., Any], config: Config) -> Callable[...
                 what=type(self).__name__, found="torch.export would record the dense forward",
                 accepted="s24compile.bake_(model) writes the masked weights; export an undecorated module with them",
             )  # fmt: skip
-        if torch.compiler.is_compiling() and _outer_compiler_is_s24():
+        if torch.compiler.is_dynamo_compiling() and _outer_compiler_is_s24():
             return marked(self, *args, **kwargs)
         return own_graph(self, *args, **kwargs)
 
@@ -142,16 +145,13 @@ def _sparse_forward(forward: Callable[..., Any], config: Config) -> Callable[...
     return sparse
 
 
-@torch._dynamo.assume_constant_result
+@constant_result
 def _is_exporting() -> bool:
     """Asked for by Python while Dynamo traces: torch 2.11's Dynamo would say True of any compilation."""
     return torch.compiler.is_exporting()
 
 
-@torch._dynamo.assume_constant_result
+@constant_result
 def _outer_compiler_is_s24() -> bool:
     """Which backend is tracing us; runs while Dynamo traces, so the answer is a constant of the graph."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    tx = InstructionTranslator.current_tx()
-    return is_s24_backend(tx.output.compiler_fn)
+    return is_s24_backend(tracing_compiler())

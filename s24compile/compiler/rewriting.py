@@ -7,13 +7,14 @@ Undecorated graphs are rewritten once, with the options of the outer compile. If
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from s24compile import passes
+from s24compile.compiler.recompute import sentence_of
 from s24compile.config import Config
 from s24compile.graphs.marks import config_of, marks_in
 from s24compile.kernels.target import Target
@@ -22,11 +23,12 @@ from s24compile.lowering.select import gated_format
 from s24compile.passes.provenance import parameter_name
 from s24compile.recipe import recipe_of
 from s24compile.report import Site
+from s24compile.torch_internals.function import running_forward
 from s24compile.weights.hidden_state import FakeHiddenState, HiddenState, hidden_state
 from s24compile.weights.operand import Operand
 from s24compile.weights.operand_map import operand
 from s24compile.weights.operand_request import LayerRequest, OperandRequest
-from s24compile.weights.sharding import sharded_master
+from s24compile.weights.sharding import FSDP_SENTENCE, sharded_master
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,11 +98,25 @@ def parameter_places(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[
     return {parameter_name(node): place for place, node, _ in _parameters(gm, example_inputs)}
 
 
-def gathered_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> frozenset[str]:
-    """Names of the placeholders at which parameters arrive that FSDP2 has gathered."""
-    return frozenset(
-        node.name for _, node, given in _parameters(gm, example_inputs) if sharded_master(given) is not None
-    )
+def captured_values(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Any]:
+    """What a graph was captured with: the example inputs, but fake tensors, which have symbols, for plain real ones."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return [
+        node.meta.get("example_value", given) if type(given) is torch.Tensor else given
+        for node, given in zip(placeholders, example_inputs, strict=True)
+    ]
+
+
+def refused_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, str]:
+    """Name of each placeholder at which a parameter arrives that has to stay dense in this graph -> why."""
+    running = running_forward()
+    found = {}
+    for _, node, given in _parameters(gm, example_inputs):
+        if sharded_master(given) is not None:
+            found[node.name] = FSDP_SENTENCE
+        elif running is not None and (sentence := sentence_of(given, running)):
+            found[node.name] = sentence
+    return found
 
 
 def _parameters(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Iterator[tuple[int, fx.Node, torch.nn.Parameter]]:
@@ -116,11 +132,11 @@ def rewrite_graph(
     config: Config,
     target: Target,
     dense: frozenset[Slot | LayerSlot] = frozenset(),
-    gathered: frozenset[str] = frozenset(),
+    refused: Mapping[str, str] | None = None,
 ) -> Rewriting:
     """Copies `gm` and rewrites its feed-forward layers.
 
-    Left as they are: the slots in `dense`, and the weights that arrive at the placeholders `gathered`.
+    Left as they are: the operands and layers in `dense`, and the weights that arrive at the placeholders in `refused`.
     """
     places = {node.name: i for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
     dense_weights = frozenset(name for slot in dense for name in slot.request.weights)
@@ -131,7 +147,7 @@ def rewrite_graph(
         linear_options(config, target),
         profitable=lambda layer: refuse_slow(layer, target, config.min_speedup, config.mode),
         dense=dense_weights,
-        gathered=gathered,
+        refused=refused,
         decorated_options={label: linear_options(own, target) for label, own in by_mark.items()},
     )
 

@@ -123,6 +123,11 @@ def only(name: str | None) -> Iterator[None]:
         _only.reset(token)
 
 
+def forced() -> str | None:
+    """The provider that an `only` around the caller allows; None where there is none."""
+    return _only.get()
+
+
 def recorded() -> dict[tuple[str, str], int]:
     """How many eager calls each (op, provider) has served in this process."""
     return dict(_calls)

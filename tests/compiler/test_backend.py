@@ -378,7 +378,7 @@ def test_raise_the_error_of_a_later_compilation_as_it_is(x: Tensor, monkeypatch:
     def fail(*given: Any) -> Any:
         raise errors.LoweringError(node="n", found="no provider", accepted="none")
 
-    monkeypatch.setattr("s24compile.compiler.backend.compile_graph", fail)
+    monkeypatch.setattr("s24compile.compiler.later.compile_graph", fail)
     s24compile.set_phase(model, "dense")
     with pytest.raises(errors.LoweringError, match="no provider"):
         run(x)

@@ -7,6 +7,7 @@ import inspect
 import json
 import random
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -14,10 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import s24compile
 from s24compile import errors
 from s24compile.demo.model import GPT, GPTConfig
+from s24compile.report import Report, Site
 
 
 @pytest.fixture
@@ -186,6 +189,143 @@ def test_explain_modules_compiled_one_by_one_with_the_options_of_each(how: str, 
         if name == "c_proj" or not i % 2
     }
     assert s24compile.explain(gpt, tokens).sites == report.sites, "nor does it leave them uncompiled"
+
+
+HALF = {"inner": "eager", "exclude": "down"}
+"""Options that only those who know them report."""
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def ffn(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn(x)
+
+
+def compiled_forward() -> nn.Module:
+    model = Layer()
+    model.forward = torch.compile(model.forward, backend="s24", options=HALF)
+    return model
+
+
+def compiled_method() -> nn.Module:
+    model = Layer()
+    model.ffn = torch.compile(model.ffn, backend="s24", options=HALF)
+    return model
+
+
+class DecoratedForward(Layer):
+    @torch.compile(backend="s24", options=HALF)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn(x)
+
+
+class DecoratedMethod(Layer):
+    @torch.compile(backend="s24", options=HALF)
+    def ffn(self, x: Tensor) -> Tensor:
+        return super().ffn(x)
+
+
+@torch.compile(backend="s24", options=HALF)
+def layer_function(x: Tensor, layer: Layer) -> Tensor:
+    return layer.ffn(x)
+
+
+class CallsFunction(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_function(x, self)
+
+
+def compiled_inside() -> nn.Module:
+    model = nn.Sequential(Layer(), nn.Tanh(), Layer())
+    model[2].forward = torch.compile(model[2].forward, backend="s24", options=HALF)
+    return model
+
+
+WAYS: dict[str, Callable[[], Any]] = {
+    "torch.compile(model)": lambda: torch.compile(Layer(), backend="s24", options=HALF),
+    "m.forward": compiled_forward,
+    "m.method": compiled_method,
+    "@torch.compile on forward": DecoratedForward,
+    "@torch.compile on a method": DecoratedMethod,
+    "a function": CallsFunction,
+    "a part": compiled_inside,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("first", [True, False])
+def test_tell_the_truth_of_every_way_to_compile(way: str, first: bool) -> None:
+    model, x = WAYS[way](), torch.randn(8, 16)
+    if not first:
+        model(x).sum().backward()
+    report = s24compile.explain(model, x)
+    if first:
+        assert not s24compile.sparse_weights(model), "explaining trains nothing"
+    graphs = counters["stats"]["unique_graphs"]
+    y = model(x)
+    if not first:
+        assert counters["stats"]["unique_graphs"] == graphs, "explaining takes no compilation away"
+    true = s24compile.sparse_weights(model)
+    (site,) = report.sites
+    assert report.linears == len(true) == 1
+    assert set(true) < set(site.weights)
+    assert report.graphs == 1
+    assert set(report.unseen) == ({"0.up.weight", "0.down.weight"} if way == "a part" else set())
+    again = s24compile.explain(model, x)
+    assert again.sites == report.sites
+    torch.testing.assert_close(model(x), y)
+
+
+def test_see_nothing_where_torch_compile_gave_up() -> None:
+    model, x = Layer(), torch.randn(8, 16)
+    fast = torch.compile(model, backend="s24", options=HALF)
+    with torch.compiler.set_stance("force_eager"):
+        report = s24compile.explain(fast, x)
+    assert (report.sites, report.unseen) == ((), ("up.weight", "down.weight"))
+
+
+def test_name_the_linears_as_include_and_exclude_know_them() -> None:
+    model, x = nn.Sequential(Layer(), nn.Tanh(), Layer()), torch.randn(8, 16)
+    report = s24compile.explain(model, x)
+    table = str(report)
+    for i, site in zip((0, 2), report.sites, strict=True):
+        assert site.linears_at == (f"{i}.up", f"{i}.down")
+        assert f"{i}.up, {i}.down" in table
+    for path in [path for site in report.sites for path in site.linears_at]:
+        fast = torch.compile(model, backend="s24", options={"inner": "eager", "exclude": f"^{path}$"})
+        assert s24compile.explain(fast, x).linears == 3, path
+
+
+def test_print_the_notes_of_a_row_behind_its_reason() -> None:
+    site = Site("0", "gelu", "8 -> 16 -> 8", "rewritten", "exact gradients", notes=("in fp8", "two scales"))
+    assert site.sentence == "0: gelu 8 -> 16 -> 8 rewritten: exact gradients; in fp8; two scales"
+    report = Report((site,), 1, "cpu")
+    assert "exact gradients; in fp8; two scales" in str(report)
+    assert json.loads(report.to_json())["sites"][0]["notes"] == ["in fp8", "two scales"]
+
+
+def test_name_matrices_of_other_modules_that_no_graph_holds() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(8, 16)
+            self.layer = Layer()
+            self.weight, self.scale = nn.Parameter(torch.randn(16, 16)), nn.Parameter(torch.ones(16))
+
+        @torch.compiler.disable
+        def outside(self, x: Tensor) -> Tensor:
+            return self.embed(x.argmax(-1) % 8) @ self.weight * self.scale
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outside(self.layer(x))
+
+    assert s24compile.explain(Own(), torch.randn(4, 16)).unseen == ("weight",)
 
 
 def test_explain_by_the_outermost_compile(gpt: GPT, tokens: Tensor) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from s24compile.compiler import inner
+from s24compile.kernels import providers
 from s24compile.kernels.target import Target
 
 PACKAGE = Path(inner.__file__).parents[1]
@@ -39,3 +40,12 @@ def test_keep_the_identity_of_passes_within_a_process() -> None:
     assert first.uuid() == inner.LoweringPass(Target()).uuid()
     assert first.uuid() != inner.LoweringPass(Target.parse("sm_90")).uuid()
     assert first.uuid() != inner.RecomputePass().uuid()
+
+
+def test_lower_anew_where_only_one_kind_of_kernels_is_allowed() -> None:
+    step = inner.LoweringPass(Target())
+    before = step.uuid()
+    with providers.only("reference"):
+        within = step.uuid()
+    assert before != within
+    assert step.uuid() == before
