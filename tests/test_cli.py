@@ -13,7 +13,9 @@ import pytest
 
 from s24compile.cli import main
 from s24compile.cli.load import make_inputs, parse_options
-from s24compile.cli.machine import examine
+from s24compile.cli.machine import Fact, examine
+from s24compile.cli.progress import training_progress
+from s24compile.cli.terminal import console
 from s24compile.config import Config
 from s24compile.demo.settings import TrainConfig
 from s24compile.errors import ModelError, OptionError
@@ -130,10 +132,25 @@ def test_answer_mistakes_with_one_sentence(
     assert len(shown.strip().splitlines()) == 1
 
 
+def test_print_what_is_in_brackets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fact = Fact("CUTLASS [headers]", "absent", "not in [/usr]", "pip install 's24compile[cuda]'")
+    monkeypatch.setattr("s24compile.cli.machine.examine", lambda: [fact])
+    main(["doctor"])
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in (fact.name, fact.found, fact.advice))
+    terminal = console()
+    with training_progress(terminal) as progress:
+        progress.add_task("[2, 128]", total=1, loss="[bold]")
+    terminal.print("written to [dim]/out")
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in ("[2, 128]", "loss [bold]", "written to [dim]/out"))
+
+
 def test_tell_what_the_machine_can_run(capsys: pytest.CaptureFixture[str]) -> None:
     missing = [fact.name for fact in examine() if fact.status == "missing"]
     assert main(["doctor"]) == int(bool(missing))
-    assert "mvue_pack" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "mvue_pack" in shown
     assert main(["doctor", "--json"]) == int(bool(missing))
     told = json.loads(capsys.readouterr().out)
     assert {fact["name"] for fact in told["facts"]} >= {"Python", "torch", 'backend="s24"', "GPU", "nvcc"}

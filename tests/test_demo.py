@@ -126,6 +126,15 @@ def test_keep_legal_masks_over_more_than_forty_steps(text: ByteText) -> None:
     assert run.history.train_loss[-1] < run.history.train_loss[0] - 1.0
 
 
+@pytest.mark.parametrize("grad_clip", [0.0, 1e9])
+def test_train_without_clipping_where_its_norm_is_zero(grad_clip: float, text: ByteText) -> None:
+    run = Run(dataclasses.replace(TINY, backend="eager", grad_clip=grad_clip), text)
+    before = [p.detach().clone() for p in run.model.parameters()]
+    run.train_step(30)
+    moved = [not torch.equal(p, q) for p, q in zip(run.model.parameters(), before, strict=True)]
+    assert all(moved)
+
+
 def test_draw_both_curves(tmp_path: Path) -> None:
     curves = History(train_loss=[3.0, 2.0, 1.0], validation_loss=[(3, 1.5)], step_ms=[1.0] * 3)
     draw(curves, curves, tmp_path / "new" / "demo.png", "title")

@@ -32,15 +32,14 @@ def command(
         else:
             typer.echo("\n".join(f"{name}  {path or 'not built'}" for name, path in built.items()))
         return
-    from rich.console import Console
-
     from s24compile.cli.progress import build_progress
+    from s24compile.cli.terminal import console
 
     tools.require_tools()
-    console = Console(stderr=json)
-    with build_progress(console) as progress:
+    terminal = console(json=json)
+    with build_progress(terminal) as progress:
         task = progress.add_task("kernels", total=len(kernels), name="")
         build.build_all(kernels, lambda done, total, name: progress.update(task, completed=done, name=name), jobs)
-    console.print(f"{len(kernels)} kernels in {objects.output_path()}")
+    terminal.print(f"{len(kernels)} kernels in {objects.output_path()}")
     if json:
         typer.echo(writer.dumps({kernel.name: str(objects.object_path(kernel)) for kernel in kernels}, indent=1))

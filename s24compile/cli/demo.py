@@ -34,10 +34,10 @@ def command(
     import json as writer
 
     import torch
-    from rich.console import Console
 
     from s24compile.cli.load import folder_for_results
     from s24compile.cli.progress import training_progress
+    from s24compile.cli.terminal import console
     from s24compile.demo.comparison import compare, write_json
     from s24compile.demo.plot import draw
     from s24compile.demo.settings import TrainConfig
@@ -47,12 +47,12 @@ def command(
     config = TrainConfig(max_iters=steps, seed=seed, device=device, warmup_iters=min(20, steps), out_dir=str(out))
     text = read_sources()
     folder_for_results("out", out)
-    console = Console(stderr=json)
-    console.print(
+    terminal = console(json=json)
+    terminal.print(
         f"{len(text.train) / 1e6:.1f} MB of Python sources, {steps} steps of "
         f"{config.batch_size * config.block_size} bytes, device {config.resolve().device}"
     )
-    with training_progress(console) as progress:
+    with training_progress(terminal) as progress:
         tasks = {name: progress.add_task(label, total=steps, loss="compiling") for name, label in LABELS.items()}
 
         def advance(name: str, run: Run) -> None:
@@ -66,12 +66,12 @@ def command(
     if json:
         typer.echo(writer.dumps({name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}, indent=1))
         return
-    console.print(_table(outcomes))
+    terminal.print(_table(outcomes))
     if runs["s24"].config.device == "cpu":
-        console.print(
+        terminal.print(
             "The CPU runs reference arithmetic, which is slower than dense: look at the losses, not the times."
         )
-    console.print(f"loss curves: {picture}")
+    terminal.print(f"loss curves: {picture}")
 
 
 LABELS = {"inductor": "dense", "s24": "2:4"}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-MARKS = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "absent": "[dim]absent[/]"}
+STYLES = {"ok": "green", "missing": "red", "absent": "dim"}
 
 
 def command(
@@ -23,19 +23,20 @@ def command(
     if json:
         typer.echo(writer.dumps({"facts": [dataclasses.asdict(f) for f in facts], "providers": chosen}, indent=1))
     else:
-        from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
-        console = Console()
+        from s24compile.cli.terminal import console
+
+        terminal = console()
         table = Table(title="this machine", show_header=False)
         for fact in facts:
-            table.add_row(
-                fact.name, MARKS[fact.status], fact.found + (f"\n[dim]{fact.advice}[/]" if fact.advice else "")
-            )
-        console.print(table)
+            found = Text(fact.found).append(f"\n{fact.advice}" if fact.advice else "", style="dim")
+            table.add_row(fact.name, Text(fact.status, style=STYLES[fact.status]), found)
+        terminal.print(table)
         ops = Table("op", "kernels", title="what runs each op here")
         for op, provider in chosen.items():
             ops.add_row(op, provider)
-        console.print(ops)
+        terminal.print(ops)
     if any(fact.status == "missing" for fact in facts):
         raise typer.Exit(1)

@@ -66,10 +66,9 @@ def _check_sparse(run: Run) -> None:
 def _train(config: TrainConfig, *, resume: bool, json: bool) -> None:
     import json as writer
 
-    from rich.console import Console
-
     from s24compile.cli.load import folder_for_results
     from s24compile.cli.progress import training_progress
+    from s24compile.cli.terminal import console
     from s24compile.demo.text import read_sources
     from s24compile.demo.training import Run
 
@@ -81,9 +80,9 @@ def _train(config: TrainConfig, *, resume: bool, json: bool) -> None:
             raise ModelError(what=str(checkpoint), found="no such file", accepted="start without --resume")
         run.load(checkpoint)
     folder_for_results("out_dir", out)
-    console = Console(stderr=json)
+    terminal = console(json=json)
     first = run.step + 1
-    with training_progress(console) as progress:
+    with training_progress(terminal) as progress:
         task = progress.add_task(config.backend, total=config.max_iters, completed=run.step, loss="compiling")
         for step in run.steps():
             if step == first:
@@ -102,4 +101,4 @@ def _train(config: TrainConfig, *, resume: bool, json: bool) -> None:
     if json:
         typer.echo(writer.dumps(result))
     else:
-        console.print(", ".join(f"{name} {value}" for name, value in result.items()))
+        terminal.print(", ".join(f"{name} {value}" for name, value in result.items()))

@@ -39,12 +39,11 @@ def command(
     import importlib.util
     import json as writer
 
-    from rich.console import Console
-
     import s24compile
     from s24compile.cli.curves import draw_search
     from s24compile.cli.load import folder_for_results
     from s24compile.cli.progress import training_progress
+    from s24compile.cli.terminal import console
     from s24compile.demo.text import read_sources
     from s24compile.demo.training import Run
     from s24compile.training.tune_decay import CANDIDATES
@@ -55,8 +54,8 @@ def command(
     decays = _numbers(candidates) if candidates else list(CANDIDATES)
     folder_for_results("out", out)
     run = Run(config, read_sources(Path(config.dataset) if config.dataset else None))
-    console = Console(stderr=json)
-    with training_progress(console) as progress:
+    terminal = console(json=json)
+    with training_progress(terminal) as progress:
         task = progress.add_task("tune-decay", total=steps * (1 + len(set(decays))), loss="compiling")
 
         def train_step(index: int) -> float:
@@ -74,8 +73,8 @@ def command(
     if json:
         typer.echo(writer.dumps(told, indent=1))
     else:
-        console.print(_table(search))
-        console.print(f"{search.advice}; curves: {out}")
+        terminal.print(_table(search))
+        terminal.print(f"{search.advice}; curves: {out}")
 
 
 def _numbers(text: str) -> list[float]:

@@ -51,6 +51,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     grad_clip: float = 1.0
+    """Largest norm of all gradients together; 0: no clipping."""
     eval_interval: int = 50
     """Steps between two looks at the validation loss; the last step always has one."""
     eval_iters: int = 8

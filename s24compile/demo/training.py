@@ -98,7 +98,8 @@ class Run:
             self.scaler.scale(loss / c.gradient_accumulation_steps).backward()
             total += loss.detach() / c.gradient_accumulation_steps
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
+        if c.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
