@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from s24compile.errors import ModelError
-
-_COMPILED = "_orig_mod"
+from s24compile.torch_internals.compiled import COMPILED
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -28,13 +27,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while inner is not None:
         model = inner
         data_parallel = isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
-        inner = model._modules.get("module" if data_parallel else _COMPILED)
+        inner = model._modules.get("module" if data_parallel else COMPILED)
     return model
 
 
 def clean_name(name: str) -> str:
     """A module's or parameter's name as if nothing inside the model were compiled."""
-    return ".".join(part for part in name.split(".") if part != _COMPILED)
+    return ".".join(part for part in name.split(".") if part != COMPILED)
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, Parameter]]:

@@ -22,7 +22,7 @@ from tests.on_cpu import ON_CPU
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "s24compile"
 
-LEAVES = ("config", "errors", "recipe", "report", "wrappers")
+LEAVES = ("config", "errors", "recipe", "report", "torch_internals", "wrappers")
 """Modules that every package may import. They import each other alone."""
 
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -45,14 +45,15 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 
 MODULES: dict[str, tuple[str, ...]] = {
     "": ("tensor.saved",),  # see `test_export_from_the_root_only_what_is_public`
-    "errors": (),
+    "torch_internals": ("torch_internals",),
+    "errors": ("torch_internals",),
     "report": (),
     "recipe": ("errors",),
-    "config": ("errors", "recipe"),
-    "wrappers": ("errors",),
+    "config": ("errors", "recipe", "torch_internals"),
+    "wrappers": ("errors", "torch_internals"),
     "graphs.layer": (),
-    "graphs.tracing": (),
-    "kernels": ("kernels", "errors"),  # kernels know no options
+    "graphs.tracing": ("torch_internals",),
+    "kernels": ("kernels", "errors", "torch_internals"),  # kernels know no options
     "kernels.format": ("kernels.metadata", "errors"),
     "kernels.metadata": ("kernels.patterns",),
     "kernels.patterns": (),
@@ -122,7 +123,9 @@ def test_let_no_arrow_between_packages_run_upwards() -> None:
     assert not unused, f"arrows that no module needs: {sorted(unused)}"
 
 
-@pytest.mark.parametrize("package", ["weights", "training", "compiler", "passes", "lowering", "kernels", "graphs"])
+@pytest.mark.parametrize(
+    "package", ["weights", "training", "compiler", "passes", "lowering", "kernels", "graphs", "torch_internals"]
+)
 def test_import_modules_of_a_package_without_cycles(package: str) -> None:
     inside = {name: own_imports(tree) for name, tree in modules() if within(name, package)}
     # A package's __init__ may gather what lies below it; those below do not import it.

@@ -15,6 +15,7 @@ from s24compile.compiler.raising import raising_through_dynamo
 from s24compile.compiler.rewriting import Rewriting
 from s24compile.config import Config
 from s24compile.kernels.target import Target
+from s24compile.torch_internals.dynamo import mark_static
 from s24compile.torch_internals.graphs import FakeTensor, hint_of
 
 
@@ -35,7 +36,7 @@ class Example:
         made = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
         if self.requires_grad:
             made = made.requires_grad_().clone()  # a leaf could not be written
-        torch._dynamo.mark_static(made, list(self.static))
+        mark_static(made, list(self.static))
         return made
 
 

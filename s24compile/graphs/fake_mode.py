@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from s24compile.torch_internals.graphs import FakeTensor, FakeTensorMode
 
 
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode | None:

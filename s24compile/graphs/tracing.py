@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch._logging import trace_structured
+from s24compile.torch_internals.graphs import trace_structured
 
 
 def trace_graph(stage: str, text: Callable[[], str]) -> None:

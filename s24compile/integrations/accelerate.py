@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from s24compile.errors import ModelError
+from s24compile.torch_internals.compiled import is_compiled
 
 
 def register_with_accelerate() -> None:
@@ -53,7 +54,7 @@ def _compiling_in_place(prepare_model: Any, backends: Any) -> Any:
             prepared = prepare_model(self, model, *args, **kwargs)
         finally:
             plugin.backend = backends.S24
-        if getattr(model, "_compiled_call_impl", None) is None and not hasattr(model, "_orig_mod"):
+        if not is_compiled(model):
             _compile_in_place(model, plugin)
         return prepared
 

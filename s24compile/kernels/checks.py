@@ -10,6 +10,7 @@ from torch import Tensor
 from s24compile.errors import ArgumentError, DtypeError, OptionError, ShapeError, TargetError
 from s24compile.kernels.packed import Packed24
 from s24compile.kernels.target import Target
+from s24compile.torch_internals.dynamo import constant_result
 
 PACKABLE = (
     torch.float64,
@@ -127,16 +128,13 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     raise OptionError(name="seed", value=seed, accepted="it must be an int, an integer tensor of one element, or None")
 
 
+@constant_result
 def device_format(device: torch.device) -> str:
     """Name of the 2:4 format of a device: a constant to Dynamo, which does not trace into the look-up.
 
     Never cuSPARSELt's, which stands in for training only: its products are 16 bits wide and its bits its own.
     """
     return Target.detect(device).arch.format
-
-
-# What torch.compiler.assume_constant_result does, which would import Dynamo for it: more than a second.
-device_format._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def outside_inference_mode() -> contextlib.AbstractContextManager[object]:

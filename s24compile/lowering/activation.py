@@ -16,6 +16,7 @@ from s24compile.graphs.fake_mode import fake_mode_of
 from s24compile.kernels.glu import reference
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, op_name, s24_calls, value_of
+from s24compile.torch_internals.graphs import inductor_decompositions
 
 _REFERENCES: dict[str, Callable[..., Tensor]] = {"act": reference.act, "act_backward": reference.act_backward}
 
@@ -32,12 +33,10 @@ def lower_activations(graph: fx.Graph, target: Target) -> int:
 
 def _splice(build: Builder, function: Callable[..., Tensor], args: list[Any]) -> fx.Node:
     """The nodes that `function` decomposes into, inserted on `args`; returns the last."""
-    from torch._inductor.decomposition import select_decomp_table
-
     mode = fake_mode_of(build.graph)
     assert mode is not None
     with mode:
-        traced = make_fx(function, decomposition_table=select_decomp_table())(*value_of(args))
+        traced = make_fx(function, decomposition_table=inductor_decompositions())(*value_of(args))
     env: dict[fx.Node, fx.Node] = dict(zip(traced.graph.find_nodes(op="placeholder"), args, strict=True))
     for node in traced.graph.nodes:
         if node.op == "output":

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from s24compile.graphs.fake_mode import fake_mode_of
+from s24compile.torch_internals.graphs import pytree
+from s24compile.torch_internals.operators import base_name
 
 
 def value_of(arg: Any) -> Any:
@@ -59,4 +60,4 @@ def s24_calls(graph: fx.Graph) -> list[fx.Node]:
 
 def op_name(node: fx.Node) -> str:
     """The op's name without namespace: "mm" of `torch.ops.s24.mm.default`."""
-    return node.target._opname  # type: ignore[union-attr]
+    return base_name(node.target)

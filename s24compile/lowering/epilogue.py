@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, op_name, s24_calls, value_of
 from s24compile.lowering.select import has_kernel
 from s24compile.lowering.views import as_operand_layout, chain_from, is_plain, repeat_views, with_leading_dims
+from s24compile.torch_internals.operators import OpOverload, base_name
 
 s24 = torch.ops.s24
 
@@ -54,7 +54,7 @@ def _fuse_forward(graph: fx.Graph, target: Target, name: str, fused: OpOverload)
         if gated and (bias is not None or layout != "col" or not is_plain(links)):
             continue
         args = (*product, *settings) if gated else (*product, bias, *settings, layout)
-        if dtype != value_of(product[-1]).dtype or not has_kernel(fused._opname, args, target):
+        if dtype != value_of(product[-1]).dtype or not has_kernel(base_name(fused), args, target):
             continue
         # In the GEMM's place: z may have readers in front of the activation.
         build = Builder(links[0])
@@ -85,7 +85,7 @@ def _fuse_backward(graph: fx.Graph, target: Target, name: str, fused: OpOverload
         build = Builder(node)
         z_operand = as_operand_layout(build, links, z)
         args = (*product, z_operand, *settings) if gated else (*product, z_operand, *settings, layout)
-        if z_operand is None or not has_kernel(fused._opname, args, target):
+        if z_operand is None or not has_kernel(base_name(fused), args, target):
             continue
         build.replace_with(with_leading_dims(build, links, build.call(fused, *args)))
         count += 1

@@ -23,12 +23,12 @@ from typing import Any
 
 import sympy
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from s24compile.graphs.fake_mode import fake_mode_of
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import op_name, s24_calls
 from s24compile.lowering.layout_plan import OUT_LAYOUT, Z_OF, LayoutPlan, layout_of, passes_on
+from s24compile.torch_internals.graphs import pytree
 
 log = logging.getLogger(__name__)
 

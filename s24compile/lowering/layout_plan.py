@@ -11,15 +11,14 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
-from torch._prims_common import is_contiguous_or_false
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils import _pytree as pytree
 
 from s24compile.graphs.fake_mode import fake_mode_of
 from s24compile.kernels import providers
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import op_name
 from s24compile.lowering.views import is_view
+from s24compile.torch_internals.graphs import is_contiguous_or_false, pytree
 
 aten = torch.ops.aten
 

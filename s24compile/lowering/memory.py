@@ -9,12 +9,12 @@ one pointwise pass over Z, so "save" keeps Z alone: T F elements less per layer,
 from __future__ import annotations
 
 from torch import Tensor, fx
-from torch._guards import TracingContext
 from torch.utils.checkpoint import CheckpointPolicy
 
 from s24compile.graphs.recomputed import RECOMPUTED
 from s24compile.lowering.build import op_name, s24_calls
 from s24compile.lowering.views import base_of
+from s24compile.torch_internals.graphs import forward_metadata, hint_of
 
 
 def recompute_activations(graph: fx.Graph) -> int:
@@ -40,8 +40,7 @@ def saved_bytes(graph: fx.Graph) -> dict[str, int]:
     such linears and layers read. Packed weights are not counted: they are there anyway. Must be called while
     AOTAutograd compiles the graph.
     """
-    context = TracingContext.try_get()
-    metadata = context.fw_metadata if context is not None else None
+    metadata = forward_metadata()
     linears = [node for node in s24_calls(graph) if op_name(node) == "linear"]
     layers = [node for node in s24_calls(graph) if op_name(node) == "activation_layer"]
     if metadata is None or metadata.num_symints_saved_for_bw is None or not linears + layers or is_backward(graph):
@@ -68,5 +67,5 @@ def _nbytes(value: Tensor) -> int:
     """The size of the example's tensor, without a guard on symbols."""
     count = value.dtype.itemsize
     for size in value.shape:
-        count *= size if isinstance(size, int) else size.node.hint or 0
+        count *= hint_of(size) or 0
     return count

@@ -15,6 +15,7 @@ from torch import fx
 
 from s24compile.graphs.printing import argument_text, arguments_text, dtype_text
 from s24compile.lowering.select import PROVIDER
+from s24compile.torch_internals.operators import OpOverload, schema_of
 
 
 def print_graph(graph: fx.Graph) -> str:
@@ -36,8 +37,8 @@ def print_graph(graph: fx.Graph) -> str:
 
 
 def _op_name(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, name = target._schema.name.split("::")
+    if isinstance(target, OpOverload):
+        namespace, name = schema_of(target).name.split("::")
         return f"{namespace}.{name}" if namespace.startswith("s24") else name
     return getattr(target, "__name__", str(target))
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._prims_common import is_contiguous_or_false
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.kernels.target import Target
@@ -23,6 +22,7 @@ from s24compile.lowering.build import Builder, value_of
 from s24compile.lowering.casts import is_cast, readers
 from s24compile.lowering.select import has_kernel
 from s24compile.lowering.views import as_operand_layout, chain_from, is_plain, with_leading_dims
+from s24compile.torch_internals.graphs import is_contiguous_or_false
 
 aten, s24 = torch.ops.aten, torch.ops.s24
 

@@ -12,11 +12,12 @@ import torch
 from torch import fx
 
 from s24compile.lowering.build import Builder
+from s24compile.torch_internals.graphs import unsafe_view
 
 aten = torch.ops.aten
 VIEWS = frozenset(
     {aten.t.default, aten.permute.default, aten.transpose.int, aten.view.default, aten.reshape.default,
-     aten._unsafe_view.default}
+     unsafe_view}
 )  # fmt: skip
 
 
@@ -87,4 +88,4 @@ def with_leading_dims(build: Builder, links: list[fx.Node], matrix: fx.Node) -> 
     return build.call(aten.reshape.default, flat, [*leading[:-1], matrix.meta["val"].shape[0]])
 
 
-_RESHAPES = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default})
+_RESHAPES = frozenset({aten.view.default, aten.reshape.default, unsafe_view})

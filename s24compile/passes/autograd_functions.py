@@ -14,6 +14,7 @@ from s24compile.passes.functions import Known, agree_in_slope, aside, known, sam
 from s24compile.passes.pointwise import is_pointwise
 from s24compile.passes.scope import fake, hop_name, known_fake
 from s24compile.passes.spelling import known_name, raw_name
+from s24compile.torch_internals.graphs import GRAD_SWITCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _is_derivative(backward: fx.GraphModule, name: str) -> bool | None:
     """Whether a pointwise backward body (grad, x) -> grad * act'(x) agrees with autograd; as `agree_in_slope`."""
     graph = backward.graph
     switches = ("placeholder", "output")
-    if not all(n.op in switches or raw_name(n) == "_set_grad_enabled" or is_pointwise(n) for n in graph.nodes):
+    if not all(n.op in switches or raw_name(n) == GRAD_SWITCH or is_pointwise(n) for n in graph.nodes):
         return None
     inputs = graph.find_nodes(op="placeholder")
     # dynamic=True hands symbolic sizes to the body as well, torch 2.11 intermediate values of the forward.

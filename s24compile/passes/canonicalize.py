@@ -20,6 +20,7 @@ from s24compile.passes.pointwise import is_pointwise
 from s24compile.passes.scope import Scope, hop_name
 from s24compile.passes.spelling import ALIASING, Op, general_name, spell
 from s24compile.passes.state import State
+from s24compile.torch_internals.graphs import is_erased
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def canonicalize(state: State) -> int:
     for scope in state.scopes:
         count += linear_rules.sink_weight_views(scope)
         for node in list(scope.graph.nodes):
-            while not node._erased:
+            while not is_erased(node):
                 replacement = _functional(node, state) or _canonical(scope, node, state)
                 if replacement is None:
                     break

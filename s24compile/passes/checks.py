@@ -12,9 +12,7 @@ import re
 from collections.abc import Callable
 
 import torch
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from s24compile.config import Config
 from s24compile.graphs.marks import mark_of
@@ -24,6 +22,7 @@ from s24compile.passes.outside import DTENSOR_SENTENCE
 from s24compile.passes.provenance import module_paths
 from s24compile.passes.scope import fake, known_fake
 from s24compile.passes.state import State
+from s24compile.torch_internals.tensors import is_functorch_wrapped_tensor, is_traceable_wrapper_subclass
 from s24compile.weights.sharding import FSDP_SENTENCE
 
 DDP_SENTENCE = (

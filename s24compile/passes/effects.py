@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from s24compile.passes.scope import FIRST_OPERAND, hop_name, storage_of
 from s24compile.passes.spelling import raw_name
+from s24compile.torch_internals.graphs import MODE_PREFIXES, pytree, set_grad_enabled
+from s24compile.torch_internals.operators import OpOverload, OpOverloadPacket, schema_of
 
-MODES = ("_enter", "_exit", "_set", "set_", "_push", "_pop", "_saved", "_grad_", "_vmap_", "_jvp_")
-"""How the names of functions begin that Dynamo records for no_grad, autocast, torch.func's levels and the like."""
 BODY_HOPS = frozenset({*FIRST_OPERAND, "autograd_function_apply"})
 """Higher-order ops that do what their bodies do."""
 _KNOWN_HOMES = ("torch", "_operator", "builtins", "math")
@@ -50,7 +49,7 @@ def in_one_mode(nodes: Collection[fx.Node]) -> bool:
 
 def grad_is_off(node: fx.Node) -> bool:
     """Whether a no_grad inside the graph holds at this node."""
-    switches = node.graph.find_nodes(op="call_function", target=torch._C._set_grad_enabled)
+    switches = node.graph.find_nodes(op="call_function", target=set_grad_enabled)
     before = [switch for switch in switches if switch < node]
     return bool(before) and not before[-1].args[0]
 
@@ -94,14 +93,14 @@ def written_by(node: fx.Node) -> list[fx.Node] | None:
 
 def _written_by_function(node: fx.Node) -> list[fx.Node] | None:
     target: Any = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return _tensors((node.args, tuple(node.kwargs.values()))) if target._schema.is_mutable else []
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        overloads = [getattr(target, name)._schema for name in target.overloads()]
+    if isinstance(target, OpOverload):
+        return _tensors((node.args, tuple(node.kwargs.values()))) if schema_of(target).is_mutable else []
+    if isinstance(target, OpOverloadPacket):
+        overloads = [schema_of(getattr(target, name)) for name in target.overloads()]
         mutable = any(a.is_write and not a.kwarg_only for schema in overloads for a in schema.arguments)
         return _tensors((node.args if mutable else (), node.kwargs.get("out")))
     name, home = raw_name(node), getattr(target, "__module__", None) or "torch"
-    if name.startswith(MODES) or home.split(".")[0] not in _KNOWN_HOMES:
+    if name.startswith(MODE_PREFIXES) or home.split(".")[0] not in _KNOWN_HOMES:
         return None
     first = node.args[:1] or node.kwargs.get("input")
     return _tensors((first if _is_in_place(name) or _asks_in_place(node) else (), node.kwargs.get("out")))

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses import FakeTensorMode
 
 from s24compile.passes.pointwise import is_pure
+from s24compile.torch_internals.graphs import FakeTensorMode, is_erased
 
 INHERITED = ("nn_module_stack", "stack_trace", "source_fn_stack", "custom", "creation_timestamp")
 
@@ -95,8 +95,8 @@ def erase_unused(node: fx.Node) -> None:
     stack = [node]
     while stack:
         dead = stack.pop()
-        if dead._erased or dead.users or dead.op in ("placeholder", "output") or not (dead is node or is_pure(dead)):
+        if is_erased(dead) or dead.users or dead.op in ("placeholder", "output") or not (dead is node or is_pure(dead)):
             continue
         operands = dead.all_input_nodes
         dead.graph.erase_node(dead)
-        stack.extend(operand for operand in operands if not operand._erased)
+        stack.extend(operand for operand in operands if not is_erased(operand))

@@ -9,13 +9,13 @@ import operator
 from typing import Literal
 
 from torch import fx
-from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from s24compile.passes.effects import in_one_mode, is_written, writes
 from s24compile.passes.emit import Emitter, replace_node
 from s24compile.passes.scope import fake, known_fake, storage_of
 from s24compile.passes.spelling import SLICING, general_name, known_name
+from s24compile.torch_internals.graphs import FakeTensorMode
 
 HALF = "half"
 """The name of the rule below."""

@@ -24,6 +24,7 @@ from s24compile.passes.emit import Emitter
 from s24compile.passes.pointwise import is_fresh, is_pointwise_op, subject
 from s24compile.passes.scope import known_fake
 from s24compile.passes.spelling import ALIASING, SPLITS, general_name, raw_name
+from s24compile.torch_internals.graphs import nn_functions
 
 
 def functional_form(node: fx.Node, emit: Emitter) -> fx.Node | None:
@@ -73,7 +74,7 @@ def _functional_call(node: fx.Node) -> _Call | None:
     elif (place := place_of_inplace(target)) is not None and place < len(args) and args[place]:
         plain, args[place] = name, False
     else:
-        homes = (operator, torch, torch._C._nn, torch.nn.functional)
+        homes = (operator, torch, nn_functions, torch.nn.functional)
         home = next((home for home in homes if getattr(home, name, None) is target), None)
         target = getattr(home, plain, None)
     known = plain == "dropout" or is_pointwise_op(_NAMES.get(plain, plain))

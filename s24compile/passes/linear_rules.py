@@ -18,12 +18,13 @@ from s24compile.passes.emit import Emitter, erase_unused
 from s24compile.passes.linears import Refusal, Weight, is_parameter, parameters_of, weight_of
 from s24compile.passes.scope import Scope, fake, known_fake, operand_index
 from s24compile.passes.spelling import CASTS, Op, general_name, spell
+from s24compile.torch_internals.graphs import NATIVE_ATTENTION
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 BATCHED = frozenset({"bmm", "baddbmm", "matmul"})
 PRODUCTS = CONVOLUTIONS | BATCHED | {
     "addmm", "linear", "mm", "mv", "addmv", "addbmm", "einsum", "tensordot", "inner", "bilinear", "multi_dot",
-    "chain_matmul", "_native_multi_head_attention", "addmm_", "addmv_", "addbmm_", "baddbmm_",
+    "chain_matmul", NATIVE_ATTENTION, "addmm_", "addmv_", "addbmm_", "baddbmm_",
 }  # fmt: skip
 """Ops that multiply matrices."""
 

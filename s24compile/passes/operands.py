@@ -19,6 +19,7 @@ from s24compile.kernels.format import FORMATS
 from s24compile.passes.provenance import parameter_name
 from s24compile.passes.scope import Scope, known_fake, operand_index, origins
 from s24compile.passes.state import State
+from s24compile.torch_internals.graphs import STATIC_INPUT, set_source
 from s24compile.weights.operand_request import OperandRequest
 
 NAMES = ("values", "metadata", "values_t", "metadata_t")
@@ -74,8 +75,8 @@ class Operands:
         nodes = []
         for name, tensor in zip(NAMES, tensors, strict=False):
             node = _placeholder(scope, f"s24_{len(state.operands)}_{name}", tensor)
-            node._dynamo_source = None  # AOTAutograd asks for the attribute
-            node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}  # a static address, for CUDA graphs
+            set_source(node, None)  # AOTAutograd asks for the attribute
+            node.meta["tensor_dict"] = dict(STATIC_INPUT)  # a static address, for CUDA graphs
             nodes.append(node)
         state.operands.append(
             OperandRequest(

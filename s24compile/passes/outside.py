@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from s24compile.passes.linear_rules import PRODUCTS
 from s24compile.passes.linears import Linear, is_parameter, parameters_of
@@ -15,13 +14,14 @@ from s24compile.passes.opaque import FUNCTION, SPELL
 from s24compile.passes.pointwise import is_opaque
 from s24compile.passes.scope import Scope, fake, hop_name, known_fake
 from s24compile.passes.spelling import general_name
+from s24compile.torch_internals.graphs import ENCODER_LAYER, GROUPED_MM, pytree
 
 FASTPATH_SENTENCE = (
     "nn.TransformerEncoderLayer took its fused inference path, one op for the whole layer, with dense weights; "
     "torch.backends.mha.set_fastpath_enabled(False) keeps evaluation as sparse as training"
 )
 DTENSOR_SENTENCE = "its weight is a DTensor (tensor parallel), which is not rewritten"
-GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback", "scaled_grouped_mm"})
+GROUPED = frozenset({"grouped_mm", GROUPED_MM, "grouped_mm_fallback", "scaled_grouped_mm"})
 BATCHED = frozenset({"bmm", "matmul", "baddbmm"})
 _VIEWS_OF_EXPERTS = frozenset({"transpose", "getitem", "to", "contiguous", "permute", "getattr"})
 
@@ -45,7 +45,7 @@ def rows_outside(nodes: Nodes, known: set[fx.Node]) -> list[Match]:
         if weights:
             linear = Linear(scope, call, call, None, None, "out_in", 0, 0, parameters=tuple(dict.fromkeys(weights)))
             rows.append(Match("body", "unknown", scope, [linear], refusal=_reason_of(call)))
-    fast_path = getattr(torch, "_transformer_encoder_layer_fwd", None)
+    fast_path = getattr(torch, ENCODER_LAYER, None)
     for node in scope.graph.find_nodes(op="call_function", target=fast_path):
         linear = Linear(scope, node, node, None, None, "out_in", 0, 0)
         rows.append(Match("fast_path", "encoder layer", scope, [linear], refusal=FASTPATH_SENTENCE))

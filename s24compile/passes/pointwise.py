@@ -11,6 +11,8 @@ from torch import fx
 from s24compile.passes.effects import written_by
 from s24compile.passes.scope import fake, hop_name, storage_of
 from s24compile.passes.spelling import ALIASING, CASTS, general_name, known_name, raw_name
+from s24compile.torch_internals.graphs import SYM_SQRT
+from s24compile.torch_internals.operators import OpOverload, OpOverloadPacket
 
 _UNTAGGED = frozenset(
     {"special_expit", "special_erf", "special_erfc", "special_ndtr", "log_sigmoid", "hardswish", "leaky_relu"}
@@ -22,7 +24,7 @@ _KNOWN_HOMES = _TORCHS_HOMES | {"prims", "prim", "s24", "einops"}
 _FRESH = frozenset({"linear", "addmm", "matmul", "zeros_like", "ones_like", "full_like", "zeros", "ones", "tensor"})
 """Further ops whose result is a new tensor."""
 _PURE = (ALIASING - {"dropout"}) | {
-    "getattr", "item", "_sym_sqrt", "Size", "sym_size", "size", "autograd_function_apply",
+    "getattr", "item", SYM_SQRT, "Size", "sym_size", "size", "autograd_function_apply",
 }  # fmt: skip
 """Further ops without side effects. Dropout draws: erasing one would shift the random numbers of the others."""
 
@@ -42,7 +44,7 @@ def is_pointwise(node: fx.Node) -> bool:
 def is_pointwise_op(name: str) -> bool:
     """Whether torch says of its op of that name that it is pointwise, and not that it is random."""
     packet = getattr(torch.ops.aten, name, None)
-    overloads = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()
+    overloads = packet.overloads() if isinstance(packet, OpOverloadPacket) else ()
     tags = {tag for overload in overloads for tag in getattr(packet, overload).tags}
     return name in _UNTAGGED or (torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags)
 
@@ -58,9 +60,9 @@ def _is_torchs(target: Any) -> bool:
 
 def _home(target: Any) -> str:
     """The namespace of an op, the library of a function: "aten", "torch", "user_library"."""
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return target.namespace
-    if isinstance(target, torch._ops.OpOverloadPacket):
+    if isinstance(target, OpOverloadPacket):
         return str(target).partition(".")[0]
     home = None if isinstance(target, str) else getattr(target, "__module__", None)
     return str(home or "torch").partition(".")[0]

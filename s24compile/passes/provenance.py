@@ -11,9 +11,8 @@ import torch
 from torch import fx
 
 from s24compile.passes.scope import Scope, origins
+from s24compile.torch_internals.graphs import WRAPPERS, source_of
 
-WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-"""Modules that only wrap another; `named_modules()` of the user's model does not show them."""
 _TOKEN = re.compile(
     r"_(?:modules|parameters|buffers)\[['\"](?P<registered>[^'\"]*)['\"]\]"
     r"|\[(?P<item>'[^']*'|\"[^\"]*\"|\d+)\]"
@@ -53,7 +52,7 @@ def parameter_name(placeholder: fx.Node) -> str:
 
 def _source(placeholder: fx.Node) -> str:
     """How Dynamo got at an input, as Python; "" where it does not say."""
-    name = getattr(getattr(placeholder, "_dynamo_source", None), "name", "")
+    name = getattr(source_of(placeholder), "name", "")
     text = name() if callable(name) else name
     return text if isinstance(text, str) else ""
 

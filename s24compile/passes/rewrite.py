@@ -23,6 +23,7 @@ from s24compile.passes.results import add_results
 from s24compile.passes.rewrite_hidden import rewrite_hidden
 from s24compile.passes.scope import fake, hop_name, known_fake
 from s24compile.passes.state import State
+from s24compile.torch_internals.graphs import is_erased
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +217,7 @@ def _replace_expression(act: Activation | Gating, new: fx.Node, state: State) ->
     hold_constants(act)
     _replace(act.nodes[0], new, state)
     for node in act.nodes:
-        if not node._erased and not node.users:
+        if not is_erased(node) and not node.users:
             erase_unused(node)
 
 

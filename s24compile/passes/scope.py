@@ -20,6 +20,10 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from s24compile.torch_internals.graphs import copy_signature, has_source, set_source, source_of
+from s24compile.torch_internals.operators import HigherOrderOperator
+from s24compile.torch_internals.tensors import get_unwrapped, is_functorch_wrapped_tensor, storage_id
+
 FIRST_OPERAND = {"tag_activation_checkpoint": 1, "invoke_subgraph": 2, "wrap": 1}
 """Higher-order ops that run their body once, as it stands -> index of the first operand among the call's args."""
 
@@ -43,7 +47,7 @@ class Scope:
 
 def hop_name(node: fx.Node) -> str | None:
     """The name of a higher-order op's call, or None for any other node."""
-    if node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
+    if node.op == "call_function" and isinstance(node.target, HigherOrderOperator):
         return node.target.name()
     return None
 
@@ -66,9 +70,9 @@ def copy_scopes(gm: fx.GraphModule) -> tuple[fx.GraphModule, list[Scope]]:
             output = graph.output(value)
             output.meta = dict(old_output.meta)
         for old, new in nodes.items():
-            if hasattr(old, "_dynamo_source"):
-                new._dynamo_source = old._dynamo_source
-        graph._codegen = module.graph._codegen
+            if has_source(old):
+                set_source(new, source_of(old))
+        copy_signature(module.graph, graph)
         copied = fx.GraphModule(module, graph)
         copied.meta = dict(module.meta)
         for name, value in module.__dict__.items():
@@ -157,6 +161,6 @@ def same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def storage_of(value: torch.Tensor) -> int:
     """What tells the memory of one fake tensor from that of another; seen through the wrappers of torch.func."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(value):
-        value = torch._C._functorch.get_unwrapped(value)
-    return value.untyped_storage()._cdata
+    while is_functorch_wrapped_tensor(value):
+        value = get_unwrapped(value)
+    return storage_id(value)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from s24compile.torch_internals.operators import hidden_name
+
 REQUIRED = object()
 ALIASING = frozenset({
     "chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "view", "reshape", "unflatten", "flatten",
@@ -131,7 +133,7 @@ def raw_name(node: object) -> str:
         return type(node).__name__
     if node.op == "call_function":
         target = node.target
-        name = getattr(target, "__name__", None) or getattr(target, "_name", None) or str(target)
+        name = getattr(target, "__name__", None) or hidden_name(target) or str(target)
         return str(name).split("::")[-1].split(".")[0]
     return str(node.target)
 

@@ -16,6 +16,7 @@ from s24compile.config import Config
 from s24compile.graphs.layer import Layer
 from s24compile.graphs.marks import config_of
 from s24compile.report import Site
+from s24compile.torch_internals.graphs import FakeTensorMode
 from s24compile.weights.operand_request import LayerRequest, OperandRequest
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class State:
     dense: frozenset[str]
     decorated_options: Mapping[str, LinearOptions]
     fuel: int | None
-    fake_mode: torch._subclasses.FakeTensorMode | None
+    fake_mode: FakeTensorMode | None
     cut_reason: str = ""
     """Why Dynamo cut this graph, if something did (DDP's optimizer does)."""
     broken_at: str | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from s24compile.errors import DimensionError, OperatorError, ShapeError
 from s24compile.tensor import products
+from s24compile.torch_internals.operators import packet_of
 
 if TYPE_CHECKING:
     from s24compile.tensor.sparse24 import Sparse24
@@ -27,7 +28,7 @@ def call(cls: type[Sparse24], func: Any, args: tuple[Any, ...], kwargs: dict[str
     Raises:
         OperatorError: an op that is not in the table.
     """
-    rule = TABLE.get(func._overloadpacket)
+    rule = TABLE.get(packet_of(func))
     if rule is None and torch.is_inference_mode_enabled():
         # Elsewhere torch takes composite ops (matmul, .T) apart before they come here.
         found = func.decompose(*args, **kwargs)

@@ -18,6 +18,7 @@ from s24compile.kernels.packed import Packed24
 from s24compile.tensor import dispatch
 from s24compile.tensor.saved import rebuild_sparse24
 from s24compile.tensor.scaling import dequantised, recast
+from s24compile.torch_internals.tensors import DisableTorchFunctionSubclass, make_wrapper_subclass
 
 
 class Sparse24(Tensor):
@@ -65,14 +66,14 @@ class Sparse24(Tensor):
         strides = (1, shape[0]) if transposed else (shape[1], 1)
         # Under inference_mode torch could not make an inference tensor a view of one that was made outside.
         with outside_inference_mode():
-            self = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=kept.dtype, device=kept.device)
+            self = make_wrapper_subclass(cls, shape, strides=strides, dtype=kept.dtype, device=kept.device)
         self.kept, self.metadata, self.scale = kept, metadata, scale
         self.format, self.transposed, self.origin = format, transposed, origin or kept.dtype
         return self
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             return dispatch.call_function(func, args, kwargs or {})
 
     @classmethod

@@ -11,6 +11,8 @@ from torch import nn
 
 from s24compile.torch_internals.part import Part
 
+COMPILED = "_orig_mod"
+"""Where a module that `torch.compile` returned holds the one it was given; its parameters' names begin with it."""
 _COMPILED = "torch.compile(torch.nn.Linear(1, 1), backend='eager')"
 _FUNCTION = "torch.compile(lambda x: x, backend='eager')"
 PARTS = (
@@ -58,6 +60,11 @@ def compiled_callables(module: nn.Module) -> Iterator[object]:
     for kind in type(module).__mro__:
         if kind is not nn.Module and not kind.__module__.startswith("torch."):
             yield from list(vars(kind).values())
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled as a whole, with any backend: in place, or by `torch.compile(module)`."""
+    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, COMPILED)
 
 
 def inner_module(module: nn.Module) -> nn.Module:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from torch import fx
-from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from s24compile.torch_internals.part import Part
+from s24compile.torch_internals.part import Part, needed
+
+with needed:
+    from torch._inductor.custom_graph_pass import CustomGraphPass
 
 PARTS = (
     Part("torch._inductor.custom_graph_pass.CustomGraphPass", "Inductor's caches do not know our passes apart"),
@@ -37,15 +39,17 @@ def has_identity(step: object) -> bool:
 
 def inductor_settings() -> dict[str, Any]:
     """All settings of Inductor and their present values."""
-    import torch._inductor.config as settings
+    with needed:
+        import torch._inductor.config as settings
 
     return cast("dict[str, Any]", settings.get_config_copy())
 
 
 def compile_by_inductor(gm: fx.GraphModule, inputs: list[Any], settings: Mapping[str, Any]) -> Compiled:
     """Compiles a Dynamo graph. What a pass raises comes out as it is."""
-    from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.exc import InductorError
+    with needed:
+        from torch._inductor.compile_fx import compile_fx
+        from torch._inductor.exc import InductorError
 
     try:
         return cast(Compiled, compile_fx(gm, inputs, config_patches=dict(settings)))
@@ -65,9 +69,10 @@ def compile_by_aot_autograd(
         lower: changes each of the two.
         before_partition: changes the graph of both.
     """
-    from torch._dynamo.backends.common import aot_autograd
-    from torch._functorch.aot_autograd import make_boxed_func
-    from torch._functorch.partitioners import min_cut_rematerialization_partition
+    with needed:
+        from torch._dynamo.backends.common import aot_autograd
+        from torch._functorch.aot_autograd import make_boxed_func
+        from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     def lowered(module: fx.GraphModule, _: object) -> Compiled:
         lower(module.graph)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from s24compile.torch_internals.part import NEWEST, Part
+from s24compile.torch_internals.part import NEWEST, Part, needed
 
 PARTS = (
     Part("torch._dynamo.exc.ShortenTraceback", "our errors reach the user inside a BackendCompilerFailed"),
@@ -29,6 +29,7 @@ PARTS = (
     Part("torch._dynamo.eval_frame.skip_code", "the backward of an autograd.Function is traced instead of what it "
          "calls"),
     Part("torch._dynamo.OptimizedModule", "a compiled module is decorated, and then compiled twice"),
+    Part("torch._dynamo.mark_static", "a phase that is compiled later has more symbols than the first"),
     Part("torch._dynamo.assume_constant_result", "Dynamo traces the question which backend traces"),
     Part("torch._dynamo.backends.registry._COMPILER_FNS", "the first torch.compile(backend='s24') of two threads "
          "fails: both register the name"),
@@ -45,7 +46,8 @@ def passing_class(kind: type[E], *, unsuppressed: bool) -> type[E]:
     Args:
         unsuppressed: also where `torch._dynamo.config.suppress_errors` asks for a dense, eager run instead.
     """
-    from torch._dynamo.exc import ShortenTraceback, UncapturedHigherOrderOpError
+    with needed:
+        from torch._dynamo.exc import ShortenTraceback, UncapturedHigherOrderOpError
 
     bases = (ShortenTraceback, UncapturedHigherOrderOpError) if unsuppressed else (ShortenTraceback,)
     return type(kind.__name__, (kind, *bases), {"__module__": kind.__module__})
@@ -53,7 +55,8 @@ def passing_class(kind: type[E], *, unsuppressed: bool) -> type[E]:
 
 def passing(error: E, *, unsuppressed: bool) -> E:
     """An error of `passing_class`, with the arguments and attributes of `error`."""
-    from torch._dynamo.exc import ShortenTraceback
+    with needed:
+        from torch._dynamo.exc import ShortenTraceback
 
     kind: Any = passing_class(type(error), unsuppressed=unsuppressed)
     made = kind.__new__(kind, *error.args)
@@ -65,7 +68,8 @@ def passing(error: E, *, unsuppressed: bool) -> E:
 
 def suppresses_errors() -> bool:
     """Whether a graph that cannot be compiled runs eagerly, with a warning."""
-    from torch._dynamo import config
+    with needed:
+        from torch._dynamo import config
 
     return bool(config.suppress_errors)
 
@@ -84,7 +88,8 @@ def must_not_break() -> bool:
 
     Also before torch 2.13: 2.11 breaks the graph at a `raise`, and then fails there with an error of its own.
     """
-    from torch._dynamo.symbolic_convert import InstructionTranslator
+    with needed:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
 
     tx = InstructionTranslator.current_tx()
     return bool(tx.one_graph or tx.error_on_graph_break) or torch.__version__ < "2.13"
@@ -92,7 +97,8 @@ def must_not_break() -> bool:
 
 def tracing_compiler() -> Any:
     """The compiler function that Dynamo's present trace is for. Ask in a `constant_result` alone."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
+    with needed:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
 
     return InstructionTranslator.current_tx().output.compiler_fn
 
@@ -103,7 +109,8 @@ def compiling() -> Iterator[None]:
 
     Tracing patches nn.Module for the whole process: one thread at a time, and the others must know that it is one.
     """
-    from torch._dynamo.convert_frame import compile_lock
+    with needed:
+        from torch._dynamo.convert_frame import compile_lock
 
     session = getattr(torch.compiler, "_compile_session_context", contextlib.nullcontext)
     with compile_lock, session():
@@ -118,7 +125,8 @@ def forbids_compiling() -> bool:
 
 def compiled_inside(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
     """`function` as it is, but for the functions that it calls: those are compiled."""
-    from torch._dynamo.eval_frame import skip_code
+    with needed:
+        from torch._dynamo.eval_frame import skip_code
 
     if isinstance(function, types.FunctionType):
         # By code object: a copy, so that the user's own may be compiled as ever.
@@ -133,6 +141,11 @@ def compiled_inside(function: Callable[..., Any], backend: Callable[..., Any]) -
     return compiled
 
 
+def mark_static(tensor: torch.Tensor, dims: list[int]) -> None:
+    """Lets Dynamo make no symbol of the sizes of these dims."""
+    torch._dynamo.mark_static(tensor, dims)
+
+
 def is_compiled_module(module: object) -> bool:
     """Whether `torch.compile(module)` returned it."""
     return isinstance(module, torch._dynamo.OptimizedModule)
@@ -144,6 +157,7 @@ def register_again(name: str) -> None:
     Torch loads an entry point at the first use of its name, without a lock: the second of two threads that do so at
     once finds the name taken, and fails.
     """
-    from torch._dynamo.backends import registry
+    with needed:
+        from torch._dynamo.backends import registry
 
     registry._COMPILER_FNS.pop(name, None)

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
-from torch.autograd.function import BackwardCFunction
 
-from s24compile.torch_internals.part import Part
+from s24compile.torch_internals.part import Part, needed
+
+with needed:
+    from torch.autograd.function import BackwardCFunction
 
 PARTS = (
     Part(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from s24compile.torch_internals.part import Part
+from s24compile.torch_internals.part import Part, needed, part_of
 
 PARTS = (Part("torch._inductor.list_mode_options", "`Config.mode` stands for nothing"),)
 
 
 def inductor_modes() -> dict[str, dict[str, Any]]:
     """Name of each mode of Inductor -> the settings that it stands for."""
-    import torch._inductor
+    with needed:
+        import torch._inductor
 
-    return {"default": {}, **torch._inductor.list_mode_options()}
+    return {"default": {}, **part_of(torch._inductor, "list_mode_options")()}

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from s24compile.errors import ModelError, OptionError
 from s24compile.recipe import PatternKind
+from s24compile.torch_internals.tensors import is_traceable_wrapper_subclass
 from s24compile.weights.sparse_weight import SparseWeight
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from s24compile.torch_internals.tensors import is_traceable_wrapper_subclass
 from s24compile.training import nesting
 from s24compile.training.decay import decay_
 from s24compile.training.flip_rate import watch_flips

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from s24compile.kernels.watch.sample import BITS, sampled
+from s24compile.torch_internals.tensors import write_count
 from s24compile.weights.sample import HostSample, same_values
 from s24compile.weights.schedule import CLOCK
 from s24compile.weights.storage_reference import StorageReference
@@ -137,7 +138,7 @@ class Contents:
 
 def version_of(parameter: Tensor) -> int:
     """The version counter; -1 for a tensor made under inference_mode, which has none."""
-    return -1 if parameter.is_inference() else parameter._version
+    return -1 if parameter.is_inference() else write_count(parameter)
 
 
 def _is_capturing(parameter: Tensor) -> bool:

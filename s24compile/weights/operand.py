@@ -22,11 +22,11 @@ from torch.nn import Parameter
 
 from s24compile.config import Config
 from s24compile.kernels.format import FORMATS
+from s24compile.torch_internals.tensors import storage_expired, write_count
 from s24compile.weights.contents import Content
 from s24compile.weights.operand_request import OperandRequest
 from s24compile.weights.schedule import CLOCK
 from s24compile.weights.sparse_weight import SparseWeight
-from s24compile.weights.storage_reference import has_expired
 
 Buffers = tuple[Tensor, ...]
 _State = tuple[Content, int, bool]
@@ -96,11 +96,11 @@ class Operand:
         for weight in self.weights:
             parameter: Any = weight.parameter()
             try:
-                version = parameter._version
+                version = write_count(parameter)
             except RuntimeError:  # an inference tensor
                 version = -1
             contents = weight.contents
-            if has_expired(contents.storage.cdata):
+            if storage_expired(contents.storage.cdata):
                 state.append((weight.content(parameter), weight.revision, False))
                 continue
             frozen = not parameter.requires_grad

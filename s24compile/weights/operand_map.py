@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import cast
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 
 from s24compile.config import Config
 from s24compile.errors import ModelError, ShapeError
+from s24compile.torch_internals.graphs import FakeTensor
 from s24compile.weights.operand import Buffers, Operand
 from s24compile.weights.operand_request import OperandRequest
 from s24compile.weights.parameter_map import ParameterMap

@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
+from s24compile.torch_internals.tensors import storage_expired, write_count
 from s24compile.weights.device_watch import DeviceWatch, watch_of
 from s24compile.weights.following import note_owners
 from s24compile.weights.operand import Operand
@@ -26,11 +27,9 @@ from s24compile.weights.registry import WEIGHTS
 from s24compile.weights.sample import HostSample
 from s24compile.weights.schedule import CLOCK, DRIVEN
 from s24compile.weights.sparse_weight import SparseWeight
-from s24compile.weights.storage_reference import has_expired
 
 log = logging.getLogger("s24compile")
 
-_version = operator.attrgetter("_version")
 _address = Tensor.data_ptr
 
 
@@ -111,7 +110,7 @@ class _Call(Generic[S]):
     def fresh(self, parameters: tuple[Tensor, ...]) -> tuple[frozenset[S], list[Tensor]]:
         """See `PackedInputs.fresh`."""
         try:
-            versions = list(map(_version, parameters))
+            versions = list(map(write_count, parameters))
         except RuntimeError:  # inference tensors have none
             versions = []
         addresses = list(map(_address, parameters))
@@ -175,7 +174,7 @@ class _Call(Generic[S]):
     def _is_remembered(self, parameters: tuple[Tensor, ...]) -> bool:
         """Whether this call may go by what shows: all storages are there, and no weight is packed in any case."""
         self._note_weights(parameters)
-        return self._remembers and not any(map(has_expired, self._storages))
+        return self._remembers and not any(map(storage_expired, self._storages))
 
     def _note_weights(self, parameters: tuple[Tensor, ...]) -> None:
         """Notes what calls ask of the weights, if they have been packed since this was noted."""

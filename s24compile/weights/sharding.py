@@ -6,12 +6,10 @@ objects that nothing public connects. What hangs on the Parameter (masks, steps,
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from typing import Any
-
 from torch import Tensor
 from torch.nn import Parameter
+
+from s24compile.torch_internals.tensors import fsdp_parameters
 
 FSDP_SENTENCE = (
     "its weight is gathered by FSDP2 (fully_shard) for each forward, while the optimizer holds the shards: masked "
@@ -22,20 +20,4 @@ FSDP_SENTENCE = (
 
 def sharded_master(parameter: Tensor) -> Parameter | None:
     """The shard, on a module and in an optimizer, that a gathered parameter stands for; None for any other tensor."""
-    for held in _fsdp_parameters():
-        if getattr(held, "_unsharded_param", None) is parameter:
-            master: Parameter = held.sharded_param
-            return master
-    return None
-
-
-def _fsdp_parameters() -> Iterator[Any]:
-    """Torch's own records, of every module of this process that `fully_shard` was applied to."""
-    states = sys.modules.get("torch.distributed._composable_state")
-    for reference in list(states._module_state_mapping.values()) if states is not None else ():
-        state = reference()
-        groups = getattr(state, "_fsdp_param_groups", None)  # torch 2.11 has at most one, under the other name
-        if groups is None:
-            groups = [getattr(state, "_fsdp_param_group", None)]
-        for group in groups:
-            yield from getattr(group, "fsdp_params", ())
+    return next((shard for gathered, shard in fsdp_parameters() if gathered is parameter), None)

@@ -18,6 +18,7 @@ from s24compile.kernels.cusparselt.product import NAME, SPARSE
 from s24compile.kernels.format import FORMATS
 from s24compile.kernels.padding import dense_operand, round_up
 from s24compile.kernels.target import Target
+from s24compile.torch_internals.products import cslt_compress
 
 
 def hardware_format(device: torch.device) -> str:
@@ -58,7 +59,7 @@ def compress_into(values: Tensor, w: Tensor) -> None:
     if not w.numel():
         return
     m, k = (round_up(size, SPARSE) for size in w.shape)
-    compressed = torch._cslt_compress(dense_operand(w.contiguous(), m, k))
+    compressed = cslt_compress(dense_operand(w.contiguous(), m, k))
     if compressed.numel() > values.numel():
         raise TargetError(
             what=f"cuSPARSELt's format for {tuple(w.shape)}",

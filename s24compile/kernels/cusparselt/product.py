@@ -25,6 +25,7 @@ from torch import Tensor
 from s24compile.kernels.packed import Packed24
 from s24compile.kernels.padding import bias_vector, dense_operand, empty_result, result, round_up
 from s24compile.kernels.target import Target
+from s24compile.torch_internals.products import cslt_mm, cslt_search
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +59,13 @@ def multiply(a: Packed24, b: Tensor, bias: Tensor | None, out_layout: str, out_d
     compressed, added, turned = a.values.as_strided((m, 1), (1, 1)), bias_vector(bias, m, b.dtype), out_layout == "col"
 
     def run(algorithm: int) -> Tensor:
-        c = torch._cslt_sparse_mm(compressed, b, bias=added, transpose_result=turned, alg_id=algorithm)
+        c = cslt_mm(compressed, b, bias=added, transpose_result=turned, alg_id=algorithm)
         return c.t() if turned else c
 
     def search() -> int:
         if turned and b.dtype == torch.float16:
             return DEFAULT
-        return torch._cslt_sparse_mm_search(compressed, b, bias=added, transpose_result=turned)
+        return cslt_search(compressed, b, bias=added, transpose_result=turned)
 
     # A step whose token count varies must not search at each of them: one search for all n up to a power of two.
     key = (m, b.shape[0], (b.shape[1] - 1).bit_length(), b.dtype, b.is_contiguous(), turned, bias is None, b.device)

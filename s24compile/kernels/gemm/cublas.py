@@ -12,6 +12,7 @@ from torch import Tensor
 from s24compile.kernels.gemm.dtypes import short
 from s24compile.kernels.padding import ALIGNMENT, round_up
 from s24compile.kernels.providers import Provider
+from s24compile.torch_internals.products import scaled_mm
 
 UNIT = 16
 """What k and n must be multiples of, and pitches in elements."""
@@ -56,7 +57,7 @@ def scaled_dense(
     fitting_a, fitting_b = _padded(a, m, whole_k), _padded(b.t(), whole_n, whole_k).t()
     # cuBLASLt's bias is 16 bits wide, and only beside 16-bit results; another one is added afterwards.
     fused = bias is not None and bias.dtype == out_dtype != torch.float32 and n == whole_n
-    d = torch._scaled_mm(
+    d = scaled_mm(
         fitting_a, fitting_b, descale_a, descale_b,
         bias=bias if fused else None, out_dtype=out_dtype, use_fast_accum=not exact,
     )  # fmt: skip

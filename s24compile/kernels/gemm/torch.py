@@ -24,6 +24,7 @@ from s24compile.kernels.metadata import PADDING_CODE
 from s24compile.kernels.packed import Packed24
 from s24compile.kernels.padding import bias_vector, dense_operand, empty_result, result, round_up
 from s24compile.kernels.providers import Provider
+from s24compile.torch_internals.products import semi_structured_addmm, semi_structured_mm
 
 ROWS, DEPTH, COLUMNS = 32, 64, 8
 """What m, k and n must be multiples of."""
@@ -68,8 +69,8 @@ def sparse_operand(values: Tensor, metadata: Tensor, m: int, k: int) -> tuple[Te
 def multiply(values: Tensor, metadata: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """C [m, n], row-major, in B's dtype, of operands that fit."""
     if bias is None:
-        return torch._sparse_semi_structured_mm(values, metadata, b)
-    return torch._sparse_semi_structured_addmm(bias, values, metadata, b)
+        return semi_structured_mm(values, metadata, b)
+    return semi_structured_addmm(bias, values, metadata, b)
 
 
 PROVIDERS = {"mm": Provider("torch", mm, supports)}

@@ -64,6 +64,7 @@ from s24compile.kernels.ops.selection import (
     transposable_patterns,
 )
 from s24compile.kernels.ops.watching import compare_samples_, copy_samples_
+from s24compile.torch_internals.operators import custom_name
 
 OPS = (
     transposable_patterns,
@@ -124,6 +125,6 @@ for _op in OPS:
     refuse_mixed_meta(_op)
 define_direct_ops()
 
-NAMES = tuple(op._name for op in OPS)
+NAMES = tuple(custom_name(op) for op in OPS)
 
 __all__ = ["NAMES", "OPS", *NAMES]

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 
 from s24compile.kernels import providers
 from s24compile.kernels.ops.shortcut import shorten
+from s24compile.torch_internals.operators import OpOverload, schema_of
 
 DIRECT: dict[str, tuple[str, ...]] = {
     "cutlass": (
@@ -49,7 +49,7 @@ def define_direct_ops() -> None:
         _LIBRARIES.append(library)  # a library that is collected takes its ops with it
         for name in names:
             contract: OpOverload = getattr(torch.ops.s24, name).default
-            library.define(str(contract._schema).removeprefix("s24::"))
+            library.define(str(schema_of(contract)).removeprefix("s24::"))
             kernel = _kernel(provider, name)
             library.impl(name, kernel, "CompositeExplicitAutograd")
             torch.library.register_fake(f"s24_{provider}::{name}", contract, lib=library)

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.nn import Parameter
 
+from s24compile.torch_internals.operators import OpOverload, count_dispatch_modes, is_profiling, replace_call
+
 _PLAIN = (Tensor, Parameter)
-_modes = torch._C._len_torch_dispatch_stack
-_profiling = torch.autograd._profiler_enabled
 
 
 def shorten(op: OpOverload, run: Callable[..., Any], mutated: Sequence[int] = ()) -> None:
@@ -28,18 +27,20 @@ def shorten(op: OpOverload, run: Callable[..., Any], mutated: Sequence[int] = ()
     Args:
         mutated: places of the arguments, tensors or lists of them, whose version counters the op moves.
     """
-    dispatch = op._op
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        first = args[0] if args else None
-        if type(first) is list and first:
-            first = first[0]
-        if kwargs or type(first) not in _PLAIN or _modes() or _profiling():
-            return dispatch(*args, **kwargs)
-        result = run(*args)
-        for place in mutated:
-            if args[place] is not None:
-                torch.autograd.graph.increment_version(args[place])
-        return result
+    def shortened(dispatch: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            first = args[0] if args else None
+            if type(first) is list and first:
+                first = first[0]
+            if kwargs or type(first) not in _PLAIN or count_dispatch_modes() or is_profiling():
+                return dispatch(*args, **kwargs)
+            result = run(*args)
+            for place in mutated:
+                if args[place] is not None:
+                    torch.autograd.graph.increment_version(args[place])
+            return result
 
-    op._op = call
+        return call
+
+    replace_call(op, shortened)

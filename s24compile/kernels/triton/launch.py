@@ -8,6 +8,7 @@ import torch
 import triton.language as tl
 
 from s24compile.kernels.triton.tiles import Tile
+from s24compile.torch_internals.products import raw_stream
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """What the kernels read, by torch's name."""
@@ -55,7 +56,7 @@ def _launch(
         _READY[key] = compiled, [constants[name] for name in kernel.arg_names[len(args) :]]
         return
     compiled, tail = ready
-    stream = torch._C._cuda_getCurrentRawStream(device.index)
+    stream = raw_stream(device.index)
     compiled[(programs, 1, 1)](*values, *tail, stream=stream)
 
 

@@ -15,6 +15,7 @@ import torch
 from s24compile.errors import TargetError
 from s24compile.kernels.gemm.cutlass import loader, objects, tools, tuned
 from s24compile.kernels.gemm.cutlass.instantiations import Kernel, Signature
+from s24compile.torch_internals.products import raw_stream
 
 NAMES: dict[torch.dtype, Any] = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32",
@@ -139,7 +140,7 @@ def submit(
     Raises:
         TargetError: the kernel refused the problem, or CUDA did.
     """
-    stream = torch._C._cuda_getCurrentRawStream(device)
+    stream = raw_stream(device)
     settings = (plan.raster, plan.swizzle, plan.splits, device, _sm_count(device), m_atoms, plan.pdl)
     tail = (*strides, *shape, *settings, 1.0, beta)
     narrow = (0, 0, 0) if scales is None else scales.pointers

@@ -1,0 +1,68 @@
+"""Tensors: subclasses and wrappers, storages, version counters, and the parameters that FSDP2 gathers."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from s24compile.torch_internals.part import Part, needed
+
+with needed:
+    from torch._C import DisableTorchFunctionSubclass
+    from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+__all__ = [
+    "PARTS",
+    "DisableTorchFunctionSubclass",
+    "get_unwrapped",
+    "is_functorch_wrapped_tensor",
+    "is_traceable_wrapper_subclass",
+]
+
+PARTS = (
+    Part("torch._C.DisableTorchFunctionSubclass", "functions of a Sparse24 call themselves without end"),
+    Part("torch._C._functorch.is_functorch_wrapped_tensor", "layers under torch.func transforms are rewritten"),
+    Part("torch._C._functorch.get_unwrapped", "writes under torch.func transforms are not seen"),
+    Part("torch.utils._python_dispatch.is_traceable_wrapper_subclass", "weights of other tensor classes are rewritten"),
+    Part("torch.Tensor._make_wrapper_subclass", "there is no Sparse24"),
+    Part("torch.Tensor._version", "writes in place between forwards are not seen"),
+    Part("torch.UntypedStorage._cdata", "views of one memory are taken for several"),
+    Part("torch.UntypedStorage._expired", "a weight whose memory was replaced at the same address is stale"),
+    Part("torch.distributed._composable_state._module_state_mapping", "weights that FSDP2 gathers are taken for others "
+         "than their shards"),
+)  # fmt: skip
+
+make_wrapper_subclass: Callable[..., Any]
+storage_expired: Callable[[int], bool]
+"""(`storage_id` of a storage that is referred to) -> whether it is gone: 0.1 us, where `expired()` takes 0.3."""
+with needed:
+    make_wrapper_subclass = Tensor._make_wrapper_subclass
+    storage_expired = torch.UntypedStorage._expired
+
+write_count: Callable[[Tensor], int] = operator.attrgetter("_version")
+"""How often a tensor was written in place. RuntimeError of an inference tensor."""
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Tells the memory of a tensor, real or fake, from that of others which are alive."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def fsdp_parameters() -> Iterator[tuple[Tensor | None, Parameter]]:
+    """(what is gathered, if it is at present; its shard): of every module that `fully_shard` was applied to."""
+    states = sys.modules.get("torch.distributed._composable_state")
+    for reference in list(states._module_state_mapping.values()) if states is not None else ():
+        state = reference()
+        groups = getattr(state, "_fsdp_param_groups", None)  # torch 2.11 has at most one, under the other name
+        if groups is None:
+            groups = [getattr(state, "_fsdp_param_group", None)]
+        for group in groups:
+            for held in getattr(group, "fsdp_params", ()):
+                yield getattr(held, "_unsharded_param", None), held.sharded_param
