@@ -204,8 +204,8 @@ def mvue_pack(g: Tensor, *, seed: int | Tensor | None = None, dtype: torch.dtype
     check_packable(dtype or g.dtype)
     dtype, format = dtype or g.dtype, device_format(g.device)
     with outside_inference_mode():
-        whole = _ops.mvue_pack(g.detach(), seed_tensor(seed, g.device), dtype, format)
-        values, metadata = FORMATS[format].parts(*whole, g.shape[1], g.shape[0])
+        values, metadata = _ops.mvue_pack(g.detach(), seed_tensor(seed, g.device), dtype, format)
+        values, metadata = FORMATS[format].parts(values, metadata, g.shape[1], g.shape[0])
     return Packed24(values, metadata, (g.shape[1], g.shape[0]), dtype, format)
 
 

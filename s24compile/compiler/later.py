@@ -46,7 +46,8 @@ def example_of(given: Any) -> Example | int | None:
         return hint_of(given)
     if isinstance(given, torch.nn.Parameter) or type(given) not in (Tensor, FakeTensor):
         return None
-    size, stride = ([hint_of(n) for n in numbers] for numbers in (given.size(), given.stride()))
+    size: list[Any] = [hint_of(n) for n in given.size()]
+    stride: list[Any] = [hint_of(n) for n in given.stride()]
     if None in size or None in stride:
         return None
     static = tuple(dim for dim, n in enumerate(given.size()) if isinstance(n, int))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -86,7 +86,7 @@ def target_of(example_inputs: Sequence[Any], config: Config) -> Target:
     Dynamo's order is inputs first, and those (token ids, lengths, masks) may come from a CPU and be moved in forward.
     """
     if config.target is not None:
-        return Target.parse(config.target)
+        return Target.parse(cast("Target | str", config.target))
     tensors = [x for x in example_inputs if isinstance(x, torch.Tensor) and x.dim() > 0]
     weights = [x for x in tensors if isinstance(x, torch.nn.Parameter) and x.dim() == 2 and x.is_floating_point()]
     devices = (x.device for x in (*weights, *tensors))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ class SparseGraph:
         self.is_decorated = is_decorated
         self.target = target_of(example_inputs, config)
         self.original = passes.copy_graph_module(gm)
-        self.places = parameter_places(self.original, example_inputs)
+        self.places: Mapping[str, int] = parameter_places(self.original, example_inputs)
         self.refused = refused_inputs(self.original, example_inputs)
         self.examples = [example_of(given) for given in captured_values(self.original, example_inputs)]
         self.recomputation = Recomputation(backend)

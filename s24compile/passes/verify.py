@@ -74,9 +74,9 @@ def _check_node(scope: Scope, node: fx.Node, given: bool) -> None:
         _check_fresh(node)
     child = scope.children.get(node)
     if child is not None:
-        given = len(node.args) - FIRST_OPERAND[str(hop_name(node))]
-        if given != len(child.placeholders()):
-            raise _broken(node.name, f"it passes {given} operands to a body of {len(child.placeholders())}")
+        passed = len(node.args) - FIRST_OPERAND[str(hop_name(node))]
+        if passed != len(child.placeholders()):
+            raise _broken(node.name, f"it passes {passed} operands to a body of {len(child.placeholders())}")
 
 
 def _check_fresh(node: fx.Node) -> None:

@@ -42,7 +42,7 @@ def inductor_settings() -> dict[str, Any]:
     with needed:
         import torch._inductor.config as settings
 
-    return cast("dict[str, Any]", settings.get_config_copy())
+    return settings.get_config_copy()
 
 
 def compile_by_inductor(gm: fx.GraphModule, inputs: list[Any], settings: Mapping[str, Any]) -> Compiled:
@@ -84,4 +84,4 @@ def compile_by_aot_autograd(
         return min_cut_rematerialization_partition(joint, *args, **kwargs)
 
     compiler = aot_autograd(fw_compiler=lowered, partition_fn=partition, keep_inference_input_mutations=True)
-    return cast(Compiled, compiler(gm, inputs))
+    return compiler(gm, inputs)

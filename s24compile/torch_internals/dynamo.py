@@ -58,7 +58,8 @@ def passing(error: E, *, unsuppressed: bool) -> E:
     with needed:
         from torch._dynamo.exc import ShortenTraceback
 
-    kind: Any = passing_class(type(error), unsuppressed=unsuppressed)
+    given: Any = type(error)
+    kind: Any = passing_class(given, unsuppressed=unsuppressed)
     made = kind.__new__(kind, *error.args)
     # Torch's own constructor alone, for what Dynamo reads of its errors; next to ours in line, it misses arguments.
     ShortenTraceback.__init__(made, *error.args, first_useful_frame=None)

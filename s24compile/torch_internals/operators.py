@@ -65,7 +65,7 @@ def hidden_name(target: Any) -> Any:
 
 def custom_name(op: CustomOpDef) -> str:
     """The name of a custom op without its namespace."""
-    return cast(str, op._name)
+    return op._name
 
 
 def fake_kernel(op: CustomOpDef) -> Callable[..., Any] | None:

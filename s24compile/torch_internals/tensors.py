@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ storage_expired: Callable[[int], bool]
 """(`storage_id` of a storage that is referred to) -> whether it is gone: 0.1 us, where `expired()` takes 0.3."""
 with needed:
     make_wrapper_subclass = Tensor._make_wrapper_subclass
-    storage_expired = torch.UntypedStorage._expired
+    storage_expired = cast("Callable[[int], bool]", torch.UntypedStorage._expired)
 
 write_count: Callable[[Tensor], int] = operator.attrgetter("_version")
 """How often a tensor was written in place. RuntimeError of an inference tensor."""
