@@ -22,7 +22,6 @@ from s24compile.report import Report, Site
 from s24compile.weights.sharding import sharded_master
 from s24compile.wrappers import clean_name, named_parameters, unwrapped
 
-
 OF_WEIGHTS = ("mm", "mvue_pack", "glu", "pack_weight_")
 OF_STATES = ("mm", "activation_pack", "activation_backward_pack")
 """The ops whose kernels a report names: of recipes that prune weights, and of "activation"."""

@@ -30,6 +30,7 @@ from s24compile.passes.results import hand_up
 from s24compile.passes.scope import fake, known_fake
 from s24compile.passes.spelling import general_name
 from s24compile.passes.state import State
+from s24compile.torch_internals.graphs import is_erased
 from s24compile.weights.operand_request import LayerRequest
 
 
@@ -74,7 +75,7 @@ def rewrite_hidden(match: Match, state: State) -> int:
     down.node.replace_all_uses_with(y)
     erase_unused(down.node)
     for node in match.between:
-        if not node._erased and general_name(node) == "dropout":
+        if not is_erased(node) and general_name(node) == "dropout":
             erase_unused(node)  # erasing stopped at what may draw; it does not, or draws for `keep` now
     _request(match, counts, state, mark)
     return len(match.taken)

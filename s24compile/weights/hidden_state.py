@@ -16,10 +16,10 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 
 from s24compile.config import Config
+from s24compile.torch_internals.graphs import FakeTensor
 from s24compile.weights.following import note_owners
 from s24compile.weights.operand_request import LayerRequest
 from s24compile.weights.parameter_map import ParameterMap
