@@ -166,9 +166,12 @@ class Config:
         self._choice("memory", ("speed", "save"))
         self._choice("inner", ("inductor", "aot_eager", "eager"))
         self._number("min_speedup", 0.0)
-        if self.decay is not None:
+        recipe = recipe_of(self.recipe)
+        if recipe.decay is not None:
             self._number("decay", 0.0)
-        for field, least in (("mask_interval", 1), ("dense_after", 0), ("dense_until", 0), ("total_steps", 1)):
+        if recipe.mask_interval is not None:
+            self._integer("mask_interval", 1)
+        for field, least in (("dense_after", 0), ("dense_until", 0), ("total_steps", 1)):
             if getattr(self, field) is not None:
                 self._integer(field, least)
         self._check_target()
@@ -215,7 +218,7 @@ class Config:
         recipe = recipe_of(self.recipe)
         for field in ("targets", "gradient", "decay", "mask_interval", "dense_until"):
             value, own = getattr(self, field), getattr(recipe, field)
-            may_be_none = field in ("decay", "mask_interval", "dense_until")
+            may_be_none = own is None or field == "dense_until"
             if value is _OF_RECIPE or (value is None and may_be_none):
                 object.__setattr__(self, field, own)
             elif own is None and field != "dense_until":
