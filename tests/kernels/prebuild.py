@@ -34,6 +34,25 @@ SECONDS_PER_BUILD = 120
 OPS = [op for op, folder in providers.FOLDER_OF.items() if folder == "gemm" and providers.find(op, "cutlass")]
 
 
+FURTHER = (
+    "bf16_ak_bk_dcol_bf16_bias_fp32-128x192_2x1_coop_deep",
+    "bf16_ak_bk_drow_bf16_bias_bf16-128x192_2x1_coop_deep",
+    "bf16_ak_bn_dcol_bf16_plain-128x256_1x1_coop_deep",
+    "bf16_ak_bn_drow_bf16_plain-128x256_1x1_coop_deep",
+    "bf16_ak_bn_drow_fp32_plain-128x256_1x1_coop_deep",
+    "e4m3_ak_bk_dcol_fp32_bias_fp32-128x256_2x1_coop_deep",
+    "e4m3_ak_bk_drow_fp32_plain-128x256_2x1_coop_deep",
+    "e4m3xe5m2_ak_bk_dcol_bf16_act_gelu_fp32-128x256_2x1_coop_deep",
+    "e4m3xe5m2_ak_bk_dcol_bf16_bias_fp32-128x256_2x1_coop_deep",
+    "e4m3xe5m2_ak_bk_drow_fp32_plain-128x256_2x1_coop_deep",
+    "e4m3xe5m2_ak_bk_drow_fp32_plain_exact-128x128_2x1_coop",
+    "e5m2xe4m3_ak_bk_dcol_bf16_bias_fp32-128x256_2x1_coop_deep",
+    "fp16_ak_bk_dcol_fp16_bias_fp32-128x192_2x1_coop_deep",
+    "fp16_ak_bk_drow_fp16_bias_fp16-128x192_2x1_coop_deep",
+)
+"""What other tests ask for: `kernels_built_by_tests` of gpu_suite.json."""
+
+
 def asked_by_samples() -> list[Kernel]:
     """The samples of every GEMM op, in both dtypes."""
     with recording() as calls:
@@ -95,7 +114,15 @@ def _shapes(signature: Signature, width: int, up: int, hidden: int) -> list[tupl
 def wanted() -> list[Kernel]:
     """All of them, once each."""
     sets = training_set("bf16") + training_set("fp16") + narrow_training_set() + NARROW_KERNELS
-    asked = asked_by_layers() + asked_by_samples() + asked_by_checks() + asked_by_layouts()
+    further = [Kernel.parse(name) for name in FURTHER]
+    assert None not in further, "a kernel of FURTHER is called otherwise now"
+    asked = (
+        [kernel for kernel in further if kernel is not None]
+        + asked_by_layers()
+        + asked_by_samples()
+        + asked_by_checks()
+        + asked_by_layouts()
+    )
     return list(dict.fromkeys(sets + asked))
 
 
