@@ -3,6 +3,7 @@
 import torch
 
 from s24compile.kernels import providers
+from tests.closeness import assert_as_close_as_torch
 
 KEPT = 2.0**-12
 """Tensor cores align the terms of a sum to its largest and keep 13 bits; half of that for each of two halves of it."""
@@ -27,6 +28,18 @@ def assert_close(what, found, exact, allowed):
     limit = allowed + torch.finfo(found.dtype).eps * exact.abs() + 1e-6
     excess = ((found.double() - exact).abs() - limit).max() if exact.numel() else torch.zeros(())
     assert excess <= 0, f"{what} is beyond what its sums may be off by, by {excess:.3e}"
+
+
+def assert_product(what, found, a, b, shift=0.0):
+    """A B + shift, of fp32 operands that hold eight-bit floats times a scale.
+
+    On a CPU the reference sums in fp32, and has to be as close as torch's own product is; on a GPU tensor cores do.
+    """
+    exact = a.double() @ b.double() + shift
+    if found.is_cuda:
+        assert_close(what, found, exact, KEPT * (a.double().abs() @ b.double().abs()))
+    else:
+        assert_as_close_as_torch(found, (a @ b + shift).to(found.dtype), exact, what)
 
 
 def check_amax(found, exact, allowed):

@@ -11,6 +11,7 @@ from s24compile.kernels import ops
 from s24compile.kernels.ops import fp8_linear, gemm
 from s24compile.kernels.scaling import descale_of, finite_amax, scale_of
 from tests.closeness import assert_as_close_as_torch
+from tests.kernels.scaled_closeness import assert_product
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -62,12 +63,11 @@ def test_multiply_what_the_operands_are_rounded_to(dx, layout, dtype, device):
     y, x_t, descale = case(dx)
     x, dz, w = wide(case.flat, E4M3), wide(case.dz, E5M2), case.dense
     torch.testing.assert_close(x_t.float().t() * descale, x, rtol=0, atol=0)
-    eager = (x @ w.t() + case.bias).to(dtype)
-    assert_as_close_as_torch(y.reshape(-1, 80), eager, x.double() @ w.double().t() + case.bias.double(), "y")
+    assert_product("y", y.reshape(-1, 80), x, w.t(), case.bias.detach())
     grad_x, grad_bias, grad_w = case.gradients(dx)
     assert [g.dtype for g in (y, grad_x, grad_bias, grad_w)] == [dtype, dtype, FP32, FP32]
-    assert_as_close_as_torch(grad_x, (dz @ w).to(dtype), dz.double() @ w.double(), "dx")
-    assert_as_close_as_torch(grad_w, dz.t() @ x, dz.double().t() @ x.double(), "dw")
+    assert_product("dx", grad_x, dz, w)
+    assert_product("dw", grad_w, dz.t(), x)
     assert_as_close_as_torch(grad_bias, case.dz.sum(0, dtype=FP32), case.dz.double().sum(0), "db")
 
 
@@ -84,10 +84,10 @@ def test_multiply_the_estimate_of_a_gradient(dx, layout, device, one_seed):
         return ops.unpack(values, metadata, g.shape[1], g.shape[0], "sm90").float() * descale
 
     pruned = estimate(case.dz)
-    assert_as_close_as_torch(grad_w, pruned @ x, pruned.double() @ x.double(), "dw")
+    assert_product("dw", grad_w, pruned, x)
     assert_as_close_as_torch(grad_bias, case.dz.sum(0, dtype=FP32), case.dz.double().sum(0), "db")
     dz = estimate(case.dz.t()) if dx == "mvue" else wide(case.dz, E5M2)
-    assert_as_close_as_torch(grad_x, (dz @ case.dense).to(BF16), dz.double() @ case.dense.double(), "dx")
+    assert_product("dx", grad_x, dz, case.dense)
 
 
 def test_stay_near_the_linear_that_it_stands_for(device):

@@ -77,7 +77,11 @@ def test_kernel_compiles_for_hopper_without_spilling(name, tmp_path):
     compiled = build(*CASES[name], POINTERS)
     used = resources(compiled, tmp_path)
     assert used["STACK"] == 0, "registers are spilled"
-    assert used["REG"] <= 144, "too few programs fit on a multiprocessor"
+    # A multiprocessor has 65536 registers, given out by eight to a thread, and four schedulers. Triton 3.6 takes up to
+    # 40 registers more than 3.9 does.
+    warps = compiled.metadata.num_warps
+    resident = 65536 // (32 * warps * -(-used["REG"] // 8) * 8) * warps
+    assert resident >= 8, f"{resident} warps at a time: fewer than two for each scheduler"
     layout_changes = compiled.asm["ttgir"].count("ttg.convert_layout")
     assert layout_changes <= 12, (
         f"{layout_changes} layout changes: a load or store has drawn its neighbours into its own"

@@ -1,7 +1,7 @@
 """The provider "cublas" of `s24::scaled_dense`: torch._scaled_mm, cuBLASLt's eight-bit product.
 
-cuBLASLt takes k and n in multiples of 16 (any m), addresses and pitches of whole 16 bytes, a bias in 16 bits, and no
-e5m2 by e5m2. What does not fit is padded with zeros.
+cuBLASLt takes k and n in multiples of 16 (any m), addresses (of scales, too) and pitches of whole 16 bytes, a bias in
+16 bits, and no e5m2 by e5m2. What does not fit is padded with zeros, or copied.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def scaled_dense(
     # cuBLASLt's bias is 16 bits wide, and only beside 16-bit results; another one is added afterwards.
     fused = bias is not None and bias.dtype == out_dtype != torch.float32 and n == whole_n
     d = scaled_mm(
-        fitting_a, fitting_b, descale_a, descale_b,
+        fitting_a, fitting_b, _aligned(descale_a), _aligned(descale_b),
         bias=bias if fused else None, out_dtype=out_dtype, use_fast_accum=not exact,
     )  # fmt: skip
     if n != whole_n:
@@ -73,6 +73,11 @@ def _padded(x: Tensor, rows: int, cols: int) -> Tensor:
     padded = x.new_zeros((rows, cols))
     padded[: x.shape[0], : x.shape[1]].copy_(x)
     return padded
+
+
+def _aligned(scale: Tensor) -> Tensor:
+    """The scale itself, or a copy of it where it is one number of a tensor of several."""
+    return scale.clone() if scale.data_ptr() % ALIGNMENT else scale
 
 
 PROVIDERS = {"scaled_dense": Provider("cublas", scaled_dense, supports)}
