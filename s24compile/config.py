@@ -128,6 +128,10 @@ class Config:
     total_steps: int | None = None
     """Length of the run in optimizer steps: "fst", "fst-exact" and "fst-down" end dense for its last 1/6, unless
     `dense_after` is given, and the latter two start dense for its first 1/6, unless `dense_until` is given."""
+    precision: Literal["auto", "fp8"] = "auto"
+    """What the GEMMs of the taken linears multiply, forward and backward. "auto": the dtype that autocast or the model
+    gives them. "fp8": eight-bit floats, weights and activations in e4m3 and gradients in e5m2, scaled by the largest
+    number of each tensor; results have the dtype that they have without. For Hopper; on a CPU the same is simulated."""
     freshness: Literal["auto", "always"] = "auto"
     """"auto": pack again after an optimizer step or an edit; of edits through `.data`, which only the numbers show,
     a sample is compared, on a GPU with an answer one or two forwards later. "always": before every forward; each
@@ -162,6 +166,7 @@ class Config:
         self._choice("targets", ("ffn", "down", "linear"))
         self._choice("gradient", ("mvue", "auto", "dense"))
         self._choice("input_gradient", ("auto", "dense", "mvue"))
+        self._choice("precision", ("auto", "fp8"))
         self._choice("freshness", ("auto", "always"))
         self._choice("memory", ("speed", "save"))
         self._choice("inner", ("inductor", "aot_eager", "eager"))

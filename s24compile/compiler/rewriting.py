@@ -19,7 +19,7 @@ from s24compile.config import Config
 from s24compile.graphs.marks import config_of, marks_in
 from s24compile.kernels.target import Target
 from s24compile.lowering.cost import mvue_from, refuse_slow
-from s24compile.lowering.select import gated_format
+from s24compile.lowering.select import gated_format, refuse_eight_bit
 from s24compile.passes.provenance import parameter_name
 from s24compile.recipe import recipe_of
 from s24compile.report import Site
@@ -161,19 +161,21 @@ def rewrite_graph(
 
 def linear_options(config: Config, target: Target) -> passes.LinearOptions:
     """What the passes need to know of recipe and target."""
-    recipe = recipe_of(config.recipe)
-    # Both weight dims are aligned for the widest dtype in use, 16 bits; wider ones only exist on the CPU reference.
-    alignment = target.alignment(torch.bfloat16)
+    recipe, eight_bit = recipe_of(config.recipe), config.precision == "fp8"
+    # Else for the narrowest dtype in use, 16 bits; wider ones only exist on the CPU reference.
+    alignment = target.alignment(torch.float8_e4m3fn if eight_bit else torch.bfloat16)
     dx = recipe.dx_for(config.input_gradient)
     return passes.LinearOptions(
-        format=target.format,
-        gated_format=gated_format(target),
+        format=target.arch.format if eight_bit else target.format,
+        gated_format=gated_format(target, "scaled_mm_glu" if eight_bit else "mm_glu"),
         dx=dx,
         dw=config.gradient,
         # A 2:4 hidden state is pruned along tokens in the pass that makes its gradient, for less than unpacking it
         # costs.
         mvue_from=0 if config.hidden else mvue_from(target),
         alignment=alignment,
+        eight_bit=eight_bit,
+        impossible=refuse_eight_bit(target) if eight_bit else "",
         dense_when=_dense_when(config),
     )
 

@@ -22,6 +22,7 @@ from s24compile.lowering.linear import lower_linear
 from s24compile.lowering.memory import is_backward, saved_bytes
 from s24compile.lowering.packing import fuse_bias_gradient, fuse_sum_into_activation, share_packs
 from s24compile.lowering.printing import print_graph
+from s24compile.lowering.quantising import share_quantised, sum_in_epilogue
 from s24compile.lowering.residual import absorb_residuals
 from s24compile.lowering.seeds import take_seeds
 from s24compile.lowering.select import select
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 LOWERING: tuple[Callable[[fx.Graph, Target], int], ...] = (
     lower_linear,
     lower_hidden,
+    share_quantised,
     fuse_activation,
     fuse_activation_backward,
     fuse_glu,
@@ -43,6 +45,7 @@ LOWERING: tuple[Callable[[fx.Graph, Target], int], ...] = (
     absorb_casts,
     choose_layouts,
     fuse_sum_into_activation,
+    sum_in_epilogue,
     take_seeds,
     select,
 )

@@ -16,10 +16,12 @@ from torch import fx
 
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, value_of
+from s24compile.lowering.products import Product, product_chain
 from s24compile.lowering.select import has_kernel
-from s24compile.lowering.views import chain_from, is_view, repeat_views
+from s24compile.lowering.views import is_view, repeat_views
+from s24compile.torch_internals.operators import base_name
 
-aten, prims, s24 = torch.ops.aten, torch.ops.prims, torch.ops.s24
+aten, prims = torch.ops.aten, torch.ops.prims
 
 
 def absorb_casts(graph: fx.Graph, target: Target) -> int:
@@ -27,14 +29,15 @@ def absorb_casts(graph: fx.Graph, target: Target) -> int:
     count = 0
     for cast in [n for n in graph.nodes if is_cast(n)]:
         source = cast.args[0]
-        links = chain_from(source, s24.mm.default) if len(source.users) == 1 else None
+        links = product_chain(source) if len(source.users) == 1 else None
         used_by = list(readers(cast))
         if links is None or not used_by or any(reader.op != "output" for reader in used_by):
             continue
-        args = (*links[0].args[:-1], value_of(cast).dtype)
-        if not has_kernel("mm", args, target):
+        product = Product.of(links[0])
+        op, args = product.op("mm"), product.arguments(value_of(cast).dtype)
+        if not has_kernel(base_name(op), args, target):
             continue
-        wide = Builder(links[0]).call(s24.mm.default, *args)
+        wide = Builder(links[0]).call(op, *args)
         build = Builder(cast)
         build.replace_with(repeat_views(build, links, wide))
         for link in reversed(links):

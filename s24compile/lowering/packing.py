@@ -11,6 +11,7 @@ Saves reading dz [T, F] once. Where dz is both made by a GEMM and packed, the GE
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def share_packs(graph: fx.Graph, target: Target) -> int:
         key = (base_of(g), view, dtype, fmt)
         known = first.setdefault(key, pack)
         if known is not pack:
-            _replace_items(pack, known, (0, 1))
+            replace_items(pack, known, (0, 1))
             graph.erase_node(pack)
             count += 1
     graph.eliminate_dead_code()
@@ -65,7 +66,7 @@ def fuse_bias_gradient(graph: fx.Graph, target: Target) -> int:
             continue
         build = Builder(pack)
         fused = build.call(s24.mvue_pack_sum.default, *pack.args)
-        _replace_items(pack, fused, (0, 1))
+        replace_items(pack, fused, (0, 1))
         sums = build.item(fused, 2)
         _move_users_behind(total, sums)
         total.replace_all_uses_with(sums)
@@ -136,7 +137,7 @@ def _column_sum(g: Any, *, of_dense: bool = False) -> fx.Node | None:
     return None
 
 
-def _replace_items(old: fx.Node, new: fx.Node, places: tuple[int, ...]) -> None:
+def replace_items(old: fx.Node, new: fx.Node, places: Sequence[int]) -> None:
     """Lets the items of `old` be the items `places` of `new`."""
     for user in list(old.users):
         build = Builder(user)

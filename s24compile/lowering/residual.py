@@ -20,11 +20,13 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import Builder, value_of
 from s24compile.lowering.casts import is_cast, readers
+from s24compile.lowering.products import Product, product_chain
 from s24compile.lowering.select import has_kernel
-from s24compile.lowering.views import as_operand_layout, chain_from, is_plain, with_leading_dims
+from s24compile.lowering.views import as_operand_layout, is_plain, with_leading_dims
 from s24compile.torch_internals.graphs import is_contiguous_or_false
+from s24compile.torch_internals.operators import base_name
 
-aten, s24 = torch.ops.aten, torch.ops.s24
+aten = torch.ops.aten
 
 
 def absorb_residuals(graph: fx.Graph, target: Target) -> int:
@@ -38,16 +40,15 @@ def absorb_residuals(graph: fx.Graph, target: Target) -> int:
         y, x = found[0]
         links = _product(y)
         assert links is not None
-        values, metadata, rows, cols, fmt, b, bias, layout, _ = links[0].args
-        result = value_of(add)
-        if bias is not None or layout != "col" or not is_plain(links) or not _fits(x, result):
+        product, result = Product.of(links[0]), value_of(add)
+        if product.bias is not None or product.layout != "col" or not is_plain(links) or not _fits(x, result):
             continue
-        build = Builder(add)
+        build, fused = Builder(add), product.op("mm_add")
         c = as_operand_layout(build, links, x)
-        args = (values, metadata, rows, cols, fmt, b, c)
-        if c is None or not has_kernel("mm_add", args, target):
+        args = (*product.operands, c, *product.exact)
+        if c is None or not has_kernel(base_name(fused), args, target):
             continue
-        build.replace_with(with_leading_dims(build, links, build.call(s24.mm_add.default, *args)))
+        build.replace_with(with_leading_dims(build, links, build.call(fused, *args)))
         count += 1
     graph.eliminate_dead_code()
     return count
@@ -60,7 +61,7 @@ def _product(y: Any) -> list[fx.Node] | None:
     source = y.args[0] if is_cast(y) else y
     if not isinstance(source, fx.Node) or len(source.users) != 1:
         return None
-    return chain_from(source, s24.mm.default)
+    return product_chain(source)
 
 
 def _fits(x: Any, result: torch.Tensor) -> bool:

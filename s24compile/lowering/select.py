@@ -15,6 +15,7 @@ from torch import fx
 
 from s24compile.errors import LoweringError, TargetError
 from s24compile.kernels import providers
+from s24compile.kernels.arch import where
 from s24compile.kernels.ops.direct import direct
 from s24compile.kernels.target import Target
 from s24compile.lowering.build import op_name, s24_calls, value_of
@@ -30,9 +31,20 @@ def has_kernel(op: str, args: Sequence[Any], target: Target) -> bool:
     return providers.choose(op, *value_of(tuple(args)), target=target).provider.name != "reference"
 
 
-def gated_format(target: Target) -> str:
-    """The format of weights whose GEMM computes a GLU in its epilogue; empty where `target` has no such kernel."""
-    return target.arch.gated_format if providers.serving(target, ("mm_glu",))["mm_glu"] != "reference" else ""
+def gated_format(target: Target, op: str = "mm_glu") -> str:
+    """The format of weights whose GEMM `op` computes a GLU in its epilogue; empty where `target` has no such kernel."""
+    return target.arch.gated_format if providers.serving(target, (op,))[op] != "reference" else ""
+
+
+def refuse_eight_bit(target: Target) -> str:
+    """Why `target` multiplies no 2:4 operands of eight-bit floats, as a clause; empty if it does, as a CPU does."""
+    if target.capability is None or providers.serving(target, ("scaled_mm",))["scaled_mm"] != "reference":
+        return ""
+    if target.arch.fp8 and "cutlass" in target.arch.providers:
+        return (
+            "the 2:4 kernels for eight-bit floats are CUTLASS's, which can neither be found nor built on this machine"
+        )
+    return f"the 2:4 kernels for eight-bit floats are for {where('cutlass')}, and this is {target}"
 
 
 def select(graph: fx.Graph, target: Target) -> int:

@@ -28,7 +28,7 @@ from s24compile.config import Config
 from s24compile.errors import OptionError
 from s24compile.graphs.fake_mode import fake_mode_of
 from s24compile.passes.canonicalize import canonicalize
-from s24compile.passes.checks import DDP_SENTENCE
+from s24compile.passes.checks import DDP_SENTENCE, EIGHT_BIT_SENTENCE
 from s24compile.passes.find import find
 from s24compile.passes.outside import FASTPATH_SENTENCE
 from s24compile.passes.policy import decide
@@ -58,7 +58,7 @@ __all__ = [
 
 log = logging.getLogger("s24compile.passes")
 
-ALARMING = frozenset({DDP_SENTENCE, FASTPATH_SENTENCE, FSDP_SENTENCE})
+ALARMING = frozenset({DDP_SENTENCE, FASTPATH_SENTENCE, FSDP_SENTENCE, EIGHT_BIT_SENTENCE.partition(":")[0]})
 """Refusals of whole graphs or models that nobody who asked for sparse training expects; logged as warnings."""
 
 PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, note_saved, verify)

@@ -21,7 +21,7 @@ from s24compile.passes.match import Match
 from s24compile.passes.outside import DTENSOR_SENTENCE
 from s24compile.passes.provenance import module_paths
 from s24compile.passes.scope import fake, known_fake
-from s24compile.passes.state import State
+from s24compile.passes.state import LinearOptions, State
 from s24compile.torch_internals.tensors import is_functorch_wrapped_tensor, is_traceable_wrapper_subclass
 from s24compile.weights.sharding import FSDP_SENTENCE
 
@@ -35,6 +35,7 @@ NESTED_SENTENCE = (
     "its input is a jagged nested tensor, which the 2:4 ops do not take; call it with x.values(), the rows of all "
     "sequences in one matrix"
 )
+EIGHT_BIT_SENTENCE = "precision='fp8' is not possible here: {why}; precision='auto' trains it in 16 bits"
 DENSE_PHASE_SENTENCE = "it is in its dense phase"
 DOWN_SENTENCE = "targets='down' takes the down projections alone"
 
@@ -58,6 +59,11 @@ class Asked:
     def config(self) -> Config:
         """The options that say whether it is taken."""
         return self.state.config_for(self.mark)
+
+    @property
+    def options(self) -> LinearOptions:
+        """How it will compute."""
+        return self.state.options_for(self.mark)
 
     @property
     def value(self) -> torch.Tensor:
@@ -132,12 +138,24 @@ def _is_found(pattern: str, path: str, anywhere: bool) -> bool:
     return any(re.search(pattern, ".".join(names[start:])) for start in starts)
 
 
+def no_eight_bits(asked: Asked) -> str:
+    """precision="fp8" on a machine, or for a dtype, that has no such products."""
+    if not asked.options.eight_bit:
+        return ""
+    if asked.options.impossible:
+        return EIGHT_BIT_SENTENCE.format(why=asked.options.impossible)
+    if asked.value.dtype == torch.float64:
+        return "it computes in float64, and products of eight-bit floats are summed in float32; use that or 16 bits"
+    return ""
+
+
 def unaligned(asked: Asked) -> str:
     """A width that the format does not take."""
-    linear, alignment = asked.linear, asked.state.options_for(asked.mark).alignment
+    linear, options = asked.linear, asked.options
+    needs = "2:4 operands of eight-bit floats need" if options.eight_bit else "the 2:4 format needs"
     for what, size in (("output", linear.out_features), ("input", linear.in_features)):
-        if size % alignment:
-            return f"its {size} {what} features are no multiple of {alignment}, which the 2:4 format needs"
+        if size % options.alignment:
+            return f"its {size} {what} features are no multiple of {options.alignment}, which {needs}"
     return ""
 
 
@@ -187,8 +205,8 @@ def odd_dtype(asked: Asked) -> str:
 LAYER_CHECKS: tuple[Callable[[Match, State, bool], str], ...] = (cut_graph, undecorated_layer)
 """Against a whole layer."""
 LINEAR_CHECKS: tuple[Callable[[Asked], str], ...] = (
-    no_plain_linear, dense_phase, refused, undecorated, transformed, not_down, excluded, odd_tensor, unaligned,
-    odd_bias, odd_layout, odd_dtype,
+    no_plain_linear, dense_phase, refused, undecorated, transformed, not_down, excluded, odd_tensor, no_eight_bits,
+    unaligned, odd_bias, odd_layout, odd_dtype,
 )  # fmt: skip
 """Against one linear, the rest of its layer being taken."""
 

@@ -1,6 +1,7 @@
 """Packed weights as further inputs of the graph, handed down into the bodies that use them.
 
     top:   placeholders ..., s24_0_values [N, K/2], s24_0_metadata, (s24_0_values_t [K, N/2], s24_0_metadata_t)
+           (in eight bits, behind the metadata: s24_0_descale [1])
            hop(body, x, W)                         ->   hop(body, x, W, s24_0_values, s24_0_metadata, ...)
     body:  placeholders x, W                       ->   placeholders x, W, s24_0_values, ...
 
@@ -21,8 +22,6 @@ from s24compile.passes.scope import Scope, known_fake, operand_index, origins
 from s24compile.passes.state import State
 from s24compile.torch_internals.graphs import STATIC_INPUT, set_source
 from s24compile.weights.operand_request import OperandRequest
-
-NAMES = ("values", "metadata", "values_t", "metadata_t")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Operands:
         self.transposed = _transposed(list(wanted))
 
     def provide(self, scope: Scope, wanted: Wanted) -> tuple[fx.Node, ...]:
-        """The nodes values, metadata[, values_t, metadata_t] in `scope`."""
+        """The nodes values, metadata[, descale][, values_t, metadata_t] in `scope`."""
         key = (scope, wanted)
         if key not in self.given:
             self.given[key] = self._hand_down(scope, wanted) if scope.calls else self._add(scope, wanted)
@@ -69,11 +68,14 @@ class Operands:
         form = FORMATS[wanted.format]
         assert state.fake_mode is not None
         with state.fake_mode:
-            tensors = list(form.empty(sum(rows), cols, wanted.dtype, device))
+            tensors = dict(zip(("values", "metadata"), form.empty(sum(rows), cols, wanted.dtype, device), strict=True))
+            if wanted.dtype.itemsize == 1:
+                tensors["descale"] = torch.empty(1, device=device)
             if needs_transpose:
-                tensors += FORMATS[form.transposed].empty(cols, sum(rows), wanted.dtype, device)
+                turned = FORMATS[form.transposed].empty(cols, sum(rows), wanted.dtype, device)
+                tensors["values_t"], tensors["metadata_t"] = turned
         nodes = []
-        for name, tensor in zip(NAMES, tensors, strict=False):
+        for name, tensor in tensors.items():
             node = _placeholder(scope, f"s24_{len(state.operands)}_{name}", tensor)
             set_source(node, None)  # AOTAutograd asks for the attribute
             node.meta["tensor_dict"] = dict(STATIC_INPUT)  # a static address, for CUDA graphs

@@ -69,7 +69,8 @@ def _unit(linears: tuple[Linear, ...], match: Match, state: State) -> Unit:
     options = state.options_for(mark)
     gated = options.gated_format if _glu_in_epilogue(linears, match) else ""
     weights = tuple(n.weight for n in linears if n.weight is not None)
-    wanted = Wanted(weights, value.dtype, first.layout, gated or options.format, mark)
+    dtype = torch.float8_e4m3fn if options.eight_bit else value.dtype
+    wanted = Wanted(weights, dtype, first.layout, gated or options.format, mark)
     # A result that needs no gradient has no backward; an x that needs none has no dX. The body of invoke_subgraph was
     # traced for its first call only, so there the grad mode decides.
     if any(hop_name(call) == "invoke_subgraph" for _, call in scope.calls):
@@ -135,29 +136,20 @@ def _rewrite_unit(match: Match, unit: Unit, operands: Operands, state: State) ->
 
 
 def _sparse_linear(unit: Unit, packed: tuple[fx.Node, ...], emit: Emitter, state: State) -> fx.Node:
-    """The s24.linear of one unit, with x in the compute dtype."""
+    """The s24.linear of one unit, with x in the compute dtype; in eight bits the first result of s24.scaled_linear."""
     options = state.options_for(unit.wanted.decorated)
     x = unit.linears[0].node.args[0]  # not `linear.x`: an earlier layer's result may have been replaced
-    value = fake(x)
+    value, dtype = fake(x), known_fake(unit.linears[0].node).dtype
     assert value is not None
-    if value.dtype != unit.wanted.dtype:
-        x = emit.method("to", x, unit.wanted.dtype)
-    values, metadata, *transposed = packed
-    values_t, metadata_t = transposed if unit.needs_transpose else (None, None)
-    return emit.function(
-        torch.ops.s24.linear.default,
-        x,
-        list(unit.wanted.weights),
-        values,
-        metadata,
-        values_t,
-        metadata_t,
-        _bias(unit, emit),
-        unit.wanted.format,
-        unit.wanted.layout,
-        options.dx,
-        options.dw_of(unit.linears[0].in_features),
-    )
+    if value.dtype != dtype:
+        x = emit.method("to", x, dtype)
+    operand, transposed = (packed[:-2], packed[-2:]) if unit.needs_transpose else (packed, (None, None))
+    inputs = x, list(unit.wanted.weights), *operand, *transposed, _bias(unit, emit)
+    how = unit.wanted.format, unit.wanted.layout, options.dx, options.dw_of(unit.linears[0].in_features)
+    if not options.eight_bit:
+        return emit.function(torch.ops.s24.linear.default, *inputs, *how)
+    several = emit.function(torch.ops.s24.scaled_linear.default, *inputs, dtype, *how)
+    return emit.function(operator.getitem, several, 0)
 
 
 def _bias(unit: Unit, emit: Emitter) -> Any:

@@ -42,6 +42,10 @@ class LinearOptions:
     mvue_from: int = 0
     alignment: int = 16
     """Both dims of a weight must be multiples of this (at least 4: the transposable blocks are 4x4)."""
+    eight_bit: bool = False
+    """Whether all GEMMs multiply eight-bit floats: `s24.scaled_linear` in place of `s24.linear`."""
+    impossible: str = ""
+    """Why the machine computes no linear so, as a sentence; empty: it does."""
     dense_when: str = ""
     """The part of the run in which it trains dense all the same, in words; empty: none. For the report alone."""
 

@@ -41,7 +41,8 @@ class Operand:
         self.request = request
         self.config = config
         self.forward: Buffers = ()
-        """(values, metadata) of W~ [N, K]; () before the first pack."""
+        """(values, metadata) of W~ [N, K], and in eight bits its descale, which is W~^T's too; () before the first
+        pack."""
         self.transposed: Buffers = ()
         """(values, metadata) of W~^T [K, N]; () until a backward asked for it."""
         self._both: Buffers = ()
@@ -138,7 +139,8 @@ class Operand:
         # Under "always" a second forward before the first one's backward must not write into what that saved.
         always = self.config.freshness == "always"
         if always or not self.forward or self.forward[0].device != device:
-            self.forward, self.transposed = form.empty(rows, cols, dtype, device), ()
+            scale = (torch.ones(1, device=device),) if self.request.eight_bit else ()
+            self.forward, self.transposed = (*form.empty(rows, cols, dtype, device), *scale), ()
         if needs_transpose and not self.transposed:
             self.transposed = FORMATS[form.transposed].empty(cols, rows, dtype, device)
         self._both = (*self.forward, *self.transposed)

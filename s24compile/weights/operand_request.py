@@ -27,7 +27,8 @@ class OperandRequest:
     names: tuple[str, ...]
     """Parameter names as in `named_parameters()`, for messages; same order as `weights`."""
     dtype: torch.dtype
-    """Compute dtype: of the packed values and of the linear's output. The parameter may be wider (autocast)."""
+    """Of the packed values: the compute dtype, which is the linear's output's, or e4m3 where its GEMMs multiply eight
+    bits. The parameter may be wider (autocast)."""
     weight_layout: WeightLayout
     rows: tuple[int, ...]
     """Logical rows (output features) of each weight; the operand has `sum(rows)`."""
@@ -38,9 +39,14 @@ class OperandRequest:
     format: str = "sm90"
     """Name of the 2:4 format, a key of `kernels.format.FORMATS`."""
     placeholders: tuple[str, ...] = ()
-    """Names of the added top-level placeholders, in the order values, metadata[, values_t, metadata_t]."""
+    """Names of the added top-level placeholders, in the order values, metadata[, descale][, values_t, metadata_t]."""
     decorated: str | None = None
     """Mark of the `sparse_ffn` module that the linear stands in, whose options then hold; None outside of any."""
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether it is packed in eight bits: by its own amax, and with a `descale`, fp32 [1]."""
+        return self.dtype.itemsize == 1
 
 
 @dataclasses.dataclass(frozen=True)

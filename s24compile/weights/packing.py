@@ -29,7 +29,7 @@ _Kind = tuple[object, ...]
 
 
 def freshen(operand: Operand, needs_transpose: bool) -> Buffers:
-    """(values, metadata), or (values, metadata, values_t, metadata_t); packs if the weights have changed."""
+    """(values, metadata[, descale][, values_t, metadata_t]); packs if the weights have changed."""
     if operand.stale(needs_transpose):
         pack_all([(operand, needs_transpose)])
     return operand.buffers(needs_transpose)
@@ -142,22 +142,35 @@ def _pack_kind(packs: list[_Pack], silently: bool) -> None:
     first = packs[0]
     operand, request = first.operand, first.operand.request
     options = (operand.weights[0].recipe.select, first.search, request.format, request.weight_layout)
-    if len(packs) == 1:
+    if request.eight_bit:
+        _run("pack_weights_fp8_", silently, *_stacks(packs), *_scales(packs), *options)
+    elif len(packs) == 1:
         transposed = operand.transposed or (None, None)
         buffers = (first.patterns, *operand.forward, *transposed)
         _run("pack_weight_", silently, list(first.parameters), *buffers, first.scale, *options)
-        return
-    values, metadata = zip(*(pack.operand.forward for pack in packs), strict=True)
-    values_t, metadata_t = zip(*(p.operand.transposed for p in packs), strict=True) if operand.transposed else ((), ())
-    _run(
-        "pack_weights_",
-        silently,
+    else:
+        _run("pack_weights_", silently, *_stacks(packs), *options)
+
+
+def _stacks(packs: list[_Pack]) -> tuple[list[Tensor] | list[int], ...]:
+    """Weights, how many each operand stacks, patterns, and the buffers of all operands: as `kernels.stacks.Stacks`."""
+    buffers = [
+        [pair[place] for pack in packs if (pair := side(pack.operand))]
+        for side in (lambda operand: operand.forward, lambda operand: operand.transposed)
+        for place in (0, 1)
+    ]
+    return (
         [parameter for pack in packs for parameter in pack.parameters],
         [len(pack.parameters) for pack in packs],
         [patterns for pack in packs for patterns in pack.patterns],
-        *(list(buffers) for buffers in (values, metadata, values_t, metadata_t)),
-        *options,
+        *buffers,
     )
+
+
+def _scales(packs: list[_Pack]) -> tuple[list[Tensor], list[Tensor]]:
+    """The descale that each operand of eight bits is given, and S-STE's scale of each weight that has one."""
+    descales = [pack.operand.forward[2] for pack in packs]
+    return descales, [beta for pack in packs if pack.scale is not None for beta in pack.scale.reshape(-1)]
 
 
 def _is_to_be_recomputed() -> bool:
