@@ -7,11 +7,18 @@
 ->  q, x_t, descale_x = s24.quantise(x2, s24.amax(x2), e4m3, "both")                  "row" where no backward reads x_t
     z = s24.scaled_mm(values, metadata, N, K, format, descale, q.t(), descale_x, bias, "col", dtype); y = ...
 
-The dense parameters leave the graph here: nothing reads them, and no cast of a master weight is left. The backward has
-been made of the ops below by autograd already.
+    y, x_t, descale_x, w_t, descale_w = s24.scaled_dense_linear(x[..., K], w[N, K], bias, dtype, "out_in")
+->  q, x_t, descale_x = s24.quantise(x2, s24.amax(x2), e4m3, "both");  w, w_t, descale_w = s24.quantise(w, ...)
+    y = s24.scaled_dense(q, descale_x, w.t(), descale_w, bias, dtype)
+
+But for those of the last, the dense parameters leave the graph here: nothing reads them, and no cast of a master weight
+is left. The backward has been made of the ops below by autograd already.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import fx
@@ -24,8 +31,8 @@ aten, s24 = torch.ops.aten, torch.ops.s24
 
 
 def lower_linear(graph: fx.Graph, target: Target) -> int:
-    """Rewrites every `s24.linear` and `s24.scaled_linear` of a forward graph. Returns how many."""
-    lower = {"linear": _lower, "scaled_linear": _lower_scaled}
+    """Rewrites every linear of a forward graph. Returns how many."""
+    lower = {"linear": _lower, "scaled_linear": _lower_scaled, "scaled_dense_linear": _lower_dense}
     found = [node for node in s24_calls(graph) if op_name(node) in lower]
     for node in found:
         lower[op_name(node)](node)
@@ -51,18 +58,51 @@ def _lower_scaled(node: fx.Node) -> None:
     build = Builder(node)
     assert isinstance(x, fx.Node)
     assert isinstance(values, fx.Node)
-    items = {user.args[1]: user for user in node.users if user.users}
+    wanted = {user.args[1] for user in node.users if user.users}
     flat, rows, cols = _matrix(build, x), _size(build, values, 0), _size(build, x, -1)
-    amax = build.call(s24.amax.default, flat)
-    quantised = build.call(s24.quantise.default, flat, amax, FORWARD, "both" if 1 in items else "row")
+    quantised = _quantised(build, flat, "row", "col" if 1 in wanted else "")
     columns = build.call(aten.permute.default, build.item(quantised, 0), [1, 0])
     pair = values, metadata, rows, cols, fmt, descale, columns, build.item(quantised, 2)
     z = build.call(s24.scaled_mm.default, *pair, bias, "col", dtype, EXACT)
-    if 0 in items:
-        items[0].replace_all_uses_with(_like(build, x, z, rows))
-    for place in (1, 2):
-        if place in items:
-            items[place].replace_all_uses_with(build.item(quantised, place))
+    _give(build, node, {0: lambda: _like(build, x, z, rows), **_items(build, quantised, {1: 1, 2: 2})})
+
+
+def _lower_dense(node: fx.Node) -> None:
+    x, weight, bias, dtype, layout = node.args
+    build = Builder(node)
+    assert isinstance(x, fx.Node)
+    assert isinstance(weight, fx.Node)
+    wanted = {user.args[1] for user in node.users if user.users}
+    flat, straight = _matrix(build, x), layout == "out_in"
+    forward, backward = (0, 1) if straight else (1, 0)
+    quantised = _quantised(build, flat, "row", "col" if 1 in wanted else "")
+    sides = ["row", "col"] if straight else ["col", "row"]
+    w = _quantised(build, weight, sides[0], sides[1] if 3 in wanted else "")
+    columns = build.call(aten.permute.default, build.item(w, forward), [1, 0])
+    pair = build.item(quantised, 0), build.item(quantised, 2), columns, build.item(w, 2)
+    y = build.call(s24.scaled_dense.default, *pair, bias, dtype, EXACT)
+    made = {0: lambda: _with_leading(build, x, y, _size(build, weight, 0 if straight else 1))}
+    _give(build, node, made | _items(build, quantised, {1: 1, 2: 2}) | _items(build, w, {3: backward, 4: 2}))
+
+
+def _quantised(build: Builder, x: fx.Node, *sides: str) -> fx.Node:
+    """x [T, K] in eight bits, along one dim or both ("row" and "col")."""
+    named = sorted(filter(None, sides))
+    layout = "both" if len(named) == 2 else named[0]
+    return build.call(s24.quantise.default, x, build.call(s24.amax.default, x), FORWARD, layout)
+
+
+def _items(build: Builder, node: fx.Node, places: Mapping[int, int]) -> dict[int, Callable[[], fx.Node]]:
+    """Results of an op that goes -> results of `node` that stand for them, made when they are asked for."""
+    return {place: functools.partial(build.item, node, item) for place, item in places.items()}
+
+
+def _give(build: Builder, node: fx.Node, made: Mapping[int, Callable[[], fx.Node]]) -> None:
+    """Puts what is made in the places of a node's results, of those that are read, and erases the node."""
+    for user in [u for u in node.users if u.users]:
+        place = user.args[1]
+        assert isinstance(place, int), "several results are read one by one"
+        user.replace_all_uses_with(made[place]())
     for user in list(node.users):
         build.graph.erase_node(user)
     build.graph.erase_node(node)
@@ -75,7 +115,12 @@ def _matrix(build: Builder, x: fx.Node) -> fx.Node:
 
 def _like(build: Builder, x: fx.Node, z: fx.Node, rows: fx.Node | int) -> fx.Node:
     """z [N, T] as [..., N] with the leading dims of x."""
-    y, dims = build.call(aten.permute.default, z, [1, 0]), x.meta["val"].dim()
+    return _with_leading(build, x, build.call(aten.permute.default, z, [1, 0]), rows)
+
+
+def _with_leading(build: Builder, x: fx.Node, y: fx.Node, rows: fx.Node | int) -> fx.Node:
+    """y [T, N] as [..., N]."""
+    dims = x.meta["val"].dim()
     if dims == 2:
         return y
     return build.call(aten.reshape.default, y, [*(_size(build, x, dim) for dim in range(dims - 1)), rows])

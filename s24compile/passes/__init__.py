@@ -10,6 +10,7 @@ lists `canonicalize.SPELLINGS` and `find.FINDERS`.
     decide         scope, shapes, dtypes, phase, other uses, fuel          policy, hidden
     rewrite        s24.linear and s24.glu, packed weights as inputs;       operands, rewrite_hidden, results
                    s24.activation_layer, its counts as results
+    rewrite_dense  what multiplies eight-bit floats without being 2:4
     note_saved     bytes that each layer keeps for the backward            saved
     verify         the invariants
 
@@ -36,6 +37,7 @@ from s24compile.passes.printing import format_graph
 from s24compile.passes.provenance import user_place
 from s24compile.passes.regions import inline_regions
 from s24compile.passes.rewrite import rewrite
+from s24compile.passes.rewrite_dense import rewrite_dense
 from s24compile.passes.saved import note_saved
 from s24compile.passes.scope import copy_scopes
 from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
@@ -61,7 +63,7 @@ log = logging.getLogger("s24compile.passes")
 ALARMING = frozenset({DDP_SENTENCE, FASTPATH_SENTENCE, FSDP_SENTENCE, EIGHT_BIT_SENTENCE.partition(":")[0]})
 """Refusals of whole graphs or models that nobody who asked for sparse training expects; logged as warnings."""
 
-PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, note_saved, verify)
+PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, rewrite_dense, note_saved, verify)
 
 
 def run(
@@ -101,7 +103,8 @@ def run(
     for function in passes:
         count = function(state)
         log.debug("%s", _Printed(f"after {function.__name__} ({count})", copy))
-    if not state.count:  # nothing is 2:4, so nothing needs another spelling either
+    if not state.count and not any(match.narrow for match in state.matches):
+        # Nothing is 2:4 or in eight bits, so nothing needs another spelling either.
         state.graph_module = copy_graph_module(gm)
     for scope in state.scopes:
         scope.module.recompile()

@@ -219,3 +219,11 @@ def against_layer(match: Match, state: State, decorated: bool) -> str:
 def against_linear(asked: Asked) -> str:
     """The first sentence against a linear, or ""."""
     return next((why for check in LINEAR_CHECKS if (why := check(asked))), "")
+
+
+def multiplies_eight_bits(asked: Asked) -> bool:
+    """Whether a dense linear of a layer in eight bits multiplies those, too: the recipe alone, or its phase, has it
+    dense, and no check speaks against it but of what 2:4 needs."""
+    if not asked.options.eight_bit or asked.match.stays.get(asked.linear) not in (DENSE_PHASE_SENTENCE, DOWN_SENTENCE):
+        return False
+    return not any(check(asked) for check in LINEAR_CHECKS if check not in (dense_phase, not_down, unaligned))

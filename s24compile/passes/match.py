@@ -42,6 +42,8 @@ class Match:
     """Linears that stay dense although their site is taken -> why."""
     taken: list[Linear] = dataclasses.field(default_factory=list)
     """Linears that the policy gives to the rewrite."""
+    narrow: list[Linear] = dataclasses.field(default_factory=list)
+    """Of those that stay dense, the ones that multiply eight-bit floats all the same."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import fx
 
 from s24compile.graphs.layer import Layer
 from s24compile.graphs.marks import mark_of
-from s24compile.passes.checks import DENSE_PHASE_SENTENCE, Asked, against_layer, against_linear
+from s24compile.passes.checks import DENSE_PHASE_SENTENCE, Asked, against_layer, against_linear, multiplies_eight_bits
 from s24compile.passes.hidden import hidden_of, refuse_moved, refuse_partial
 from s24compile.passes.linears import Linear, is_weight_view
 from s24compile.passes.match import Match
@@ -34,6 +34,9 @@ def decide(state: State) -> int:
         _ask(match, state, decorated)
     _refuse_shared_weights(state)
     claimed = _take(state)
+    for match in state.matches:
+        asked = [Asked(linear, match, state, decorated) for linear in match.stays if not match.refusal]
+        match.narrow = [one.linear for one in asked if multiplies_eight_bits(one)]
     state.sites = [site_of(match, state) for match in state.matches]
     if state.cut_reason and not state.matches:
         state.sites.append(Site("", "unknown", "", "refused", state.cut_reason))

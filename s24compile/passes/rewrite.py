@@ -130,7 +130,7 @@ def _rewrite_unit(match: Match, unit: Unit, operands: Operands, state: State) ->
             _split_joined(unit, z, emit, state)
     feeds_gate = _feeds_gate(unit.linears, match)
     if len(unit.linears) == 1:
-        _replace(unit.linears[0].node, z, state)
+        replace(unit.linears[0].node, z, state)
     if match.gate is not None and feeds_gate:
         _rewrite_gate(match.gate, z, match.rule, path, state)
 
@@ -207,13 +207,14 @@ def _like(old: fx.Node, new: fx.Node, emit: Emitter) -> fx.Node:
 def _replace_expression(act: Activation | Gating, new: fx.Node, state: State) -> None:
     """Puts a node in the place of an expression and erases what computed it."""
     hold_constants(act)
-    _replace(act.nodes[0], new, state)
+    replace(act.nodes[0], new, state)
     for node in act.nodes:
         if not is_erased(node) and not node.users:
             erase_unused(node)
 
 
-def _replace(old: fx.Node, new: fx.Node, state: State) -> None:
+def replace(old: fx.Node, new: fx.Node, state: State) -> None:
+    """Lets one node stand for another, which goes if nothing else needs it; verify compares the two."""
     value = fake(old)
     assert value is not None
     state.replaced.append((value, new))

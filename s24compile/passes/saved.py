@@ -1,4 +1,4 @@
-"""Fifth pass: how many bytes each layer will keep for the backward. T tokens, F hidden width.
+"""Sixth pass: how many bytes each layer will keep for the backward. T tokens, F hidden width.
 
 Z [T, F] (or [T, 2F]) is the activation's operand, H [T, F] that of the last weight gradient, P a 2:4 hidden state in
 place of both. The layer's input is not counted, since the dense layer keeps it, too; nor are dropout masks. The sizes

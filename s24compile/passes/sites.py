@@ -10,6 +10,11 @@ from s24compile.passes.provenance import common_path, module_path, module_paths,
 from s24compile.passes.state import LinearOptions, State
 from s24compile.report import Site
 
+EIGHT_BIT_NOTE = (
+    "all its GEMMs multiply eight-bit floats, weights and activations in e4m3 and gradients in e5m2, with one scale a "
+    "tensor from its own largest number"
+)
+
 
 def site_of(match: Match, state: State) -> Site:
     """The report's row of a match."""
@@ -22,6 +27,7 @@ def site_of(match: Match, state: State) -> Site:
         reasons += [f"trains dense {options.dense_when}"] if options.dense_when else []
     if is_candidate(match) and not state.config_for(mark_of(linears[-1].node)).hidden:
         reasons.append(EXISTS)
+    reasons += _precision(match, paths, state)
     places = [path for n in linears for path in module_paths(n.scope, n.node, n.weight)]
     names = [parameter_name(top) for n in linears for top in n.weight_inputs if top.op == "placeholder"]
     return Site(
@@ -63,6 +69,21 @@ def _exact_gradients(match: Match, paths: list[str], options: LinearOptions) -> 
         return []
     names = " and ".join(where)
     return [f"exact weight gradient in {names}: pruning it pays from {options.mvue_from} input features"]
+
+
+def _precision(match: Match, paths: list[str], state: State) -> list[str]:
+    """What the GEMMs multiply where that is neither of the model's nor of autocast's choice, and by which scales."""
+    narrow = [path or n.node.name for n, path in zip(match.linears, paths, strict=True) if n in match.narrow]
+    found = []
+    if match.taken and state.options_for(mark_of(match.taken[0].node)).eight_bit:
+        found.append(EIGHT_BIT_NOTE)
+    if narrow:
+        names, many = " and ".join(narrow), len(narrow) > 1
+        found.append(
+            f"{names} {'multiply' if many else 'multiplies'} eight-bit floats, too, though "
+            f"{'they are' if many else 'it is'} dense"
+        )
+    return found
 
 
 def _shape(linears: list[Linear]) -> str:

@@ -15,7 +15,7 @@ from s24compile.passes.scope import FIRST_OPERAND, Scope, fake, hop_name, storag
 from s24compile.passes.state import State
 
 ACCEPTED = "this is a bug of s24compile; exclude=<the module's path> or S24_FUEL leaves the layer dense meanwhile"
-LEGAL = frozenset({"linear", "scaled_linear", "act", "glu", "activation_layer"})
+LEGAL = frozenset({"linear", "scaled_linear", "scaled_dense_linear", "act", "glu", "activation_layer"})
 """The s24 ops that passes may put into a graph."""
 
 

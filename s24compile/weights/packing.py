@@ -152,7 +152,7 @@ def _pack_kind(packs: list[_Pack], silently: bool) -> None:
         _run("pack_weights_", silently, *_stacks(packs), *options)
 
 
-def _stacks(packs: list[_Pack]) -> tuple[list[Tensor] | list[int], ...]:
+def _stacks(packs: list[_Pack]) -> tuple[Sequence[Tensor] | Sequence[int], ...]:
     """Weights, how many each operand stacks, patterns, and the buffers of all operands: as `kernels.stacks.Stacks`."""
     buffers = [
         [pair[place] for pack in packs if (pair := side(pack.operand))]

@@ -80,6 +80,37 @@ def test_prune_gradients_without_bias(recipe: str, device: str) -> None:
         assert difference < 4 * float(spread / expected[name].norm()) / math.sqrt(64) + E5M2, name
 
 
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor", "eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_multiply_eight_bits_in_dense_phases(name: str, inner: str, device: str) -> None:
+    model = MODELS[name](64, 128).to(device)
+    fast, x = compiled(model, inner, dense_after=0), torch.randn(4, 32, 64, device=device)
+    for key, difference in differences(step(fast, model, x), step(model, model, x)).items():
+        assert difference < E4M3 + E5M2, key
+        assert difference > 2.0**-8 or "bias" in key, f"{key} was computed in 16 bits"
+
+
+def test_multiply_up_projections_in_eight_bits_beside_sparse_down_projections(device: str) -> None:
+    model, x = GeluMLP(64, 128).to(device), torch.randn(4, 32, 64, device=device)
+    fast = compiled(model, recipe="fst-down")
+    (site,) = s24compile.explain(fast, x).sites
+    assert site.linears == 1
+    assert "fc1 multiplies eight-bit floats, too, though it is dense" in site.reason
+    found = step(fast, model, x)
+    masks = live_masks(model)
+    expected = step(lambda x: masked_call(model, masks, x), model, x)
+    assert set(masks) == {"fc2.weight"}
+    assert 2.0**-8 < differences(found, expected)["fc1.weight"] < E4M3 + E5M2
+
+
+def test_leave_what_is_excluded_in_16_bits(device: str) -> None:
+    """With both linears excluded from it, a layer is the user's own, bit by bit."""
+    model, x = GeluMLP(64, 128).to(device), torch.randn(4, 32, 64, device=device)
+    found = step(compiled(model, dense_after=0, exclude="fc"), model, x)
+    for name, value in step(model, model, x).items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
 def test_save_less_memory_with_the_same_numbers(inner: str, device: str) -> None:
     model, x = SwiGLU(64, 128).to(device), torch.randn(2, 16, 64, device=device)

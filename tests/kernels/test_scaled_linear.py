@@ -180,3 +180,32 @@ def test_compile_to_what_runs_eagerly(backend, dynamic, device):
     compiled = torch.autograd.grad(y, (case.x, case.bias, *case.weights), case.dy)
     for found, expected in zip(compiled, eager, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("layout", ["out_in", "in_out"])
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_multiply_dense_weights_by_what_they_are_rounded_to(dtype, layout, device):
+    w = torch.randn(80, 96).to(device)
+    weight = (w if layout == "out_in" else w.t().contiguous()).requires_grad_()
+    x = torch.randn(4, 8, 96).to(device, dtype).requires_grad_()
+    bias, dy = torch.randn(80).to(device).requires_grad_(), torch.randn(4, 8, 80).to(device, dtype)
+    y, *kept = ops.scaled_dense_linear(x, weight, bias, dtype, layout)
+    grad_x, grad_w, grad_bias = torch.autograd.grad(y, (x, weight, bias), dy)
+    assert [g.dtype for g in (y, grad_x, grad_w, grad_bias)] == [dtype, dtype, FP32, FP32]
+    assert [t.dtype for t in kept] == [E4M3, FP32, E4M3, FP32]
+    flat, dz = x.detach().reshape(-1, 96), dy.reshape(-1, 80)
+    x8, w8, dz8 = wide(flat, E4M3), wide(w, E4M3), wide(dz, E5M2)
+    eager = (x8 @ w8.t() + bias.detach()).to(dtype)
+    exact = x8.double() @ w8.double().t() + bias.detach().double()
+    assert_as_close_as_torch(y.detach().reshape(-1, 80), eager, exact, "y")
+    assert_as_close_as_torch(grad_x.reshape(-1, 96), (dz8 @ w8).to(dtype), dz8.double() @ w8.double(), "dx")
+    grad_w = grad_w if layout == "out_in" else grad_w.t()
+    assert_as_close_as_torch(grad_w, dz8.t() @ x8, dz8.double().t() @ x8.double(), "dw")
+    assert_as_close_as_torch(grad_bias, dz.sum(0, dtype=FP32), dz.double().sum(0), "db")
+
+
+def test_refuse_a_second_derivative_of_a_dense_linear(device):
+    x, w = torch.randn(8, 96, device=device).requires_grad_(), torch.randn(80, 96, device=device).requires_grad_()
+    y = ops.scaled_dense_linear(x, w, None, FP32, "out_in")[0]
+    with pytest.raises(LoweringError, match="second derivative"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)

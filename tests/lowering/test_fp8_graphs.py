@@ -220,3 +220,126 @@ return [%reshape3, %in6, %in7, %in8, %in11, %in12, %in13, %reshape1, %getitem3, 
 %view2: f32[2, 8, 16] = view(%t2, [2, 8, 16])
 return [%getitem13, %view2, %getitem14, %getitem5, None, None, None, None, None, None, None, None, None, None]""",
     )
+
+
+def test_quantise_dense_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for: gate and up read one quantised x, and each weight is quantised both ways from one read."""
+    model = Gated(nn.functional.silu)
+    forward, backward = lowered_for_hopper(model, monkeypatch, precision="fp8", dense_after=0)
+    assert_expected_inline(
+        forward,
+        """\
+%in0: f32[32, 16]
+%in1: f32[2, 8, 16]
+%in2: f32[32, 16]
+%in3: f32[16, 32]
+%_to_copy0: bf16[2, 8, 16] = _to_copy(%in1, dtype=bf16)
+%reshape0: bf16[16, 16] = reshape(%_to_copy0, [-1, 16])
+%s24_triton.amax0: f32[1] = s24_triton.amax(%reshape0)  # triton
+%s24_triton.quantise0: (torch.float8_e4m3fn[16, 16], torch.float8_e4m3fn[16, 16], f32[1]) = s24_triton.quantise(%reshape0, %s24_triton.amax0, torch.float8_e4m3fn, 'both')  # triton
+%s24_triton.amax1: f32[1] = s24_triton.amax(%in0)  # triton
+%s24_triton.quantise1: (torch.float8_e4m3fn[32, 16], torch.float8_e4m3fn[16, 32], f32[1]) = s24_triton.quantise(%in0, %s24_triton.amax1, torch.float8_e4m3fn, 'both')  # triton
+%getitem0: torch.float8_e4m3fn[32, 16] = getitem(%s24_triton.quantise1, 0)
+%permute0: torch.float8_e4m3fn[16, 32] col = permute(%getitem0, [1, 0])
+%getitem1: torch.float8_e4m3fn[16, 16] = getitem(%s24_triton.quantise0, 0)
+%getitem2: f32[1] = getitem(%s24_triton.quantise0, 2)
+%getitem3: f32[1] = getitem(%s24_triton.quantise1, 2)
+%s24_cublas.scaled_dense0: bf16[16, 32] = s24_cublas.scaled_dense(%getitem1, %getitem2, %permute0, %getitem3, None, bf16, False)  # cublas
+%reshape1: bf16[2, 8, 32] = reshape(%s24_cublas.scaled_dense0, [2, 8, 32])
+%getitem4: torch.float8_e4m3fn[16, 16] = getitem(%s24_triton.quantise0, 1)
+%getitem5: f32[1] = getitem(%s24_triton.quantise0, 2)
+%getitem6: torch.float8_e4m3fn[16, 32] = getitem(%s24_triton.quantise1, 1)
+%getitem7: f32[1] = getitem(%s24_triton.quantise1, 2)
+%silu0: bf16[2, 8, 32] = silu(%reshape1)
+%s24_triton.amax2: f32[1] = s24_triton.amax(%in2)  # triton
+%s24_triton.quantise2: (torch.float8_e4m3fn[32, 16], torch.float8_e4m3fn[16, 32], f32[1]) = s24_triton.quantise(%in2, %s24_triton.amax2, torch.float8_e4m3fn, 'both')  # triton
+%getitem8: torch.float8_e4m3fn[32, 16] = getitem(%s24_triton.quantise2, 0)
+%permute1: torch.float8_e4m3fn[16, 32] col = permute(%getitem8, [1, 0])
+%getitem9: torch.float8_e4m3fn[16, 16] = getitem(%s24_triton.quantise0, 0)
+%getitem10: f32[1] = getitem(%s24_triton.quantise0, 2)
+%getitem11: f32[1] = getitem(%s24_triton.quantise2, 2)
+%s24_cublas.scaled_dense1: bf16[16, 32] = s24_cublas.scaled_dense(%getitem9, %getitem10, %permute1, %getitem11, None, bf16, False)  # cublas
+%reshape2: bf16[2, 8, 32] = reshape(%s24_cublas.scaled_dense1, [2, 8, 32])
+%getitem12: torch.float8_e4m3fn[16, 16] = getitem(%s24_triton.quantise0, 1)
+%getitem13: f32[1] = getitem(%s24_triton.quantise0, 2)
+%getitem14: torch.float8_e4m3fn[16, 32] = getitem(%s24_triton.quantise2, 1)
+%getitem15: f32[1] = getitem(%s24_triton.quantise2, 2)
+%mul0: bf16[2, 8, 32] = mul(%silu0, %reshape2)
+%reshape3: bf16[16, 32] = reshape(%mul0, [-1, 32])
+%s24_triton.amax3: f32[1] = s24_triton.amax(%reshape3)  # triton
+%s24_triton.quantise3: (torch.float8_e4m3fn[16, 32], torch.float8_e4m3fn[32, 16], f32[1]) = s24_triton.quantise(%reshape3, %s24_triton.amax3, torch.float8_e4m3fn, 'both')  # triton
+%s24_triton.amax4: f32[1] = s24_triton.amax(%in3)  # triton
+%s24_triton.quantise4: (torch.float8_e4m3fn[16, 32], torch.float8_e4m3fn[32, 16], f32[1]) = s24_triton.quantise(%in3, %s24_triton.amax4, torch.float8_e4m3fn, 'both')  # triton
+%getitem16: torch.float8_e4m3fn[16, 32] = getitem(%s24_triton.quantise4, 0)
+%permute2: torch.float8_e4m3fn[32, 16] col = permute(%getitem16, [1, 0])
+%getitem17: torch.float8_e4m3fn[16, 32] = getitem(%s24_triton.quantise3, 0)
+%getitem18: f32[1] = getitem(%s24_triton.quantise3, 2)
+%getitem19: f32[1] = getitem(%s24_triton.quantise4, 2)
+%s24_cublas.scaled_dense2: bf16[16, 16] = s24_cublas.scaled_dense(%getitem17, %getitem18, %permute2, %getitem19, None, bf16, False)  # cublas
+%reshape4: bf16[2, 8, 16] = reshape(%s24_cublas.scaled_dense2, [2, 8, 16])
+%getitem20: torch.float8_e4m3fn[32, 16] = getitem(%s24_triton.quantise3, 1)
+%getitem21: f32[1] = getitem(%s24_triton.quantise3, 2)
+%getitem22: torch.float8_e4m3fn[32, 16] = getitem(%s24_triton.quantise4, 1)
+%getitem23: f32[1] = getitem(%s24_triton.quantise4, 2)
+%t0: torch.float8_e4m3fn[16, 32] col = t(%getitem22)
+%t1: torch.float8_e4m3fn[16, 32] col = t(%getitem20)
+%t2: torch.float8_e4m3fn[32, 16] col = t(%getitem14)
+%t3: torch.float8_e4m3fn[16, 16] col = t(%getitem12)
+%t4: torch.float8_e4m3fn[32, 16] col = t(%getitem6)
+%t5: torch.float8_e4m3fn[16, 16] col = t(%getitem4)
+return [%reshape4, %reshape1, %getitem5, %getitem7, %reshape2, %getitem13, %getitem15, %getitem21, %getitem23, %t0, %t1, %t2, %t3, %t4, %t5]""",
+    )
+    assert_expected_inline(
+        backward,
+        """\
+%in0: bf16[2, 8, 32]
+%in1: f32[1]
+%in2: f32[1]
+%in3: bf16[2, 8, 32]
+%in4: f32[1]
+%in5: f32[1]
+%in6: f32[1]
+%in7: f32[1]
+%in8: torch.float8_e4m3fn[16, 32] col
+%in9: torch.float8_e4m3fn[16, 32] col
+%in10: torch.float8_e4m3fn[32, 16] col
+%in11: torch.float8_e4m3fn[16, 16] col
+%in12: torch.float8_e4m3fn[32, 16] col
+%in13: torch.float8_e4m3fn[16, 16] col
+%in14: bf16[2, 8, 16]
+%view0: bf16[16, 16] = view(%in14, [-1, 16])
+%s24_triton.amax0: f32[1] = s24_triton.amax(%view0)  # triton
+%s24_triton.quantise0: (torch.float8_e5m2[16, 16], torch.float8_e5m2[16, 16], f32[1]) = s24_triton.quantise(%view0, %s24_triton.amax0, torch.float8_e5m2, 'both')  # triton
+%getitem0: torch.float8_e5m2[16, 16] = getitem(%s24_triton.quantise0, 0)
+%getitem1: torch.float8_e5m2[16, 16] = getitem(%s24_triton.quantise0, 1)
+%getitem2: f32[1] = getitem(%s24_triton.quantise0, 2)
+%s24_cublas.scaled_dense0: bf16[16, 32] = s24_cublas.scaled_dense(%getitem0, %getitem2, %in8, %in7, None, bf16, False)  # cublas
+%view1: bf16[2, 8, 32] = view(%s24_cublas.scaled_dense0, [2, 8, 32])
+%s24_cublas.scaled_dense1: f32[16, 32] = s24_cublas.scaled_dense(%getitem1, %getitem2, %in9, %in6, None, f32, False)  # cublas
+%silu0: bf16[2, 8, 32] = silu(%in0)
+%mul0: bf16[2, 8, 32] = mul(%view1, %silu0)
+%mul1: bf16[2, 8, 32] = mul(%view1, %in3)
+%view2: bf16[16, 32] = view(%mul0, [-1, 32])
+%s24_triton.amax1: f32[1] = s24_triton.amax(%view2)  # triton
+%s24_triton.quantise1: (torch.float8_e5m2[16, 32], torch.float8_e5m2[32, 16], f32[1]) = s24_triton.quantise(%view2, %s24_triton.amax1, torch.float8_e5m2, 'both')  # triton
+%getitem3: torch.float8_e5m2[16, 32] = getitem(%s24_triton.quantise1, 0)
+%getitem4: torch.float8_e5m2[32, 16] = getitem(%s24_triton.quantise1, 1)
+%getitem5: f32[1] = getitem(%s24_triton.quantise1, 2)
+%s24_cublas.scaled_dense2: bf16[16, 16] = s24_cublas.scaled_dense(%getitem3, %getitem5, %in10, %in5, None, bf16, False)  # cublas
+%view3: bf16[2, 8, 16] = view(%s24_cublas.scaled_dense2, [2, 8, 16])
+%s24_cublas.scaled_dense3: f32[32, 16] = s24_cublas.scaled_dense(%getitem4, %getitem5, %in11, %in4, None, f32, False)  # cublas
+%_to_copy0: f32[2, 8, 16] = _to_copy(%view3, dtype=f32, layout=torch.strided, device=device(type='cpu'))
+%silu_backward0: bf16[2, 8, 32] = silu_backward(%mul1, %in0)
+%view4: bf16[16, 32] = view(%silu_backward0, [-1, 32])
+%s24_triton.amax2: f32[1] = s24_triton.amax(%view4)  # triton
+%s24_triton.quantise2: (torch.float8_e5m2[16, 32], torch.float8_e5m2[32, 16], f32[1]) = s24_triton.quantise(%view4, %s24_triton.amax2, torch.float8_e5m2, 'both')  # triton
+%getitem6: torch.float8_e5m2[16, 32] = getitem(%s24_triton.quantise2, 0)
+%getitem7: torch.float8_e5m2[32, 16] = getitem(%s24_triton.quantise2, 1)
+%getitem8: f32[1] = getitem(%s24_triton.quantise2, 2)
+%s24_cublas.scaled_dense4: bf16[16, 16] = s24_cublas.scaled_dense(%getitem6, %getitem8, %in12, %in2, None, bf16, False)  # cublas
+%view5: bf16[2, 8, 16] = view(%s24_cublas.scaled_dense4, [2, 8, 16])
+%s24_cublas.scaled_dense5: f32[32, 16] = s24_cublas.scaled_dense(%getitem7, %getitem8, %in13, %in1, None, f32, False)  # cublas
+%_to_copy1: f32[2, 8, 16] = _to_copy(%view5, dtype=f32, layout=torch.strided, device=device(type='cpu'))
+%add0: f32[2, 8, 16] = add(%_to_copy0, %_to_copy1)
+return [%s24_cublas.scaled_dense5, %add0, %s24_cublas.scaled_dense3, %s24_cublas.scaled_dense1]""",
+    )

@@ -15,6 +15,7 @@
 `scaled`                  scaled_mm, scaled_mm_act, scaled_mm_dact, scaled_mm_add, scaled_mm_glu, scaled_mm_dglu,
                           scaled_dense
 `fp8_linear`              scaled_linear
+`fp8_dense_linear`        scaled_dense_linear
 `activation_layer`        activation_pack, activation_backward_pack, activation_layer
 ========================  =====================================================================================
 
@@ -41,6 +42,7 @@ from s24compile.kernels.ops.fp8 import (
     quantise_pack,
     unpack_transposed,
 )
+from s24compile.kernels.ops.fp8_dense_linear import scaled_dense_linear
 from s24compile.kernels.ops.fp8_linear import scaled_linear
 from s24compile.kernels.ops.gemm import linear, mm
 from s24compile.kernels.ops.packing import pack, pack_both, pack_weight_, pack_weights_, unpack
@@ -115,6 +117,7 @@ OPS = (
     scaled_mm_dglu,
     scaled_dense,
     scaled_linear,
+    scaled_dense_linear,
     activation_pack,
     activation_backward_pack,
     activation_layer,

@@ -103,13 +103,19 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     ctx.save_for_backward(*kept, descale, *operand)
 
 
-def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():  # only under create_graph=True; W~ is packed, so its share would silently be missing
+def refuse_second_derivative(op: str) -> None:
+    """Raises LoweringError in a backward under create_graph=True: parts of the second derivative would be missing."""
+    if torch.is_grad_enabled():
         raise LoweringError(
-            node="s24::scaled_linear",
+            node=op,
             found="a second derivative was asked for (create_graph=True)",
-            accepted="the packed weights are constants to autograd; use set_phase(model, 'dense') for this step",
+            accepted="what is quantised is constant to autograd; train with precision='auto', and for this step in the "
+            "dense phase: set_phase(model, 'dense')",
         )
+
+
+def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
+    refuse_second_derivative("s24::scaled_linear")
     assert dy is not None, "no other output has a gradient"
     x_t, descale_x, descale, *operand = ctx.saved_tensors
     needs_x, needs_weights, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[7]
@@ -134,7 +140,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
         layout = "both" if reads_rows and dense else "row" if reads_rows else "col"
         q, dz_t, descale_dz = quantise(dz, largest, GRADIENT, layout)
         if dense:
-            whole = _dense_weight_gradient(ctx, dz_t, descale_dz, x_t, descale_x)
+            whole = dense_weight_gradient(ctx, dz_t, descale_dz, x_t, descale_x)
             grads = gemm.parts_of(ctx, whole)
     if grads:
         grad_weights = [g if needed else None for g, needed in zip(grads, needs_weights, strict=True)]
@@ -144,7 +150,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
     return grad_x, grad_weights, None, None, None, None, None, grad_bias, None, None, None, None, None
 
 
-def _dense_weight_gradient(ctx: Any, dz_t: Tensor, descale_dz: Tensor, x_t: Tensor, descale_x: Tensor) -> Tensor:
+def dense_weight_gradient(ctx: Any, dz_t: Tensor, descale_dz: Tensor, x_t: Tensor, descale_x: Tensor) -> Tensor:
     """dW [N, K], its memory that of the parameter's layout, from dZ^T [N, T] and X^T [K, T]."""
     dtype = ctx.weight_dtypes[0]
     if ctx.weight_layout == "out_in":

@@ -97,6 +97,13 @@ def _scaled_linear(make: Maker) -> Iterator[Sample]:
         yield Sample(f"{layout}, {dx}, {dw}", (x, weights, *operand, bias, make.dtype, "sm90", layout, dx, dw))
 
 
+def _scaled_dense_linear(make: Maker) -> Iterator[Sample]:
+    for layout in ("out_in", "in_out"):
+        w = make.normal(*((80, 72) if layout == "out_in" else (72, 80))).float().requires_grad_()
+        x, bias = make.normal(3, 5, 72).requires_grad_(), make.normal(80).requires_grad_()
+        yield Sample(layout, (x, w, bias, make.dtype, layout))
+
+
 SAMPLES: Samples = {
     "scaled_mm": _scaled_mm,
     "scaled_mm_act": _scaled_mm_act,
@@ -106,4 +113,5 @@ SAMPLES: Samples = {
     "scaled_mm_dglu": _scaled_mm_dglu,
     "scaled_dense": _scaled_dense,
     "scaled_linear": _scaled_linear,
+    "scaled_dense_linear": _scaled_dense_linear,
 }
