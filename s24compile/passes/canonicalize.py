@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from s24compile.passes import gates, linear_rules
+from s24compile.passes import float8, gates, linear_rules
 from s24compile.passes.effects import undisturbed, written_by
 from s24compile.passes.emit import Emitter, erase_unused, replace_node
 from s24compile.passes.inplace import functional_form
@@ -53,6 +53,7 @@ SPELLINGS = (
     Spelling("conv1d", frozenset({"addmm"}), _spelled(linear_rules.conv1d)),
     Spelling("matmul", frozenset({"matmul"}), _spelled(linear_rules.matmul)),
     Spelling("product", linear_rules.PRODUCTS, linear_rules.product),
+    Spelling("float8", float8.ROOTS, float8.converted),
     Spelling("late_bias", frozenset({"add"}), _spelled(linear_rules.late_bias)),
     Spelling("flattened", frozenset({"view", "reshape"}), _spelled(linear_rules.flattened)),
     Spelling(

@@ -206,6 +206,8 @@ def as_refused(scope: Scope, refusal: Refusal) -> Linear | None:
     if weight is None:
         return None
     rows, cols = (int(size) for size in known_fake(weight).shape[:2])
+    if cols != rows == known_fake(x).shape[-1]:  # its transpose
+        rows, cols = cols, rows
     linear = Linear(scope, node, x, None, None, "out_in", rows, cols, parameters=by_parameters[weight])
     linear.unsupported, linear.foreign = (refusal.sentence, "") if refusal.whole else ("", refusal.sentence)
     return linear
