@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from s24compile.training.step import AdamW_STEP
     from s24compile.training.tune_decay import tune_decay
     from s24compile.weights.activation_stats import ActivationStats, activation_stats
+    from s24compile.weights.fp8_stats import fp8_stats
     from s24compile.weights.model_state import bake_, load_state_dict, refresh, set_phase, sparse_weights, state_dict
     from s24compile.weights.sparse_weight import SparseWeight
 
@@ -57,6 +58,7 @@ __all__ = [
     "errors",
     "explain",
     "export",
+    "fp8_stats",
     "load_state_dict",
     "log_activation_stats",
     "log_flip_rates",
@@ -85,6 +87,7 @@ _HOMES = {
     "activation_stats": "weights.activation_stats",
     "bake_": "weights.model_state",
     "explain": "compiler.explanation",
+    "fp8_stats": "weights.fp8_stats",
     "load_state_dict": "weights.model_state",
     "log_activation_stats": "training.monitor",
     "log_flip_rates": "training.monitor",

@@ -3,7 +3,7 @@
     y[..., N] = s24.linear(x[..., K], [w], values, metadata, values_t, metadata_t, bias, ...)
 ->  x2 = x.view(T, K); z = s24.mm(values, metadata, N, K, format, x2.t(), bias, "col", dtype); y = z.t().view(..., N)
 
-    y, x_t, descale_x = s24.scaled_linear(x[..., K], [w], values, metadata, descale, ...)
+    y, x_t, descale_x, amax_x = s24.scaled_linear(x[..., K], [w], values, metadata, descale, ...)
 ->  q, x_t, descale_x = s24.quantise(x2, s24.amax(x2), e4m3, "both")                  "row" where no backward reads x_t
     z = s24.scaled_mm(values, metadata, N, K, format, descale, q.t(), descale_x, bias, "col", dtype); y = ...
 
@@ -54,17 +54,20 @@ def _lower(node: fx.Node) -> None:
 
 
 def _lower_scaled(node: fx.Node) -> None:
-    x, _, values, metadata, descale, _, _, bias, dtype, fmt, *_ = node.args
+    x, _, values, metadata, descale, _, _, _, bias, dtype, fmt, *_ = node.args
     build = Builder(node)
     assert isinstance(x, fx.Node)
     assert isinstance(values, fx.Node)
     wanted = {user.args[1] for user in node.users if user.users}
     flat, rows, cols = _matrix(build, x), _size(build, values, 0), _size(build, x, -1)
     quantised = _quantised(build, flat, "row", "col" if 1 in wanted else "")
+    amax = quantised.args[1]
+    assert isinstance(amax, fx.Node)
     columns = build.call(aten.permute.default, build.item(quantised, 0), [1, 0])
     pair = values, metadata, rows, cols, fmt, descale, columns, build.item(quantised, 2)
     z = build.call(s24.scaled_mm.default, *pair, bias, "col", dtype, EXACT)
-    _give(build, node, {0: lambda: _like(build, x, z, rows), **_items(build, quantised, {1: 1, 2: 2})})
+    made = {0: lambda: _like(build, x, z, rows), 3: lambda: amax}
+    _give(build, node, made | _items(build, quantised, {1: 1, 2: 2}))
 
 
 def _lower_dense(node: fx.Node) -> None:

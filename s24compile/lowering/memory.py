@@ -41,7 +41,7 @@ def saved_bytes(graph: fx.Graph) -> dict[str, int]:
     AOTAutograd compiles the graph.
     """
     metadata = forward_metadata()
-    linears = [node for node in s24_calls(graph) if op_name(node) == "linear"]
+    linears = [node for node in s24_calls(graph) if op_name(node) in ("linear", "scaled_linear")]
     layers = [node for node in s24_calls(graph) if op_name(node) == "activation_layer"]
     if metadata is None or metadata.num_symints_saved_for_bw is None or not linears + layers or is_backward(graph):
         return {}
@@ -49,6 +49,10 @@ def saved_bytes(graph: fx.Graph) -> dict[str, int]:
     roles |= {item: "P" for layer in layers for item in layer.users}
     roles |= dict.fromkeys(linears, "Z")
     roles |= {node: "H" for node in s24_calls(graph) if op_name(node) in RECOMPUTED}
+    for linear in [node for node in linears if op_name(node) == "scaled_linear"]:
+        # What it multiplies by again, x^T in eight bits, is a result of its own.
+        own = {0: "Z", 1: roles[base_of(linear.args[0])]}
+        roles |= {user: own[user.args[1]] for user in linear.users if user.args[1] in own}
     (output,) = graph.find_nodes(op="output")
     sources = dict.fromkeys(base_of(node) for node in output.args[0][metadata.tensors_saved_for_backwards_slice])
     found = dict.fromkeys(("Z", "H", "P", "X"), 0)

@@ -1,7 +1,7 @@
 """Packed weights as further inputs of the graph, handed down into the bodies that use them.
 
     top:   placeholders ..., s24_0_values [N, K/2], s24_0_metadata, (s24_0_values_t [K, N/2], s24_0_metadata_t)
-           (in eight bits, behind the metadata: s24_0_descale [1])
+           (in eight bits, behind the metadata: s24_0_descale, s24_0_probe_x and s24_0_probe_dz, [1] each)
            hop(body, x, W)                         ->   hop(body, x, W, s24_0_values, s24_0_metadata, ...)
     body:  placeholders x, W                       ->   placeholders x, W, s24_0_values, ...
 
@@ -44,7 +44,7 @@ class Operands:
         self.transposed = _transposed(list(wanted))
 
     def provide(self, scope: Scope, wanted: Wanted) -> tuple[fx.Node, ...]:
-        """The nodes values, metadata[, descale][, values_t, metadata_t] in `scope`."""
+        """The nodes values, metadata[, descale, probe_x, probe_dz][, values_t, metadata_t] in `scope`."""
         key = (scope, wanted)
         if key not in self.given:
             self.given[key] = self._hand_down(scope, wanted) if scope.calls else self._add(scope, wanted)
@@ -71,6 +71,8 @@ class Operands:
             tensors = dict(zip(("values", "metadata"), form.empty(sum(rows), cols, wanted.dtype, device), strict=True))
             if wanted.dtype.itemsize == 1:
                 tensors["descale"] = torch.empty(1, device=device)
+                for probe in ("probe_x", "probe_dz"):
+                    tensors[probe] = torch.empty(1, device=device, requires_grad=torch.is_grad_enabled())
             if needs_transpose:
                 turned = FORMATS[form.transposed].empty(cols, sum(rows), wanted.dtype, device)
                 tensors["values_t"], tensors["metadata_t"] = turned

@@ -143,13 +143,28 @@ def _sparse_linear(unit: Unit, packed: tuple[fx.Node, ...], emit: Emitter, state
     assert value is not None
     if value.dtype != dtype:
         x = emit.method("to", x, dtype)
-    operand, transposed = (packed[:-2], packed[-2:]) if unit.needs_transpose else (packed, (None, None))
-    inputs = x, list(unit.wanted.weights), *operand, *transposed, _bias(unit, emit)
+    weights, bias = list(unit.wanted.weights), _bias(unit, emit)
+    # Another use of the operand may need its transpose where this one does not.
+    own = 5 if options.eight_bit else 2
+    operand, transposed = packed[:own], packed[own:] if unit.needs_transpose else (None, None)
     how = unit.wanted.format, unit.wanted.layout, options.dx, options.dw_of(unit.linears[0].in_features)
     if not options.eight_bit:
-        return emit.function(torch.ops.s24.linear.default, *inputs, *how)
-    several = emit.function(torch.ops.s24.scaled_linear.default, *inputs, dtype, *how)
+        return emit.function(torch.ops.s24.linear.default, x, weights, *operand, *transposed, bias, *how)
+    *operands, probe_x, probe_dz = operand
+    probes = [probe_x, probe_dz] if _has_backward(unit) else []
+    several = emit.function(
+        torch.ops.s24.scaled_linear.default, x, weights, *operands, probes, *transposed, bias, dtype, *how
+    )
     return emit.function(operator.getitem, several, 0)
+
+
+def _has_backward(unit: Unit) -> bool:
+    """Whether its result has a gradient; probes would give it one."""
+    first = unit.linears[0]
+    if not first.scope.calls:
+        return known_fake(first.node).requires_grad
+    # The values of a body do not say.
+    return any(known_fake(top).requires_grad for linear in unit.linears for top in linear.weight_inputs)
 
 
 def _bias(unit: Unit, emit: Emitter) -> Any:

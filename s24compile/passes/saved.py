@@ -1,9 +1,9 @@
 """Sixth pass: how many bytes each layer will keep for the backward. T tokens, F hidden width.
 
 Z [T, F] (or [T, 2F]) is the activation's operand, H [T, F] that of the last weight gradient, P a 2:4 hidden state in
-place of both. The layer's input is not counted, since the dense layer keeps it, too; nor are dropout masks. The sizes
-are those that Inductor's partitioner saves (`tests/lowering/test_memory.py` compares); what a graph really saves is in
-the log, see `lowering.memory`.
+place of both. The layer's input is not counted, since the dense layer keeps it, too; nor are dropout masks. In eight
+bits H is kept quantised and transposed, whatever `Config.memory` says. The sizes are those that Inductor's partitioner
+saves (`tests/lowering/test_memory.py` compares); what a graph really saves is in the log, see `lowering.memory`.
 """
 
 from __future__ import annotations
@@ -26,23 +26,32 @@ from s24compile.passes.state import State
 _RECOMPUTED = tuple(getattr(torch.ops.s24, name).default for name in RECOMPUTED)
 KEPT_SENTENCE = "memory='save' keeps its hidden state: what makes it is not a 2:4 layer's activation or gate"
 
+NARROW_SENTENCE = "memory='save' keeps its hidden state, which is in eight bits"
+
 
 def note_saved(state: State) -> int:
     """Completes the rows of the rewritten layers; returns in how many something is kept."""
     count = 0
     for place, match in enumerate(state.matches):
+        narrow = _is_narrow(match, state)
         saved = _saved(match, state) if match.taken else {}
-        again = saved.get("H", 0) if _made_by(match.linears[-1].x, state) in _RECOMPUTED else 0
+        again = saved.get("H", 0) if not narrow and _made_by(match.linears[-1].x, state) in _RECOMPUTED else 0
         if again and state.config.memory == "save":
             again -= saved.pop("H")
         site, reason = state.sites[place], state.sites[place].reason
         if state.config.memory == "save" and "H" in saved:
-            reason = "; ".join(filter(None, (reason, KEPT_SENTENCE)))
+            reason = "; ".join(filter(None, (reason, NARROW_SENTENCE if narrow else KEPT_SENTENCE)))
         state.sites[place] = dataclasses.replace(
             site, saved_bytes=tuple(saved.items()), recomputable_bytes=again, reason=reason
         )
         count += bool(saved)
     return count
+
+
+def _is_narrow(match: Match, state: State) -> bool:
+    """Whether the last projection multiplies eight-bit floats."""
+    last = match.linears[-1]
+    return last in match.narrow or (last in match.taken and state.options_for(mark_of(last.node)).eight_bit)
 
 
 def _saved(match: Match, state: State) -> dict[str, int]:
@@ -53,7 +62,8 @@ def _saved(match: Match, state: State) -> dict[str, int]:
         p = _packed_bytes(last, state) if _has_gradient(last.node, match.scope) else 0
         return {"P": runs * p} if runs * p else {}
     z = sum(_bytes(linear.node) for linear in before if _has_gradient(linear.node, match.scope))
-    h = _bytes(last.x, known_fake(last.node).dtype) if before and _has_gradient(last.weight, match.scope) else 0
+    kept = torch.float8_e4m3fn if _is_narrow(match, state) else known_fake(last.node).dtype
+    h = _bytes(last.x, kept) if before and _has_gradient(last.weight, match.scope) else 0
     return {name: runs * count for name, count in (("Z", z), ("H", h)) if runs * count}
 
 

@@ -24,6 +24,7 @@ from s24compile.config import Config
 from s24compile.kernels.format import FORMATS
 from s24compile.torch_internals.tensors import storage_expired, write_count
 from s24compile.weights.contents import Content
+from s24compile.weights.observed import Observed
 from s24compile.weights.operand_request import OperandRequest
 from s24compile.weights.schedule import CLOCK
 from s24compile.weights.sparse_weight import SparseWeight
@@ -45,6 +46,9 @@ class Operand:
         pack."""
         self.transposed: Buffers = ()
         """(values, metadata) of W~^T [K, N]; () until a backward asked for it."""
+        self.observed: Observed | None = None
+        """In eight bits, what its steps have seen."""
+        self._inputs: Buffers = ()
         self._both: Buffers = ()
         self.times_packed = 0
         """How often it has been packed."""
@@ -79,8 +83,8 @@ class Operand:
         return changed or (needs_transpose and not self.transposed)
 
     def buffers(self, needs_transpose: bool) -> Buffers:
-        """The buffers as they are."""
-        return self._both if needs_transpose else self.forward
+        """The buffers as they are, and in eight bits the probes behind the descale."""
+        return self._both if needs_transpose else self._inputs
 
     def forget(self) -> None:
         """Makes it stale, whatever shows."""
@@ -143,7 +147,10 @@ class Operand:
             self.forward, self.transposed = (*form.empty(rows, cols, dtype, device), *scale), ()
         if needs_transpose and not self.transposed:
             self.transposed = FORMATS[form.transposed].empty(cols, rows, dtype, device)
-        self._both = (*self.forward, *self.transposed)
+        if self.request.eight_bit and (self.observed is None or self.observed.probes[0].device != device):
+            self.observed = Observed(device, self.config.mode)
+        self._inputs = self.forward if self.observed is None else (*self.forward, *self.observed.probes)
+        self._both = (*self._inputs, *self.transposed)
 
 
 def _kind(parameters: tuple[Parameter, ...]) -> list[tuple[torch.dtype, torch.device]]:

@@ -39,7 +39,8 @@ class OperandRequest:
     format: str = "sm90"
     """Name of the 2:4 format, a key of `kernels.format.FORMATS`."""
     placeholders: tuple[str, ...] = ()
-    """Names of the added top-level placeholders, in the order values, metadata[, descale][, values_t, metadata_t]."""
+    """Names of the added top-level placeholders, in the order values, metadata[, descale, two probes][, values_t,
+    metadata_t]."""
     decorated: str | None = None
     """Mark of the `sparse_ffn` module that the linear stands in, whose options then hold; None outside of any."""
 

@@ -29,7 +29,7 @@ _Kind = tuple[object, ...]
 
 
 def freshen(operand: Operand, needs_transpose: bool) -> Buffers:
-    """(values, metadata[, descale][, values_t, metadata_t]); packs if the weights have changed."""
+    """(values, metadata[, descale, probes][, values_t, metadata_t]); packs if the weights have changed."""
     if operand.stale(needs_transpose):
         pack_all([(operand, needs_transpose)])
     return operand.buffers(needs_transpose)

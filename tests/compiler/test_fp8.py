@@ -198,3 +198,68 @@ def test_train_a_language_model_as_in_16_bits(recipe: str, device: str) -> None:
     learnt = losses["auto"][0] - losses["auto"][-1]
     assert learnt > 1.0
     assert abs(losses["auto"][-1] - losses["fp8"][-1]) < learnt / 10
+
+
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor", "eager"])
+def test_show_the_largest_numbers_of_the_last_step(inner: str, device: str) -> None:
+    model, x = SwiGLU(32, 64).to(device), torch.randn(2, 16, 32, device=device)
+    fast = compiled(model, inner)
+    assert s24compile.fp8_stats(model) == {}
+    with torch.no_grad():
+        fast(x)
+    before = s24compile.fp8_stats(fast)
+    assert before["gate.input"].amax is None
+    for factor in (1.0, 3.0):
+        step(fast, model, factor * x)
+        stats = s24compile.fp8_stats(fast)
+        assert set(stats) == {
+            f"{linear}.{what}" for linear in ("gate", "up", "down") for what in ("weight", "input", "output_gradient")
+        }
+        assert stats["gate.input"].amax == float((factor * x).to(torch.bfloat16).abs().max())
+        assert stats["gate.input"] == stats["up.input"]
+        assert stats["down.weight"].amax == pytest.approx(model.down.weight.abs().max().item(), rel=1e-6)
+        assert stats["down.output_gradient"].scale == pytest.approx(57344.0 / (stats["down.output_gradient"].amax or 0))
+        assert {one.saturated for one in stats.values()} == {0.0}
+
+
+def test_step_twice_before_the_backwards_and_under_checkpointing(device: str) -> None:
+    """What is noted of a step stands in the way of none: two forwards before the backwards, and recomputed ones."""
+    model, x = GeluMLP(32, 64).to(device), torch.randn(2, 16, 32, device=device)
+    fast = compiled(model, gradient="dense")
+    first, second = fast(x), fast(2.0 * x)
+    (first.sum() + second.sum()).backward()
+    expected = gradients(model)
+    fast(x).sum().backward()
+    fast(2.0 * x).sum().backward()
+    assert max(differences(gradients(model), expected).values()) < 1e-6
+    ours = torch.compile(
+        lambda x: torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False),
+        backend="s24", options={"inner": "aot_eager", "precision": "fp8", "gradient": "dense", "min_speedup": 0.0},
+    )  # fmt: skip
+    (ours(x).sum() + ours(2.0 * x).sum()).backward()
+    assert max(differences(gradients(model), expected).values()) < 1e-6
+    assert {name: p.grad for name, p in model.named_parameters() if p.grad is not None} == {}
+
+
+def test_refuse_stats_of_what_is_no_module() -> None:
+    with pytest.raises(s24compile.errors.ModelError, match="fp8_stats: a int was given"):
+        s24compile.fp8_stats(3)  # type: ignore[arg-type]
+
+
+def test_show_zeros_as_zeros(device: str) -> None:
+    model, x = GeluMLP(32, 64).to(device), torch.zeros(4, 32, device=device)
+    nn.init.zeros_(model.fc2.weight)
+    step(compiled(model), model, x)
+    stats = s24compile.fp8_stats(model)
+    assert [(stats[name].amax, stats[name].scale) for name in ("fc2.weight", "fc1.input")] == [(0.0, 1.0)] * 2
+
+
+def test_give_a_frozen_model_no_gradients(device: str) -> None:
+    model, x = GeluMLP(32, 64).to(device).requires_grad_(False), torch.randn(4, 32, device=device)
+    fast = compiled(model)
+    assert not fast(x).requires_grad
+    x.requires_grad_()
+    fast(x).sum().backward()
+    assert x.grad is not None
+    with torch.inference_mode():
+        assert bool(fast(x).isfinite().all())

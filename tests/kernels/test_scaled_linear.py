@@ -30,7 +30,7 @@ class Case:
         whole = torch.randn(80, 96).to(device)
         mask, scale = ops.transposable_mask(whole), scale_of(finite_amax(whole), E4M3)
         packed = ops.pack_both(whole * scale, mask, E4M3, "sm90")
-        self.packed = [*packed[:2], descale_of(scale), *packed[2:]]
+        self.packed = [*packed[:2], descale_of(scale), [], *packed[2:]]
         self.dense = ops.unpack(*packed[:2], 80, 96, "sm90").float() * self.packed[2]
         parts = [whole[:68], whole[68:]] if layout == "out_in" else [whole[:68].t(), whole[68:].t()]
         self.weights = [part.contiguous().requires_grad_() for part in parts]
@@ -60,7 +60,8 @@ def one_seed(monkeypatch):
 @pytest.mark.parametrize("dx", ["sparse", "dense"])
 def test_multiply_what_the_operands_are_rounded_to(dx, layout, dtype, device):
     case = Case(device, dtype=dtype, layout=layout)
-    y, x_t, descale = case(dx)
+    y, x_t, descale, amax = case(dx)
+    torch.testing.assert_close(amax, finite_amax(case.flat), rtol=0, atol=0)
     x, dz, w = wide(case.flat, E4M3), wide(case.dz, E5M2), case.dense
     torch.testing.assert_close(x_t.float().t() * descale, x, rtol=0, atol=0)
     assert_product("y", y.reshape(-1, 80), x, w.t(), case.bias.detach())
@@ -209,3 +210,13 @@ def test_refuse_a_second_derivative_of_a_dense_linear(device):
     y = ops.scaled_dense_linear(x, w, None, FP32, "out_in")[0]
     with pytest.raises(LoweringError, match="second derivative"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("dw", ["dense", "mvue"])
+def test_show_what_the_scales_are_made_from(dw, device):
+    case = Case(device)
+    probes = [torch.zeros(1, device=device, requires_grad=True) for _ in range(2)]
+    case.packed[3] = probes
+    seen = torch.autograd.grad(case(dw=dw)[0], probes, case.dy)
+    for found, tensor in zip(seen, (case.flat, case.dz), strict=True):
+        torch.testing.assert_close(found, finite_amax(tensor), rtol=0, atol=0)

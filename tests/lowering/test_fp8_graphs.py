@@ -26,13 +26,17 @@ def test_fuse_a_gelu_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
 %in5: torch.float8_e4m3fn[32, 8] strides (16, 1)
 %in6: u8[1, 1, 1024]
 %in7: f32[1]
-%in8: torch.float8_e4m3fn[16, 16]
-%in9: u8[1, 1, 1024]
+%in8: f32[1]
+%in9: f32[1]
 %in10: torch.float8_e4m3fn[16, 16]
 %in11: u8[1, 1, 1024]
-%in12: f32[1]
-%in13: torch.float8_e4m3fn[32, 8] strides (16, 1)
-%in14: u8[1, 1, 1024]
+%in12: torch.float8_e4m3fn[16, 16]
+%in13: u8[1, 1, 1024]
+%in14: f32[1]
+%in15: f32[1]
+%in16: f32[1]
+%in17: torch.float8_e4m3fn[32, 8] strides (16, 1)
+%in18: u8[1, 1, 1024]
 %_to_copy0: bf16[2, 8, 16] = _to_copy(%in2, dtype=bf16)
 %reshape0: bf16[16, 16] = reshape(%_to_copy0, [-1, 16])
 %s24_triton.amax0: f32[1] = s24_triton.amax(%reshape0)  # triton
@@ -55,14 +59,14 @@ def test_fuse_a_gelu_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
 %getitem7: torch.float8_e4m3fn[16, 32] = getitem(%s24_triton.quantise1, 0)
 %permute3: torch.float8_e4m3fn[32, 16] col = permute(%getitem7, [1, 0])
 %getitem8: f32[1] = getitem(%s24_triton.quantise1, 2)
-%s24_cutlass.scaled_mm0: bf16[16, 16] col = s24_cutlass.scaled_mm(%in10, %in11, 16, 32, 'sm90', %in12, %permute3, %getitem8, %in4, 'col', bf16, False)  # cutlass
+%s24_cutlass.scaled_mm0: bf16[16, 16] col = s24_cutlass.scaled_mm(%in12, %in13, 16, 32, 'sm90', %in14, %permute3, %getitem8, %in4, 'col', bf16, False)  # cutlass
 %permute4: bf16[16, 16] = permute(%s24_cutlass.scaled_mm0, [1, 0])
 %reshape4: bf16[2, 8, 16] = reshape(%permute4, [2, 8, 16])
 %getitem9: torch.float8_e4m3fn[32, 16] = getitem(%s24_triton.quantise1, 1)
 %getitem10: f32[1] = getitem(%s24_triton.quantise1, 2)
 %t0: torch.float8_e4m3fn[16, 32] col = t(%getitem9)
 %t1: torch.float8_e4m3fn[16, 16] col = t(%getitem5)
-return [%reshape4, %in7, %in8, %in9, %in12, %in13, %in14, %reshape1, %getitem6, %getitem10, %t0, %t1]""",
+return [%reshape4, %in7, %in10, %in11, %in14, %in17, %in18, %reshape1, %getitem6, %s24_triton.amax0, %getitem10, %getitem4, %t0, %t1]""",
     )
     assert_expected_inline(
         backward,
@@ -76,10 +80,12 @@ return [%reshape4, %in7, %in8, %in9, %in12, %in13, %in14, %reshape1, %getitem6, 
 %in6: bf16[2, 8, 32]
 %in7: f32[1]
 %in8: f32[1]
-%in9: torch.float8_e4m3fn[16, 32] col
-%in10: torch.float8_e4m3fn[16, 16] col
-%in11: bf16[2, 8, 16]
-%view0: bf16[16, 16] = view(%in11, [-1, 16])
+%in9: f32[1]
+%in10: f32[1]
+%in11: torch.float8_e4m3fn[16, 32] col
+%in12: torch.float8_e4m3fn[16, 16] col
+%in13: bf16[2, 8, 16]
+%view0: bf16[16, 16] = view(%in13, [-1, 16])
 %s24_triton.amax0: f32[1] = s24_triton.amax(%view0)  # triton
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24_triton.quantise_pack0: (torch.float8_e5m2[16, 16], torch.float8_e5m2[16, 8] strides (16, 1), u8[1, 1, 1024], f32[1], f32[1], f32[16]) = s24_triton.quantise_pack(%view0, %s24_triton.amax0, %randint0, torch.float8_e5m2, 'sm90', True, True)  # triton
@@ -89,7 +95,7 @@ return [%reshape4, %in7, %in8, %in9, %in12, %in13, %in14, %reshape1, %getitem6, 
 %getitem3: f32[1] = getitem(%s24_triton.quantise_pack0, 3)
 %getitem4: f32[1] = getitem(%s24_triton.quantise_pack0, 4)
 %getitem5: f32[16] = getitem(%s24_triton.quantise_pack0, 5)
-%s24_cutlass.scaled_mm0: f32[16, 32] = s24_cutlass.scaled_mm(%getitem1, %getitem2, 16, 16, 'sm90', %getitem4, %in9, %in8, None, 'row', f32, False)  # cutlass
+%s24_cutlass.scaled_mm0: f32[16, 32] = s24_cutlass.scaled_mm(%getitem1, %getitem2, 16, 16, 'sm90', %getitem4, %in11, %in9, None, 'row', f32, False)  # cutlass
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24_cutlass.scaled_mm0, [16])
 %getitem6: f32[16, 32] = getitem(%split_with_sizes0, 0)
 %t0: torch.float8_e5m2[16, 16] col = t(%getitem0)
@@ -109,14 +115,14 @@ return [%reshape4, %in7, %in8, %in9, %in12, %in13, %in14, %reshape1, %getitem6, 
 %getitem12: u8[1, 1, 1024] = getitem(%s24_triton.quantise_pack1, 2)
 %getitem13: f32[1] = getitem(%s24_triton.quantise_pack1, 3)
 %getitem14: f32[1] = getitem(%s24_triton.quantise_pack1, 4)
-%s24_cutlass.scaled_mm1: f32[32, 16] = s24_cutlass.scaled_mm(%getitem11, %getitem12, 32, 16, 'sm90', %getitem14, %in10, %in7, None, 'row', f32, False)  # cutlass
+%s24_cutlass.scaled_mm1: f32[32, 16] = s24_cutlass.scaled_mm(%getitem11, %getitem12, 32, 16, 'sm90', %getitem14, %in12, %in7, None, 'row', f32, False)  # cutlass
 %split_with_sizes1: (f32[32, 16]) = split_with_sizes(%s24_cutlass.scaled_mm1, [32])
 %getitem15: f32[32, 16] = getitem(%split_with_sizes1, 0)
 %t1: torch.float8_e5m2[32, 16] col = t(%getitem10)
 %s24_cutlass.scaled_mm2: f32[16, 16] col = s24_cutlass.scaled_mm(%in1, %in2, 16, 32, 'sm90', %in0, %t1, %getitem13, None, 'col', f32, False)  # cutlass
 %t2: f32[16, 16] = t(%s24_cutlass.scaled_mm2)
 %view2: f32[2, 8, 16] = view(%t2, [2, 8, 16])
-return [%getitem15, %getitem9, %view2, %getitem6, %getitem5, None, None, None, None, None, None, None, None, None, None]""",
+return [%getitem15, %getitem9, %view2, %getitem6, %getitem5, None, None, None, %in8, %getitem7, None, None, None, None, None, %in10, %s24_triton.amax0, None, None]""",
     )
 
 
@@ -132,13 +138,17 @@ def test_fuse_a_gated_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 %in4: torch.float8_e4m3fn[64, 8] strides (16, 1)
 %in5: u8[1, 1, 1024]
 %in6: f32[1]
-%in7: torch.float8_e4m3fn[16, 32]
-%in8: u8[1, 1, 1024]
-%in9: torch.float8_e4m3fn[16, 16]
+%in7: f32[1]
+%in8: f32[1]
+%in9: torch.float8_e4m3fn[16, 32]
 %in10: u8[1, 1, 1024]
-%in11: f32[1]
-%in12: torch.float8_e4m3fn[32, 8] strides (16, 1)
-%in13: u8[1, 1, 1024]
+%in11: torch.float8_e4m3fn[16, 16]
+%in12: u8[1, 1, 1024]
+%in13: f32[1]
+%in14: f32[1]
+%in15: f32[1]
+%in16: torch.float8_e4m3fn[32, 8] strides (16, 1)
+%in17: u8[1, 1, 1024]
 %_to_copy0: bf16[2, 8, 16] = _to_copy(%in1, dtype=bf16)
 %reshape0: bf16[16, 16] = reshape(%_to_copy0, [-1, 16])
 %s24_triton.amax0: f32[1] = s24_triton.amax(%reshape0)  # triton
@@ -158,14 +168,14 @@ def test_fuse_a_gated_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 %getitem4: torch.float8_e4m3fn[16, 32] = getitem(%s24_triton.quantise1, 0)
 %permute2: torch.float8_e4m3fn[32, 16] col = permute(%getitem4, [1, 0])
 %getitem5: f32[1] = getitem(%s24_triton.quantise1, 2)
-%s24_cutlass.scaled_mm1: bf16[16, 16] col = s24_cutlass.scaled_mm(%in9, %in10, 16, 32, 'sm90', %in11, %permute2, %getitem5, None, 'col', bf16, False)  # cutlass
+%s24_cutlass.scaled_mm1: bf16[16, 16] col = s24_cutlass.scaled_mm(%in11, %in12, 16, 32, 'sm90', %in13, %permute2, %getitem5, None, 'col', bf16, False)  # cutlass
 %permute3: bf16[16, 16] = permute(%s24_cutlass.scaled_mm1, [1, 0])
 %reshape3: bf16[2, 8, 16] = reshape(%permute3, [2, 8, 16])
 %getitem6: torch.float8_e4m3fn[32, 16] = getitem(%s24_triton.quantise1, 1)
 %getitem7: f32[1] = getitem(%s24_triton.quantise1, 2)
 %t0: torch.float8_e4m3fn[16, 32] col = t(%getitem6)
 %t1: torch.float8_e4m3fn[16, 16] col = t(%getitem2)
-return [%reshape3, %in6, %in7, %in8, %in11, %in12, %in13, %reshape1, %getitem3, %getitem7, %t0, %t1]""",
+return [%reshape3, %in6, %in9, %in10, %in13, %in16, %in17, %reshape1, %getitem3, %s24_triton.amax0, %getitem7, %s24_triton.amax1, %t0, %t1]""",
     )
     assert_expected_inline(
         backward,
@@ -179,10 +189,12 @@ return [%reshape3, %in6, %in7, %in8, %in11, %in12, %in13, %reshape1, %getitem3, 
 %in6: bf16[2, 8, 64]
 %in7: f32[1]
 %in8: f32[1]
-%in9: torch.float8_e4m3fn[16, 32] col
-%in10: torch.float8_e4m3fn[16, 16] col
-%in11: bf16[2, 8, 16]
-%view0: bf16[16, 16] = view(%in11, [-1, 16])
+%in9: f32[1]
+%in10: f32[1]
+%in11: torch.float8_e4m3fn[16, 32] col
+%in12: torch.float8_e4m3fn[16, 16] col
+%in13: bf16[2, 8, 16]
+%view0: bf16[16, 16] = view(%in13, [-1, 16])
 %s24_triton.amax0: f32[1] = s24_triton.amax(%view0)  # triton
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %s24_triton.quantise_pack0: (torch.float8_e5m2[16, 16], torch.float8_e5m2[16, 8] strides (16, 1), u8[1, 1, 1024], f32[1], f32[1], f32[0]) = s24_triton.quantise_pack(%view0, %s24_triton.amax0, %randint0, torch.float8_e5m2, 'sm90', True, False)  # triton
@@ -191,7 +203,7 @@ return [%reshape3, %in6, %in7, %in8, %in11, %in12, %in13, %reshape1, %getitem3, 
 %getitem2: u8[1, 1, 1024] = getitem(%s24_triton.quantise_pack0, 2)
 %getitem3: f32[1] = getitem(%s24_triton.quantise_pack0, 3)
 %getitem4: f32[1] = getitem(%s24_triton.quantise_pack0, 4)
-%s24_cutlass.scaled_mm0: f32[16, 32] = s24_cutlass.scaled_mm(%getitem1, %getitem2, 16, 16, 'sm90', %getitem4, %in9, %in8, None, 'row', f32, False)  # cutlass
+%s24_cutlass.scaled_mm0: f32[16, 32] = s24_cutlass.scaled_mm(%getitem1, %getitem2, 16, 16, 'sm90', %getitem4, %in11, %in9, None, 'row', f32, False)  # cutlass
 %split_with_sizes0: (f32[16, 32]) = split_with_sizes(%s24_cutlass.scaled_mm0, [16])
 %getitem5: f32[16, 32] = getitem(%split_with_sizes0, 0)
 %t0: torch.float8_e5m2[16, 16] col = t(%getitem0)
@@ -210,7 +222,7 @@ return [%reshape3, %in6, %in7, %in8, %in11, %in12, %in13, %reshape1, %getitem3, 
 %getitem10: u8[1, 1, 1024] = getitem(%s24_triton.quantise_pack1, 2)
 %getitem11: f32[1] = getitem(%s24_triton.quantise_pack1, 3)
 %getitem12: f32[1] = getitem(%s24_triton.quantise_pack1, 4)
-%s24_cutlass.scaled_mm1: f32[64, 16] = s24_cutlass.scaled_mm(%getitem9, %getitem10, 64, 16, 'sm90', %getitem12, %in10, %in7, None, 'row', f32, False)  # cutlass
+%s24_cutlass.scaled_mm1: f32[64, 16] = s24_cutlass.scaled_mm(%getitem9, %getitem10, 64, 16, 'sm90', %getitem12, %in12, %in7, None, 'row', f32, False)  # cutlass
 %split_with_sizes1: (f32[32, 16], f32[32, 16]) = split_with_sizes(%s24_cutlass.scaled_mm1, [32, 32])
 %getitem13: f32[32, 16] = getitem(%split_with_sizes1, 0)
 %getitem14: f32[32, 16] = getitem(%split_with_sizes1, 1)
@@ -218,7 +230,7 @@ return [%reshape3, %in6, %in7, %in8, %in11, %in12, %in13, %reshape1, %getitem3, 
 %s24_cutlass.scaled_mm2: f32[16, 16] col = s24_cutlass.scaled_mm(%in1, %in2, 16, 64, 'sm90', %in0, %t1, %getitem11, None, 'col', f32, False)  # cutlass
 %t2: f32[16, 16] = t(%s24_cutlass.scaled_mm2)
 %view2: f32[2, 8, 16] = view(%t2, [2, 8, 16])
-return [%getitem13, %view2, %getitem14, %getitem5, None, None, None, None, None, None, None, None, None, None]""",
+return [%getitem13, %view2, %getitem14, %getitem5, None, None, None, %in8, %getitem6, None, None, None, None, None, %in10, %s24_triton.amax0, None, None]""",
     )
 
 

@@ -57,6 +57,21 @@ def test_save_the_hidden_activation_s_bytes_and_no_gradient_s_value(name: str, i
         torch.testing.assert_close(lean_gradients[key], gradient, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("memory", ["speed", "save"])
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_keep_the_hidden_state_in_eight_bits(name: str, memory: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, options = MODELS[name](), {"inner": "aot_eager", "precision": "fp8", "memory": memory}
+    fast, x = torch.compile(model, backend="s24", options=options, fullgraph=True), torch.randn(2, 64, 16)
+    with caplog.at_level(logging.INFO, logger="s24compile.lowering"):
+        fast(x).sum().backward()
+    (site,) = s24compile.explain(fast, x).sites
+    hidden = 2 * 64 * 32
+    assert dict(site.saved_bytes) == {"Z": (1 if name == "gelu" else 2) * hidden * 4, "H": hidden}
+    assert site.recomputable_bytes == 0
+    assert ("memory='save' keeps its hidden state, which is in eight bits" in site.reason) == (memory == "save")
+    assert f"H {hidden / 1000:.1f} kB" in caplog.text
+
+
 class Between(GeluMLP):
     """`act` stands in front of the second linear."""
 

@@ -40,6 +40,7 @@ def _scaled_linear(
     values: Tensor,
     metadata: Tensor,
     descale: Tensor,
+    probes: Sequence[Tensor],
     values_t: Tensor | None,
     metadata_t: Tensor | None,
     bias: Tensor | None,
@@ -48,12 +49,13 @@ def _scaled_linear(
     weight_layout: str,
     dx: str,
     dw: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, k = values.shape[0], x.shape[-1]
     rows = x.reshape(-1, k)
-    q, x_t, descale_x = quantise(rows, amax(rows), FORWARD, "both")
+    largest = amax(rows)
+    q, x_t, descale_x = quantise(rows, largest, FORWARD, "both")
     y = scaled_mm(values, metadata, n, k, format, descale, q.t(), descale_x, bias, "col", out_dtype, EXACT)
-    return gemm.with_leading_dims(y, x.shape), x_t, descale_x
+    return gemm.with_leading_dims(y, x.shape), x_t, descale_x, largest
 
 
 @contract(run=_scaled_linear)
@@ -63,6 +65,7 @@ def scaled_linear(
     values: Tensor,
     metadata: Tensor,
     descale: Tensor,
+    probes: Sequence[Tensor],
     values_t: Tensor | None,
     metadata_t: Tensor | None,
     bias: Tensor | None,
@@ -71,26 +74,29 @@ def scaled_linear(
     weight_layout: str,
     dx: str,
     dw: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y [..., N] = x [..., K] @ W~^T + bias, x^T in e4m3 [K, T], its descale fp32 [1]), with a backward of y.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y [..., N] = x [..., K] @ W~^T + bias, x^T in e4m3 [K, T], its descale, amax of x), with a backward of y.
 
     Args:
         x: any leading dims, strides and float dtype.
         weights, weight_layout, dx, dw: as in `s24::linear`.
         values, metadata: packed W~ [N, K] in e4m3.
         descale: fp32 [1]: W~ is what is packed times it, and so is W~^T.
+        probes: none, or two of fp32 [1], whose gradients are amax of x and of dy: numbers to look at, no derivatives.
         values_t, metadata_t: packed W~^T [K, N]; needed where x has a gradient and dx is "sparse".
         out_dtype: of y.
     """
     tokens, k = x.shape[:-1].numel(), x.shape[-1]
     x_t = empty_rows(k, tokens, FORWARD, x.device)
-    return x.new_empty((*x.shape[:-1], values.shape[0]), dtype=out_dtype), x_t, x.new_empty((1,), dtype=torch.float32)
+    one = x.new_empty((1,), dtype=torch.float32)
+    return x.new_empty((*x.shape[:-1], values.shape[0]), dtype=out_dtype), x_t, one, torch.empty_like(one)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weights, values, metadata, descale, values_t, metadata_t, bias, _, ctx.format, ctx.weight_layout, dx, dw = inputs
-    _, x_t, descale_x = output
-    ctx.mark_non_differentiable(x_t, descale_x)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weights, values, metadata, descale, probes, values_t, metadata_t, bias, _, *options = inputs
+    ctx.format, ctx.weight_layout, dx, dw = options
+    _, x_t, descale_x, largest = output
+    ctx.mark_non_differentiable(x_t, descale_x, largest)
     ctx.set_materialize_grads(False)
     ctx.weight_dtypes = [w.dtype for w in weights]
     ctx.weight_rows = [w.shape[0 if ctx.weight_layout == "out_in" else 1] for w in weights]
@@ -100,7 +106,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     needs_x, needs_weights = ctx.needs_input_grad[0], any(w.requires_grad for w in weights)
     operand = () if not needs_x else (values_t, metadata_t) if ctx.dx == "sparse" else (values, metadata)
     kept = (x_t, descale_x) if needs_weights else (None, None)
-    ctx.save_for_backward(*kept, descale, *operand)
+    ctx.save_for_backward(largest if probes else None, *kept, descale, *operand)
 
 
 def refuse_second_derivative(op: str) -> None:
@@ -117,8 +123,8 @@ def refuse_second_derivative(op: str) -> None:
 def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
     refuse_second_derivative("s24::scaled_linear")
     assert dy is not None, "no other output has a gradient"
-    x_t, descale_x, descale, *operand = ctx.saved_tensors
-    needs_x, needs_weights, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[7]
+    largest_x, x_t, descale_x, descale, *operand = ctx.saved_tensors
+    needs_x, needs_weights, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[8]
     dz = dy.reshape(-1, dy.shape[-1])
     reads_rows = needs_x and ctx.dx != "mvue"
     pruned, dense = any(needs_weights) and ctx.dw == "mvue", any(needs_weights) and ctx.dw == "dense"
@@ -147,7 +153,8 @@ def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
     grad_x = _grad_x(ctx, dz, largest, q, descale_dz, descale, *operand).view(ctx.x_shape) if needs_x else None
     if needs_bias:
         grad_bias = (gemm._sum(dz, 0) if grad_bias is None else grad_bias).to(ctx.bias_dtype)
-    return grad_x, grad_weights, None, None, None, None, None, grad_bias, None, None, None, None, None
+    seen = [] if largest_x is None else [largest_x, largest]
+    return grad_x, grad_weights, None, None, None, seen, None, None, grad_bias, None, None, None, None, None
 
 
 def dense_weight_gradient(ctx: Any, dz_t: Tensor, descale_dz: Tensor, x_t: Tensor, descale_x: Tensor) -> Tensor:

@@ -93,7 +93,8 @@ def _scaled_linear(make: Maker) -> Iterator[Sample]:
         weights = [w[:68], w[68:]] if layout == "out_in" else [w[:68].t(), w[68:].t()]
         weights = [part.contiguous().requires_grad_() for part in weights]
         x, bias = make.normal(3, 5, 72).requires_grad_(), make.normal(80).requires_grad_()
-        operand = *packed[:2], descale_of(scale), *packed[2:]
+        probes = [torch.zeros(1, device=w.device, requires_grad=True) for _ in range(2 if layout == "out_in" else 0)]
+        operand = *packed[:2], descale_of(scale), probes, *packed[2:]
         yield Sample(f"{layout}, {dx}, {dw}", (x, weights, *operand, bias, make.dtype, "sm90", layout, dx, dw))
 
 
