@@ -51,8 +51,9 @@ def saved_bytes(graph: fx.Graph) -> dict[str, int]:
     roles |= {node: "H" for node in s24_calls(graph) if op_name(node) in RECOMPUTED}
     for linear in [node for node in linears if op_name(node) == "scaled_linear"]:
         # What it multiplies by again, x^T in eight bits, is a result of its own.
-        own = {0: "Z", 1: roles[base_of(linear.args[0])]}
-        roles |= {user: own[user.args[1]] for user in linear.users if user.args[1] in own}
+        for user in linear.users:
+            if user.args[1] in (0, 1):
+                roles[user] = roles[base_of(linear.args[0])] if user.args[1] else "Z"
     (output,) = graph.find_nodes(op="output")
     sources = dict.fromkeys(base_of(node) for node in output.args[0][metadata.tensors_saved_for_backwards_slice])
     found = dict.fromkeys(("Z", "H", "P", "X"), 0)

@@ -263,3 +263,14 @@ def test_give_a_frozen_model_no_gradients(device: str) -> None:
     assert x.grad is not None
     with torch.inference_mode():
         assert bool(fast(x).isfinite().all())
+
+
+def test_compile_once_for_many_numbers_of_tokens(device: str) -> None:
+    """One graph for whole rows of 16 bytes, one for numbers of tokens that are none, whatever they are."""
+    model = GeluMLP(32, 64).to(device)
+    options = {"inner": "aot_eager", "precision": "fp8", "gradient": "dense", "min_speedup": 0.0}
+    fast = torch.compile(model, backend="s24", options=options, dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for tokens in (16, 48, 64, 33, 50, 70):
+        fast(torch.randn(2, tokens, 32, device=device, requires_grad=True)).sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2

@@ -6,6 +6,7 @@ multiplied by to be themselves again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -79,7 +80,7 @@ def glu_backward_quantise_pack(
     sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`quantise_pack` of the dz [T, 2F] that `glu_backward` gives, T all leading dims of z; dz is not written."""
-    return _empty_pack(z, z.shape[:-1].numel(), z.shape[-1], dtype, format, True, sums)
+    return _empty_pack(z, math.prod(z.shape[:-1]), z.shape[-1], dtype, format, True, sums)
 
 
 @contract()

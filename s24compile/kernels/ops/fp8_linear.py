@@ -14,6 +14,7 @@ read of x, and the backward keeps that instead of x.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ def scaled_linear(
         values_t, metadata_t: packed W~^T [K, N]; needed where x has a gradient and dx is "sparse".
         out_dtype: of y.
     """
-    tokens, k = x.shape[:-1].numel(), x.shape[-1]
+    tokens, k = math.prod(x.shape[:-1]), x.shape[-1]  # Size.numel() would take symbols for constants
     x_t = empty_rows(k, tokens, FORWARD, x.device)
     one = x.new_empty((1,), dtype=torch.float32)
     return x.new_empty((*x.shape[:-1], values.shape[0]), dtype=out_dtype), x_t, one, torch.empty_like(one)
