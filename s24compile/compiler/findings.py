@@ -23,8 +23,16 @@ from s24compile.weights.sharding import sharded_master
 from s24compile.wrappers import clean_name, named_parameters, unwrapped
 
 OF_WEIGHTS = ("mm", "mvue_pack", "glu", "pack_weight_")
+IN_EIGHT_BITS = ("scaled_mm", "scaled_dense", "quantise", "quantise_pack", "glu", "pack_weights_fp8_")
 OF_STATES = ("mm", "activation_pack", "activation_backward_pack")
-"""The ops whose kernels a report names: of recipes that prune weights, and of "activation"."""
+"""The ops whose kernels a report names: of recipes that prune weights, of those with precision="fp8", and of
+"activation"."""
+
+
+def _ops_of(config: Config) -> tuple[str, ...]:
+    if config.hidden:
+        return OF_STATES
+    return IN_EIGHT_BITS if config.precision == "fp8" else OF_WEIGHTS
 
 
 class Graph(Protocol):
@@ -94,7 +102,7 @@ class Findings:
 
     def _ops(self) -> tuple[str, ...]:
         """The ops whose kernels matter to these graphs; without any graph, those of recipes that prune weights."""
-        named = [OF_STATES if graph.config.hidden else OF_WEIGHTS for graph in self.graphs] or [OF_WEIGHTS]
+        named = [_ops_of(graph.config) for graph in self.graphs] or [OF_WEIGHTS]
         return tuple(dict.fromkeys(op for ops in named for op in ops))
 
     def _unseen(self) -> Iterator[str]:
