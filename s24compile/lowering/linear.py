@@ -45,7 +45,7 @@ def _lower(node: fx.Node) -> None:
     assert isinstance(x, fx.Node)
     assert isinstance(values, fx.Node)
     dtype = values.meta["val"].dtype
-    flat, rows, cols = _matrix(build, x), _size(build, values, 0), _size(build, x, -1)
+    flat, rows, cols = _matrix(build, x), build.size(values, 0), build.size(x, x.meta["val"].dim() - 1)
     if x.meta["val"].dtype != dtype:
         flat = build.call(torch.ops.prims.convert_element_type.default, flat, dtype)
     columns = build.call(aten.permute.default, flat, [1, 0])
@@ -59,7 +59,7 @@ def _lower_scaled(node: fx.Node) -> None:
     assert isinstance(x, fx.Node)
     assert isinstance(values, fx.Node)
     wanted = {user.args[1] for user in node.users if user.users}
-    flat, rows, cols = _matrix(build, x), _size(build, values, 0), _size(build, x, -1)
+    flat, rows, cols = _matrix(build, x), build.size(values, 0), build.size(x, x.meta["val"].dim() - 1)
     quantised = _quantised(build, flat, "row", "col" if 1 in wanted else "")
     amax = quantised.args[1]
     assert isinstance(amax, fx.Node)
@@ -84,7 +84,7 @@ def _lower_dense(node: fx.Node) -> None:
     columns = build.call(aten.permute.default, build.item(w, forward), [1, 0])
     pair = build.item(quantised, 0), build.item(quantised, 2), columns, build.item(w, 2)
     y = build.call(s24.scaled_dense.default, *pair, bias, dtype, EXACT)
-    made = {0: lambda: _with_leading(build, x, y, _size(build, weight, 0 if straight else 1))}
+    made = {0: lambda: _with_leading(build, x, y, build.size(weight, 0 if straight else 1))}
     _give(build, node, made | _items(build, quantised, {1: 1, 2: 2}) | _items(build, w, {3: backward, 4: 2}))
 
 
@@ -113,7 +113,8 @@ def _give(build: Builder, node: fx.Node, made: Mapping[int, Callable[[], fx.Node
 
 def _matrix(build: Builder, x: fx.Node) -> fx.Node:
     """x [..., K] as [T, K]."""
-    return x if x.meta["val"].dim() == 2 else build.call(aten.reshape.default, x, [-1, _size(build, x, -1)])
+    dims = x.meta["val"].dim()
+    return x if dims == 2 else build.call(aten.reshape.default, x, [-1, build.size(x, dims - 1)])
 
 
 def _like(build: Builder, x: fx.Node, z: fx.Node, rows: fx.Node | int) -> fx.Node:
@@ -126,10 +127,4 @@ def _with_leading(build: Builder, x: fx.Node, y: fx.Node, rows: fx.Node | int) -
     dims = x.meta["val"].dim()
     if dims == 2:
         return y
-    return build.call(aten.reshape.default, y, [*(_size(build, x, dim) for dim in range(dims - 1)), rows])
-
-
-def _size(build: Builder, x: fx.Node, dim: int) -> fx.Node | int:
-    """A dim as a number where it is one, else as a node."""
-    size = x.meta["val"].shape[dim]
-    return size if isinstance(size, int) else build.call(aten.sym_size.int, x, dim % x.meta["val"].dim())
+    return build.call(aten.reshape.default, y, [*(build.size(x, dim) for dim in range(dims - 1)), rows])
