@@ -286,6 +286,13 @@ class Config:
                 accepted=f"recipe={self.recipe!r} has an exact 2:4 input gradient, {why}: leave it 'auto', or take one "
                 "of 'sste', 'step', 'srste', 'ste'",
             )
+        if self.precision == "fp8" and self.hidden:
+            raise OptionError(
+                name="precision",
+                value=self.precision,
+                accepted=f"recipe={self.recipe!r} has no kernels that pack a hidden state into eight-bit floats: leave "
+                "it 'auto', or take a recipe that prunes weights",
+            )
         if self.memory == "save" and self.inner == "eager":
             raise OptionError(
                 name="memory",

@@ -176,6 +176,11 @@ def test_name_the_option_that_is_no_precision() -> None:
         s24compile.Config(precision="fp4")  # type: ignore[arg-type]
 
 
+def test_name_the_recipe_that_has_no_kernels_for_it() -> None:
+    with pytest.raises(s24compile.errors.OptionError, match=r"recipe='activation' has no kernels .* leave it 'auto'"):
+        s24compile.Config(recipe="activation", precision="fp8")
+
+
 @pytest.mark.parametrize("recipe", ["fst-exact", "sste"])
 def test_train_a_language_model_as_in_16_bits(recipe: str, device: str) -> None:
     """A GPT that learns its data: what the last steps lose differs by less than a tenth of what it has learnt."""
