@@ -279,3 +279,19 @@ def test_compile_once_for_many_numbers_of_tokens(device: str) -> None:
     for tokens in (16, 48, 64, 33, 50, 70):
         fast(torch.randn(2, tokens, 32, device=device, requires_grad=True)).sum().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_use_one_weight_with_and_without_an_input_gradient(device: str) -> None:
+    """The second use reads the packed transpose, the first one has nothing to read it for."""
+    model, x = GeluMLP(32, 64).to(device), torch.randn(4, 32, device=device)
+
+    def twice(x: Tensor) -> Tensor:
+        return model(model(x.detach()))
+
+    options = {"inner": "aot_eager", "precision": "fp8", "gradient": "dense", "min_speedup": 0.0}
+    torch.compile(twice, backend="s24", options=options)(x).sum().backward()
+    found = gradients(model)
+    masks = live_masks(model)
+    masked_call(model, masks, masked_call(model, masks, x)).sum().backward()
+    for name, difference in differences(found, gradients(model)).items():
+        assert difference < 2 * (E4M3 + E5M2), name
