@@ -88,10 +88,10 @@ return [%reshape4, %in7, %in10, %in11, %in14, %in17, %in18, %reshape1, %getitem6
 %view0: bf16[16, 16] = view(%in13, [-1, 16])
 %s24_triton.amax0: f32[1] = s24_triton.amax(%view0)  # triton
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24_triton.quantise_pack0: (torch.float8_e5m2[16, 16], torch.float8_e5m2[16, 8] strides (16, 1), u8[1, 1, 1024], f32[1], f32[1], f32[16]) = s24_triton.quantise_pack(%view0, %s24_triton.amax0, %randint0, torch.float8_e5m2, 'sm90', True, True)  # triton
+%s24_triton.quantise_pack0: (torch.float8_e5m2[16, 16], torch.float8_e5m2[16, 16], u8[2, 2, 1024], f32[1], f32[1], f32[16]) = s24_triton.quantise_pack(%view0, %s24_triton.amax0, %randint0, torch.float8_e5m2, 'sm90', True, True)  # triton
 %getitem0: torch.float8_e5m2[16, 16] = getitem(%s24_triton.quantise_pack0, 0)
-%getitem1: torch.float8_e5m2[16, 8] strides (16, 1) = getitem(%s24_triton.quantise_pack0, 1)
-%getitem2: u8[1, 1, 1024] = getitem(%s24_triton.quantise_pack0, 2)
+%getitem1: torch.float8_e5m2[16, 16] = getitem(%s24_triton.quantise_pack0, 1)
+%getitem2: u8[2, 2, 1024] = getitem(%s24_triton.quantise_pack0, 2)
 %getitem3: f32[1] = getitem(%s24_triton.quantise_pack0, 3)
 %getitem4: f32[1] = getitem(%s24_triton.quantise_pack0, 4)
 %getitem5: f32[16] = getitem(%s24_triton.quantise_pack0, 5)
@@ -109,10 +109,10 @@ return [%reshape4, %in7, %in10, %in11, %in14, %in17, %in18, %reshape1, %getitem6
 %view1: bf16[16, 32] = view(%reshape1, [-1, 32])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
 %getitem9: f32[32] = getitem(%s24_cutlass.scaled_mm_dact0, 1)
-%s24_triton.quantise_pack1: (torch.float8_e5m2[16, 32], torch.float8_e5m2[32, 8] strides (16, 1), u8[1, 1, 1024], f32[1], f32[1], f32[0]) = s24_triton.quantise_pack(%view1, %getitem7, %randint1, torch.float8_e5m2, 'sm90', True, False)  # triton
+%s24_triton.quantise_pack1: (torch.float8_e5m2[16, 32], torch.float8_e5m2[32, 16], u8[2, 2, 1024], f32[1], f32[1], f32[0]) = s24_triton.quantise_pack(%view1, %getitem7, %randint1, torch.float8_e5m2, 'sm90', True, False)  # triton
 %getitem10: torch.float8_e5m2[16, 32] = getitem(%s24_triton.quantise_pack1, 0)
-%getitem11: torch.float8_e5m2[32, 8] strides (16, 1) = getitem(%s24_triton.quantise_pack1, 1)
-%getitem12: u8[1, 1, 1024] = getitem(%s24_triton.quantise_pack1, 2)
+%getitem11: torch.float8_e5m2[32, 16] = getitem(%s24_triton.quantise_pack1, 1)
+%getitem12: u8[2, 2, 1024] = getitem(%s24_triton.quantise_pack1, 2)
 %getitem13: f32[1] = getitem(%s24_triton.quantise_pack1, 3)
 %getitem14: f32[1] = getitem(%s24_triton.quantise_pack1, 4)
 %s24_cutlass.scaled_mm1: f32[32, 16] = s24_cutlass.scaled_mm(%getitem11, %getitem12, 32, 16, 'sm90', %getitem14, %in12, %in7, None, 'row', f32, False)  # cutlass
@@ -197,10 +197,10 @@ return [%reshape3, %in6, %in9, %in10, %in13, %in16, %in17, %reshape1, %getitem3,
 %view0: bf16[16, 16] = view(%in13, [-1, 16])
 %s24_triton.amax0: f32[1] = s24_triton.amax(%view0)  # triton
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24_triton.quantise_pack0: (torch.float8_e5m2[16, 16], torch.float8_e5m2[16, 8] strides (16, 1), u8[1, 1, 1024], f32[1], f32[1], f32[0]) = s24_triton.quantise_pack(%view0, %s24_triton.amax0, %randint0, torch.float8_e5m2, 'sm90', True, False)  # triton
+%s24_triton.quantise_pack0: (torch.float8_e5m2[16, 16], torch.float8_e5m2[16, 16], u8[2, 2, 1024], f32[1], f32[1], f32[0]) = s24_triton.quantise_pack(%view0, %s24_triton.amax0, %randint0, torch.float8_e5m2, 'sm90', True, False)  # triton
 %getitem0: torch.float8_e5m2[16, 16] = getitem(%s24_triton.quantise_pack0, 0)
-%getitem1: torch.float8_e5m2[16, 8] strides (16, 1) = getitem(%s24_triton.quantise_pack0, 1)
-%getitem2: u8[1, 1, 1024] = getitem(%s24_triton.quantise_pack0, 2)
+%getitem1: torch.float8_e5m2[16, 16] = getitem(%s24_triton.quantise_pack0, 1)
+%getitem2: u8[2, 2, 1024] = getitem(%s24_triton.quantise_pack0, 2)
 %getitem3: f32[1] = getitem(%s24_triton.quantise_pack0, 3)
 %getitem4: f32[1] = getitem(%s24_triton.quantise_pack0, 4)
 %s24_cutlass.scaled_mm0: f32[16, 32] = s24_cutlass.scaled_mm(%getitem1, %getitem2, 16, 16, 'sm90', %getitem4, %in11, %in9, None, 'row', f32, False)  # cutlass
@@ -216,10 +216,10 @@ return [%reshape3, %in6, %in9, %in10, %in13, %in16, %in17, %reshape1, %getitem3,
 %reshape1: bf16[2, 8, 64] = reshape(%permute1, [2, 8, 64])
 %view1: bf16[16, 64] = view(%reshape1, [-1, 64])
 %randint1: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24_triton.quantise_pack1: (torch.float8_e5m2[16, 64], torch.float8_e5m2[64, 8] strides (16, 1), u8[1, 1, 1024], f32[1], f32[1], f32[0]) = s24_triton.quantise_pack(%view1, %getitem6, %randint1, torch.float8_e5m2, 'sm90', True, False)  # triton
+%s24_triton.quantise_pack1: (torch.float8_e5m2[16, 64], torch.float8_e5m2[64, 16], u8[2, 2, 1024], f32[1], f32[1], f32[0]) = s24_triton.quantise_pack(%view1, %getitem6, %randint1, torch.float8_e5m2, 'sm90', True, False)  # triton
 %getitem8: torch.float8_e5m2[16, 64] = getitem(%s24_triton.quantise_pack1, 0)
-%getitem9: torch.float8_e5m2[64, 8] strides (16, 1) = getitem(%s24_triton.quantise_pack1, 1)
-%getitem10: u8[1, 1, 1024] = getitem(%s24_triton.quantise_pack1, 2)
+%getitem9: torch.float8_e5m2[64, 16] = getitem(%s24_triton.quantise_pack1, 1)
+%getitem10: u8[2, 2, 1024] = getitem(%s24_triton.quantise_pack1, 2)
 %getitem11: f32[1] = getitem(%s24_triton.quantise_pack1, 3)
 %getitem12: f32[1] = getitem(%s24_triton.quantise_pack1, 4)
 %s24_cutlass.scaled_mm1: f32[64, 16] = s24_cutlass.scaled_mm(%getitem9, %getitem10, 64, 16, 'sm90', %getitem12, %in12, %in7, None, 'row', f32, False)  # cutlass

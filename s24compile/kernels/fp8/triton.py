@@ -75,7 +75,7 @@ def quantise_pack(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See fp8/reference.py. One pass over a row-major g; two over a column-major one of which q is asked for."""
     g, (tokens, features) = g.detach(), g.shape
-    values, metadata = FORMATS[format].empty(features, tokens, dtype, g.device)
+    values, metadata = FORMATS[format].empty_whole(features, tokens, dtype, g.device)
     descale, packed_descale = (g.new_empty(1, dtype=torch.float32) for _ in range(2))
     along = abs(g.stride(0)) < abs(g.stride(1))
     fused = rows and not along
@@ -150,7 +150,7 @@ def glu_backward_quantise_pack(
     flat_dh, flat_z = plane(dh)[0].contiguous(), plane(z)[0].contiguous()
     (tokens, wide), tile = flat_z.shape, tiles.GLU_PACK
     hidden = wide // 2
-    values, metadata = FORMATS[format].empty(wide, tokens, dtype, z.device)
+    values, metadata = FORMATS[format].empty_whole(wide, tokens, dtype, z.device)
     q = empty_rows(tokens, wide, dtype, z.device)
     if tokens == 0:
         scale, packed_scale = scale_of(amax, dtype), scale_of(amax, dtype, MVUE_HEADROOM)

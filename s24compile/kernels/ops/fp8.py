@@ -56,7 +56,7 @@ def _empty_pack(
     g: Tensor, tokens: int, features: int, dtype: torch.dtype, format: str, rows: bool, sums: bool
 ) -> Gradient:
     q = empty_rows(tokens, features, dtype, g.device) if rows else g.new_empty((0,), dtype=dtype)
-    packed = FORMATS[format].empty(features, tokens, dtype, g.device)
+    packed = FORMATS[format].empty_whole(features, tokens, dtype, g.device)
     total = g.new_empty((features if sums else 0,), dtype=torch.promote_types(g.dtype, torch.float32))
     return q, *packed, _one(g), _one(g), total
 
