@@ -12,7 +12,8 @@ import weakref
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+
+from s24compile.torch_internals.graphs import FakeTensor
 
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Inductor's modes in which the next replay of a CUDA graph overwrites what this one has returned."""
