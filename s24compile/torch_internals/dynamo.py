@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ PARTS = (
     Part("torch._dynamo.assume_constant_result", "Dynamo traces the question which backend traces"),
     Part("torch._dynamo.backends.registry._COMPILER_FNS", "the first torch.compile(backend='s24') of two threads "
          "fails: both register the name"),
+    Part("torch._dynamo.backends.registry._BACKENDS", "a backend whose entry point was loaded twice is not found"),
 )  # fmt: skip
 
 E = TypeVar("E", bound=BaseException)
@@ -156,9 +158,11 @@ def register_again(name: str) -> None:
     """Lets `torch.compile(backend=name)` register a backend that is registered already.
 
     Torch loads an entry point at the first use of its name, without a lock: the second of two threads that do so at
-    once finds the name taken, and fails.
+    once finds the name taken, and fails. Whoever else loads the entry point does not register: torch then has to find
+    it once more.
     """
     with needed:
         from torch._dynamo.backends import registry
 
-    registry._COMPILER_FNS.pop(name, None)
+    if registry._COMPILER_FNS.pop(name, None) is not None:
+        (registry._BACKENDS[name],) = importlib.metadata.entry_points(group="torch_dynamo_backends", name=name)

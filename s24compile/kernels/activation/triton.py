@@ -83,7 +83,7 @@ def activation_backward_pack(
     dz = form.empty(tokens, hidden, p.dtype, dp.device)[0]
     across, nothing = FORMATS[form.transposed], (dz.new_empty((0,)), p.metadata.new_empty((0,)))
     operands = [
-        across.empty(hidden, tokens, p.dtype, dp.device) if wanted else (dz.new_empty((0,)), p.metadata.new_empty((0,)))
+        across.empty_whole(hidden, tokens, p.dtype, dp.device) if wanted else nothing
         for wanted in (estimate_dz, estimate_p)
     ]
     whole = operands[0 if estimate_dz else 1] if estimate_dz or estimate_p else nothing

@@ -57,7 +57,7 @@ def activation_backward_pack(
     operands: list[Tensor] = []
     for wanted in (estimate_dz, estimate_p):
         nothing = p.values.new_empty((0,)), p.metadata.new_empty((0,))
-        operands += across.empty(hidden, tokens, p.dtype, dp.device) if wanted else nothing
+        operands += across.empty_whole(hidden, tokens, p.dtype, dp.device) if wanted else nothing
     dz, (v, m, w, n) = form.empty(tokens, hidden, p.dtype, dp.device)[0], operands
     return dz, v, m, w, n, dp.new_empty((hidden if sums else 0,), dtype=_wide(p.dtype))
 
