@@ -1,4 +1,4 @@
-"""DistributedDataParallel and FSDP2 in one process: what trains sparse, and what is said where it cannot."""
+"""DistributedDataParallel in one process, and orders of fully_shard that cannot train sparse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 import s24compile
 from s24compile import errors
 from s24compile.demo.model import GPT, GPTConfig
-from s24compile.weights.registry import WEIGHTS
 
 
 @pytest.fixture
@@ -64,34 +63,6 @@ def sharded(model: GPT) -> GPT:
 
 def small_gpt() -> GPT:
     return GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=8))
-
-
-@pytest.mark.parametrize("when", ["before", "after", "each block"])
-def test_refuse_what_fsdp_gathers_at_the_first_training_call(
-    when: str, process_group: None, caplog: pytest.LogCaptureFixture
-) -> None:
-    model, tokens, before = small_gpt(), torch.randint(256, (2, 8)), WEIGHTS.generation
-    compiled = model if when == "each block" else torch.compile(model, backend="s24", options={"inner": "aot_eager"})
-    if when == "each block":
-        for block in model.blocks:
-            block.compile(backend="s24", options={"inner": "aot_eager"})
-    with caplog.at_level(logging.WARNING, logger="s24compile"):
-        if when != "before":
-            sharded(model)
-        else:
-            compiled = torch.compile(sharded(model), backend="s24", options={"inner": "aot_eager"})
-        compiled(tokens, tokens)[1].backward()
-    assert "gathered by FSDP2 (fully_shard)" in caplog.text
-    assert not s24compile.sparse_weights(model)
-    assert WEIGHTS.generation == before, "nor has a parameter a state that no model holds"
-
-
-def test_explain_that_fsdp_gathers_the_weights(process_group: None) -> None:
-    model, tokens = sharded(small_gpt()), torch.randint(256, (2, 8))
-    report = s24compile.explain(model, tokens)
-    assert [(site.path, site.status) for site in report.sites] == [(f"blocks.{i}.mlp", "refused") for i in range(2)]
-    assert all("fully_shard" in site.reason for site in report.sites)
-    assert not [name for name in report.unseen if "blocks" in name], "the modules hold shards, the graph took others"
 
 
 def test_raise_where_fsdp_came_after_the_first_forward(process_group: None) -> None:

@@ -19,7 +19,7 @@ from s24compile.config import Config
 from s24compile.kernels.providers import serving
 from s24compile.kernels.target import Target
 from s24compile.report import Report, Site
-from s24compile.weights.sharding import sharded_master
+from s24compile.weights.sharding import master_of
 from s24compile.wrappers import clean_name, named_parameters, unwrapped
 
 OF_WEIGHTS = ("mm", "mvue_pack", "glu", "pack_weight_")
@@ -76,7 +76,8 @@ class Findings:
         if not any(graph is known for known in self.graphs):
             self.graphs.append(graph)
         self.target = graph.target
-        ids = {name: id(_owned(args[place])) for name, place in graph.places.items()}
+        # Of a parameter that FSDP2 gathered, the one on the module outside of a forward.
+        ids = {name: id(master_of(args[place])) for name, place in graph.places.items()}
         call = (id(graph), *ids.values())
         if call in self._served:
             return
@@ -142,12 +143,6 @@ def _inside(path: str, site: Site) -> Site:
         weights=tuple(f"{path}.{name}" for name in site.weights),
         linears_at=tuple(f"{path}.{name}" if name else path for name in site.linears_at),
     )
-
-
-def _owned(parameter: nn.Parameter) -> nn.Parameter:
-    """The object on the module: of a parameter that FSDP2 gathered, its shard."""
-    master = sharded_master(parameter)
-    return parameter if master is None else master
 
 
 def _natural(site: Site) -> list[tuple[int, str]]:

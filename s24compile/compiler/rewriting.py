@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from s24compile import passes
+from s24compile.compiler.inner import replays_graphs
 from s24compile.compiler.recompute import sentence_of
 from s24compile.config import Config
 from s24compile.graphs.marks import config_of, marks_in
@@ -28,7 +29,7 @@ from s24compile.weights.hidden_state import FakeHiddenState, HiddenState, hidden
 from s24compile.weights.operand import Operand
 from s24compile.weights.operand_map import operand
 from s24compile.weights.operand_request import LayerRequest, OperandRequest
-from s24compile.weights.sharding import FSDP_SENTENCE, sharded_master
+from s24compile.weights.sharding import problem_of_gathering
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,14 +108,13 @@ def captured_values(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[A
     ]
 
 
-def refused_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, str]:
+def refused_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any], config: Config) -> dict[str, str]:
     """Name of each placeholder at which a parameter arrives that has to stay dense in this graph -> why."""
     running = running_forward()
     found = {}
     for _, node, given in _parameters(gm, example_inputs):
-        if sharded_master(given) is not None:
-            found[node.name] = FSDP_SENTENCE
-        elif running is not None and (sentence := sentence_of(given, running)):
+        sentence = problem_of_gathering(given, cuda_graphs=replays_graphs(config))
+        if sentence or (running is not None and (sentence := sentence_of(given, running))):
             found[node.name] = sentence
     return found
 

@@ -66,12 +66,12 @@ class SparseGraph:
         self.target = target_of(example_inputs, config)
         self.original = passes.copy_graph_module(gm)
         self.places: Mapping[str, int] = parameter_places(self.original, example_inputs)
-        self.refused = refused_inputs(self.original, example_inputs)
+        self.refused = refused_inputs(self.original, example_inputs, config)
         self.examples = [example_of(given) for given in captured_values(self.original, example_inputs)]
         self.recomputation = Recomputation(backend)
         rewrite = self.rewritten()
         self.slots, self.layers, self.sites = rewrite.slots, rewrite.layers, rewrite.sites
-        self.inputs = PackedInputs(self.slots)
+        self.inputs = PackedInputs(self.slots, example_inputs)
         self.variants: dict[Dense, Compiled] = {}
         self.is_ahead = False
         """Whether the planned phases are compiled, too."""
@@ -138,6 +138,8 @@ class SparseGraph:
             for phase in planned_phases(self.scheduled, phases):
                 self.compile_later(phase, args)
         results = self.variants[phases](*args, *packed)
+        if self.inputs.are_freed:
+            self.inputs.pack_before_backward(args, results)
         if not states:
             return results
         own = len(results) - len(states)

@@ -57,6 +57,13 @@ def save_compressed(
             "`names`, and it is saved dense, with its zeros",
         )  # fmt: skip
     tensors = {clean_name(name): t.detach() for name, t in unwrapped(model).state_dict().items()}
+    sharded = next((name for name, t in tensors.items() if hasattr(t, "full_tensor")), None)
+    if sharded is not None:
+        raise ModelError(
+            what="save_compressed", found=f"{sharded!r} is sharded over processes (FSDP2, tensor parallel)",
+            accepted="save with torch.distributed.checkpoint, load that into the model in one process, and export "
+            "there",
+        )  # fmt: skip
     tensors |= baked
     tied = _tied(tensors, baked)
     if dtype is not None:

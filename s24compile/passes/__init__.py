@@ -43,7 +43,7 @@ from s24compile.passes.scope import copy_scopes
 from s24compile.passes.state import LinearOptions, Profitable, Rewrite, State
 from s24compile.passes.verify import verify
 from s24compile.weights.operand_request import LayerRequest, OperandRequest
-from s24compile.weights.sharding import FSDP_SENTENCE
+from s24compile.weights.sharding import GATHERING_SENTENCES
 
 __all__ = [
     "ALARMING",
@@ -60,7 +60,7 @@ __all__ = [
 
 log = logging.getLogger("s24compile.passes")
 
-ALARMING = frozenset({DDP_SENTENCE, FASTPATH_SENTENCE, FSDP_SENTENCE, EIGHT_BIT_SENTENCE.partition(":")[0]})
+ALARMING = frozenset({DDP_SENTENCE, FASTPATH_SENTENCE, *GATHERING_SENTENCES, EIGHT_BIT_SENTENCE.partition(":")[0]})
 """Refusals of whole graphs or models that nobody who asked for sparse training expects; logged as warnings."""
 
 PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, rewrite_dense, note_saved, verify)

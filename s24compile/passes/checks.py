@@ -23,7 +23,7 @@ from s24compile.passes.provenance import module_paths
 from s24compile.passes.scope import fake, known_fake
 from s24compile.passes.state import LinearOptions, State
 from s24compile.torch_internals.tensors import is_functorch_wrapped_tensor, is_traceable_wrapper_subclass
-from s24compile.weights.sharding import FSDP_SENTENCE
+from s24compile.weights.sharding import GATHERING_SENTENCES
 
 DDP_SENTENCE = (
     "DDP's optimizer cut this graph at its gradient buckets, usually between an activation and its last projection; "
@@ -98,7 +98,7 @@ def refused(asked: Asked) -> str:
     To a 2:4 hidden state the first is nothing: no weight of it is packed.
     """
     whys = [why for w in asked.linear.weight_inputs if (why := asked.state.refused.get(w.name))]
-    return next((why for why in whys if asked.match.hidden is None or why != FSDP_SENTENCE), "")
+    return next((why for why in whys if asked.match.hidden is None or why not in GATHERING_SENTENCES), "")
 
 
 def undecorated(asked: Asked) -> str:

@@ -8,6 +8,7 @@ tests/test_torch_internals.py first: it names the parts that are gone.
 * `dynamo`: errors, stances and locks of `torch.compile`.      `compiled`: what a compiled callable was compiled with.
 * `compilers`: Inductor, AOTAutograd, their passes.            `modes`: Inductor's modes.
 * `function`: the nodes of autograd.Functions.            `operators`: ops and the way into the dispatcher.
-* `graphs`: FX graphs and fake tensors.                    `tensors`: subclasses, storages, FSDP2's parameters.
+* `graphs`: FX graphs and fake tensors.                    `tensors`: subclasses, storages, version counters.
+* `fsdp`: what FSDP2 gathers, and DTensors.
 * `products`: products and streams of CUDA.                `part`: what an entry says, and the error without it.
 """

@@ -1,15 +1,13 @@
-"""Tensors: subclasses and wrappers, storages, version counters, and the parameters that FSDP2 gathers."""
+"""Tensors: subclasses and wrappers, storages and version counters."""
 
 from __future__ import annotations
 
 import operator
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from s24compile.torch_internals.part import Part, needed
 
@@ -35,8 +33,6 @@ PARTS = (
     Part("torch.Tensor._version", "writes in place between forwards are not seen"),
     Part("torch.UntypedStorage._cdata", "views of one memory are taken for several"),
     Part("torch.UntypedStorage._expired", "a weight whose memory was replaced at the same address is stale"),
-    Part("torch.distributed._composable_state._module_state_mapping", "weights that FSDP2 gathers are taken for others "
-         "than their shards"),
 )  # fmt: skip
 
 make_wrapper_subclass: Callable[..., Any]
@@ -53,16 +49,3 @@ write_count: Callable[[Tensor], int] = operator.attrgetter("_version")
 def storage_id(tensor: Tensor) -> int:
     """Tells the memory of a tensor, real or fake, from that of others which are alive."""
     return int(tensor.untyped_storage()._cdata)
-
-
-def fsdp_parameters() -> Iterator[tuple[Tensor | None, Parameter]]:
-    """(what is gathered, if it is at present; its shard): of every module that `fully_shard` was applied to."""
-    states = sys.modules.get("torch.distributed._composable_state")
-    for reference in list(states._module_state_mapping.values()) if states is not None else ():
-        state = reference()
-        groups = getattr(state, "_fsdp_param_groups", None)  # torch 2.11 has at most one, under the other name
-        if groups is None:
-            groups = [getattr(state, "_fsdp_param_group", None)]
-        for group in groups:
-            for held in getattr(group, "fsdp_params", ()):
-                yield getattr(held, "_unsharded_param", None), held.sharded_param

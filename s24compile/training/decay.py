@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from s24compile.errors import ModelError, OptionError
 from s24compile.recipe import PatternKind
 from s24compile.torch_internals.tensors import is_traceable_wrapper_subclass
+from s24compile.weights.sharding import local
 from s24compile.weights.sparse_weight import SparseWeight
 
 
@@ -27,7 +28,7 @@ def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeig
     last step (they train dense now: pruned by `torch.nn.utils.prune`, run uncompiled); recipes without decay.
 
     Raises:
-        ModelError: a gradient that is no plain dense tensor of the weight's shape.
+        ModelError: a gradient that is no dense tensor of the weight's shape and sharding.
         OptionError: decay on the weights with an optimizer that has no learning rate.
     """
     factors: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
@@ -40,8 +41,10 @@ def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeig
                 continue
             if not weight.has_mask or weight.phase == "dense" or weight.packed_at < weight.tick:
                 continue
-            _check_gradient(weight, parameter.grad)
-            target = parameter.grad if on == "gradient" else parameter
+            _check_gradient(weight, parameter)
+            stored, target = local(parameter.detach()), local(parameter.grad if on == "gradient" else parameter)
+            if target.numel() == 0:
+                continue  # another process steps all of it
             # Optimizers that maximise step along +g, and towards zero is against w all the same.
             sign = -1.0 if on == "weight" or group.get("maximize") else 1.0
             rate = _learning_rate(optimizer, group) if on == "weight" else 1.0
@@ -55,12 +58,10 @@ def decay_(optimizer: Optimizer, held: Iterable[tuple[dict[str, Any], SparseWeig
                 factor = factors[key]
             kind = weight.recipe.pattern_kind
             batch = batches.setdefault((id(factor), kind), _Batch(factor))
-            batch.add(weight, target, parameter)
+            batch.add(weight, target, stored)
         # One call a factor, and only when every gradient has been found fit: nothing is half-changed.
         for (_, kind), batch in batches.items():
-            torch.ops.s24.masked_decay_many_.default(
-                batch.targets, batch.parameters, batch.patterns, kind, batch.factor
-            )
+            batch.decay_(kind)
 
 
 @dataclasses.dataclass
@@ -71,13 +72,29 @@ class _Batch:
     targets: list[Tensor] = dataclasses.field(default_factory=list)
     parameters: list[Tensor] = dataclasses.field(default_factory=list)
     patterns: list[Tensor] = dataclasses.field(default_factory=list)
+    edges: list[tuple[Tensor, Tensor, Tensor]] = dataclasses.field(default_factory=list)
+    """(target, parameter, mask) of rows or columns of blocks that the bounds of a shard cut."""
 
     def add(self, weight: SparseWeight, target: Tensor, parameter: Tensor) -> None:
-        """`target` is the gradient, or the parameter itself."""
+        """`target` is the gradient, or the parameter itself: of both, what this process stores."""
         assert weight.patterns is not None
-        self.targets.append(weight.logical(target))
-        self.parameters.append(weight.logical(parameter.detach()))
-        self.patterns.append(weight.patterns)
+        target, parameter = weight.logical(target), weight.logical(parameter)
+        patterns = weight.patterns.to(target.device)  # FSDP2 may keep shards on the host, and waits for them anyway
+        whole, edges = weight.shard_patterns(patterns)
+        if whole is not None:
+            dim, start, length, part = whole
+            self.targets.append(target.narrow(dim, start, length))
+            self.parameters.append(parameter.narrow(dim, start, length))
+            self.patterns.append(part)
+        for dim, start, length, mask in edges:
+            self.edges.append((target.narrow(dim, start, length), parameter.narrow(dim, start, length), mask))
+
+    def decay_(self, kind: PatternKind) -> None:
+        """Changes all targets."""
+        if self.targets:
+            torch.ops.s24.masked_decay_many_.default(self.targets, self.parameters, self.patterns, kind, self.factor)
+        for target, parameter, mask in self.edges:
+            target.add_(parameter.to(self.factor.dtype).masked_fill(mask, 0.0).mul_(self.factor))
 
 
 def _factor(optimizer: Optimizer, decay: float, device: torch.device, dtype: torch.dtype, *, scaled: bool) -> Tensor:
@@ -106,11 +123,18 @@ def _learning_rate(optimizer: Optimizer, group: dict[str, Any]) -> float | Tenso
     return rate
 
 
-def _check_gradient(weight: SparseWeight, grad: Tensor) -> None:
-    # DTensor and its like: shards, whose rows are not those of the mask.
-    if is_traceable_wrapper_subclass(grad) or grad.layout != torch.strided or tuple(grad.shape) != weight.shape:
+def _check_gradient(weight: SparseWeight, parameter: Tensor) -> None:
+    grad = parameter.grad
+    assert grad is not None
+    # A sharded one is of the same rows as its parameter, and has been summed.
+    sharded = getattr(grad, "placements", None) == getattr(parameter, "placements", None)
+    plain = sharded and not is_traceable_wrapper_subclass(local(grad)) and grad.layout == torch.strided
+    if not plain or local(grad).shape != local(parameter).shape:
+        where = f" placed {grad.placements}" if hasattr(grad, "placements") else ""
         raise ModelError(
             what=f"masked decay of weight {weight.name!r}",
-            found=f"its gradient is a {type(grad).__name__} of layout {grad.layout} and shape {tuple(grad.shape)}",
-            accepted=f"it must be a plain dense tensor of shape {weight.shape}; set decay=0 to train without decay",
+            found=f"its gradient is a {type(grad).__name__} of layout {grad.layout} and shape {tuple(grad.shape)}"
+            + where,
+            accepted=f"it must be a dense tensor of shape {tuple(parameter.shape)}, sharded as the weight is; set "
+            "decay=0 to train without decay",
         )

@@ -25,6 +25,7 @@ from s24compile.training.decay import decay_
 from s24compile.training.flip_rate import watch_flips
 from s24compile.weights.registry import TOLD, WEIGHTS
 from s24compile.weights.schedule import CLOCK, DRIVEN
+from s24compile.weights.sharding import any_process, local
 from s24compile.weights.sparse_weight import SparseWeight
 
 log = logging.getLogger("s24compile")
@@ -237,15 +238,17 @@ def _gradient(weight: SparseWeight) -> Tensor | None:
 def _are_nonzero(gradients: list[Tensor]) -> list[bool]:
     """Which of these gradients a backward has reached: `zero_grad(set_to_none=False)` leaves zeros to weights that a
     step does not use. One host sync for all, paid only in steps that pass over a sparse weight."""
-    plain = [g for g in gradients if g.layout == torch.strided and not is_traceable_wrapper_subclass(g)]
+    held = [local(g) for g in gradients]
+    plain = [g for g in held if g.layout == torch.strided and not is_traceable_wrapper_subclass(g)]
     asked = torch.stack([g.any().to(plain[0].device) for g in plain]).tolist() if plain else []
     answers = {id(g): answer for g, answer in zip(plain, asked, strict=True)}
-    return [answers.get(id(g), True) for g in gradients]
+    return [answers.get(id(g), True) for g in held]
 
 
 def _changes_nothing(optimizer: Optimizer, held: Held) -> bool:
     """Whether a step is one with learning rate 0 and without a gradient other than zero: `get_optimizer_state_dict` and
-    its like make one to learn what states an optimizer has. Waits for the device at most where all rates are 0."""
+    its like make one to learn what states an optimizer has. Waits for the device at most where all rates are 0, and
+    then for the other processes that hold parts of the weights: all of them must count a step, or none."""
     rates = [group.get("lr") for group in optimizer.param_groups]
     # A rate on a GPU belongs to a step that is captured, or meant to be; to look at it would wait for the device.
     readable = [rate for rate in rates if isinstance(rate, (int, float)) or (isinstance(rate, Tensor) and rate.is_cpu)]
@@ -254,4 +257,4 @@ def _changes_nothing(optimizer: Optimizer, held: Held) -> bool:
     gradients = [gradient for _, weight in held if (gradient := _gradient(weight)) is not None]
     if any(g.is_cuda for g in gradients) and torch.cuda.is_current_stream_capturing():
         return False
-    return not any(_are_nonzero(gradients))
+    return not any_process(any(_are_nonzero(gradients)), gradients)

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from s24compile.training.flip_rate import History, history_of, set_history
 from s24compile.training.random_state import RandomState
 from s24compile.weights.checkpoint import Entry
-from s24compile.weights.operand_map import OPERANDS, operands_of
+from s24compile.weights.operand_map import drop_operands, operands_of
 from s24compile.weights.registry import TOLD, WEIGHTS, Told
 from s24compile.weights.schedule import DRIVEN, Phase
 from s24compile.weights.sparse_weight import SparseWeight
@@ -91,7 +91,7 @@ class _Parameter:
             for operand in operands_of(self.parameter):
                 operand.forget()
         elif WEIGHTS.pop(self.parameter) is not None:
-            OPERANDS.pop(self.parameter)
+            drop_operands(self.parameter)
 
 
 class _Sparse:

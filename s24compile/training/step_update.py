@@ -23,7 +23,18 @@ def variation_sums(
         if criterion == "geometric_mean":
             change = change.clamp_min_(torch.finfo(change.dtype).tiny).log_()
         sums.append(change.sum())
-    return sums
+    return _over_all_processes(sums)
+
+
+def _over_all_processes(sums: list[Tensor]) -> list[Tensor]:
+    """Sums of sharded parameters added up, and then over the processes that hold parts of them, in one round."""
+    plain = [s for s in sums if not hasattr(s, "full_tensor")]
+    dtensors: list[Any] = [s for s in sums if hasattr(s, "full_tensor")]
+    sharded: dict[object, Any] = {}
+    for s in dtensors:
+        key = s.device_mesh, s.placements
+        sharded[key] = sharded[key] + s if key in sharded else s
+    return plain + [total.full_tensor() for total in sharded.values()]
 
 
 def update(parameters: list[Tensor], group: dict[str, Any], states: Any, *, adapt: bool) -> None:

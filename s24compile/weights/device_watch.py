@@ -18,7 +18,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from s24compile.kernels.watch.sample import sample_length, sampled
 from s24compile.weights.contents import Content
@@ -44,10 +43,10 @@ class DeviceWatch:
 
     def take(self, weights: Iterable[SparseWeight]) -> None:
         """Takes the samples of these weights, as they have just been packed. Call outside of inference mode."""
-        parameters: list[Parameter] = []
+        parameters: list[Tensor] = []
         samples: list[Tensor] = []
         for weight in weights:
-            parameter = weight.parameter()
+            parameter = weight.stored()
             length = None if parameter is None else sample_length(parameter)
             if parameter is None or length is None:
                 continue
@@ -57,7 +56,7 @@ class DeviceWatch:
                 held = weight.contents.sample = torch.empty(length, dtype=kind[0], device=kind[1])
             if weight not in self._taken:
                 self._round = None
-            self._taken[weight] = self.number, weight.content(parameter)
+            self._taken[weight] = self.number, weight.present_content
             parameters.append(parameter)
             samples.append(held)
         if parameters:
@@ -90,10 +89,13 @@ class DeviceWatch:
         return [weight for weight, number in answers if self._is_unseen(weight, number)]
 
     def _is_unseen(self, weight: SparseWeight, number: int) -> bool:
-        taken, parameter = self._taken.get(weight), weight.parameter()
+        taken = self._taken.get(weight)
         # What shows, an optimizer's step above all, will pack the weight anyway.
         return (
-            taken is not None and parameter is not None and number > taken[0] and weight.content(parameter) == taken[1]
+            taken is not None
+            and weight.parameter() is not None
+            and number > taken[0]
+            and weight.present_content == taken[1]
         )
 
 
@@ -112,7 +114,7 @@ class _Round:
     def launch(self, number: int) -> bool:
         """Whether all weights are there still; nothing is launched otherwise."""
         alive = [weight for ref in self._weights if (weight := ref()) is not None]
-        parameters = [parameter for weight in alive if (parameter := weight.parameter()) is not None]
+        parameters = [parameter for weight in alive if (parameter := weight.stored()) is not None]
         samples = [weight.contents.sample for weight in alive]
         if len(parameters) != len(self._weights):
             return False
@@ -158,14 +160,14 @@ def take_samples(weights: Iterable[SparseWeight], training: bool) -> None:
     wanted: dict[DeviceWatch, list[SparseWeight]] = {}
     outdated: dict[DeviceWatch, list[SparseWeight]] = {}
     for weight in weights:
-        parameter = weight.parameter()
+        parameter = weight.stored()
         if parameter is None:
             continue
         watch = watch_of(parameter.device)
         if watch is None:
             elements = sampled(parameter) if parameter.device.type == "cpu" else None
             weight.contents.sample = None if elements is None else HostSample(parameter, elements)
-        elif weight.contents.unseen or (training and parameter.requires_grad and not weight.contents.asked_again):
+        elif weight.contents.unseen or (training and weight.takes_gradient and not weight.contents.asked_again):
             outdated.setdefault(watch, []).append(weight)
         else:
             wanted.setdefault(watch, []).append(weight)

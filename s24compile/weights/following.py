@@ -9,28 +9,31 @@ from torch.nn import Module, Parameter
 
 from s24compile.weights.places import modules_of_callers
 from s24compile.weights.registry import PLACES, WEIGHTS, hand_over, state_of
+from s24compile.weights.sharding import gathered_masters, masters_of
 
 
 def follow(model: Module) -> None:
     """Hands state over to the Parameters that have replaced others in a model, and notes where all of them stand."""
+    known = gathered_masters()
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                _follow(module, name, parameter)
+                _follow(module, name, known.get(id(parameter), parameter))
 
 
 def note_owners(parameters: Iterable[Tensor]) -> None:
     """Notes where Parameters stand that are met in a forward for the first time: on a module of some caller."""
-    new = [weight for p in parameters if (weight := WEIGHTS.get(p)) is not None and not weight.owner_sought]
+    new = [weight for p in masters_of(parameters) if (weight := WEIGHTS.get(p)) is not None and not weight.owner_sought]
+    known = gathered_masters() if new else {}
     missing = {id(parameter) for weight in new if (parameter := weight.parameter()) is not None}
     for weight in new:
         weight.owner_sought = True
     for model in modules_of_callers() if missing else ():
         for module in model.modules():
             for name, parameter in module._parameters.items():
-                if parameter is not None and id(parameter) in missing:
-                    _follow(module, name, parameter)
-                    missing.discard(id(parameter))
+                if parameter is not None and id(master := known.get(id(parameter), parameter)) in missing:
+                    _follow(module, name, master)
+                    missing.discard(id(master))
         if not missing:
             return
 

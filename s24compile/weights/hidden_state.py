@@ -25,7 +25,7 @@ from s24compile.weights.operand_request import LayerRequest
 from s24compile.weights.parameter_map import ParameterMap
 from s24compile.weights.registry import is_dense, sparse_weight
 from s24compile.weights.schedule import CLOCK
-from s24compile.weights.sharding import sharded_master
+from s24compile.weights.sharding import master_of
 from s24compile.weights.sparse_weight import SparseWeight
 
 
@@ -80,12 +80,13 @@ def hidden_state(parameters: Sequence[Tensor], request: LayerRequest, config: Co
     found = STATES.get(parameters[0])
     if found is not None:
         if found.schedule.config is not config:
-            sparse_weight(_owned(parameters[0]), config, request.names[0], request.weight_layout)
+            sparse_weight(cast(Parameter, parameters[0]), config, request.names[0], request.weight_layout)
         return found
     if isinstance(parameters[0], FakeTensor):
         return FakeHiddenState(is_dense(parameters) or config.dense_from == 0 or config.sparse_from > 0)
-    owned = [_owned(parameter) for parameter in parameters]
-    made = HiddenState(sparse_weight(owned[0], config, request.names[0], request.weight_layout), owned[1:])
+    owned = [cast(Parameter, master_of(parameter)) for parameter in parameters]
+    first = sparse_weight(cast(Parameter, parameters[0]), config, request.names[0], request.weight_layout)
+    made = HiddenState(first, owned[1:])
     STATES.set(parameters[0], made)
     STATES.set(owned[0], made)
     note_owners(owned[:1])  # so that the schedule follows when another Parameter stands there
@@ -104,9 +105,3 @@ def note_counts(states: Sequence[HiddenState | FakeHiddenState], counts: Sequenc
         counts = kept
     for state, counted in zip(states, counts, strict=True):
         state.note(counted)
-
-
-def _owned(parameter: Tensor) -> Parameter:
-    """The parameter on the module, which the optimizer holds: of a gathered one, its shard."""
-    master = sharded_master(parameter)
-    return cast(Parameter, parameter) if master is None else master

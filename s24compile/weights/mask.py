@@ -17,15 +17,29 @@ import s24compile.kernels.ops  # noqa: F401 (registers torch.ops.s24)
 from s24compile.config import Config
 from s24compile.weights.operand_request import WeightLayout
 from s24compile.weights.schedule import CLOCK, WeightSchedule
+from s24compile.weights.sharding import Shard
+
+Part = tuple[int, int, int, Tensor]
+"""(dim, start, length, patterns or mask) of some rows or columns."""
 
 
 class WeightMask(WeightSchedule):
     """Pattern bytes of a weight, now and before the last search."""
 
-    def __init__(self, parameter: Parameter, config: Config, layout: WeightLayout) -> None:
+    def __init__(
+        self,
+        parameter: Parameter,
+        config: Config,
+        layout: WeightLayout,
+        shape: tuple[int, ...] | None = None,
+        shard: Shard | None = None,
+    ) -> None:
         super().__init__(parameter, config)
         self.layout: WeightLayout = layout
-        self.shape = tuple(parameter.shape)
+        self.shape = tuple(parameter.shape) if shape is None else shape
+        """As stored, of the tensor that graphs multiply by: under FSDP2 the gathered one, under TP the local one."""
+        self.shard = shard
+        """Which part of a tensor of that shape this process steps; None: all of it."""
         self.revision = 0
         """Moves when packed copies must follow although the weight itself did not change: new mask, new scale."""
         self.patterns: Tensor | None = None
@@ -36,7 +50,7 @@ class WeightMask(WeightSchedule):
 
     @property
     def mask(self) -> Tensor:
-        """Bool, shape of the parameter: True where the weight is kept. All True before the first search."""
+        """Bool, of `shape`: True where the weight is kept. All True before the first search."""
         if self.patterns is None or not self.has_mask:
             parameter = self.parameter()
             return torch.ones(self.shape, dtype=torch.bool, device=None if parameter is None else parameter.device)
@@ -65,6 +79,32 @@ class WeightMask(WeightSchedule):
     def mask_of(self, patterns: Tensor) -> Tensor:
         """The mask of these patterns of this weight: bool, shape of the parameter."""
         return self.as_stored(torch.ops.s24.expand_patterns(patterns, self.recipe.pattern_kind))
+
+    def shard_patterns(self, patterns: Tensor) -> tuple[Part | None, list[Part]]:
+        """The part of the patterns that this process steps, where the bounds of its shard may cut blocks or groups.
+
+        Args:
+            patterns: of the whole weight.
+
+        Returns:
+            (dim, start, length, patterns) of what is whole, or None; and up to two of (dim, start, length, mask), of
+            what is cut. `dim` is one of the logical shard, `start` and `length` count its rows or columns.
+        """
+        rows, _ = self.shape if self.layout == "out_in" else self.shape[::-1]
+        if self.shard is None:
+            return (0, 0, rows, patterns), []
+        dim = self.shard.dim if self.layout == "out_in" else 1 - self.shard.dim
+        step = 4 if dim == 1 or self.recipe.pattern_kind == "transposable" else 1
+        first, last = self.shard.start, self.shard.start + self.shard.length
+        begin, end = -(-first // step) * step, last // step * step
+        edges = []
+        for low, high in ((first, min(begin, last)), (max(begin, end), last)):
+            if low < high:
+                block = torch.ops.s24.expand_patterns(patterns.narrow(dim, low // step, 1), self.recipe.pattern_kind)
+                edges.append((dim, low - first, high - low, block.narrow(dim, low % step, high - low)))
+        if begin >= end:
+            return None, edges
+        return (dim, begin - first, end - begin, patterns.narrow(dim, begin // step, (end - begin) // step)), edges
 
     def prepare(self, parameter: Tensor) -> Tensor:
         """Allocates the pattern buffer, and fixes S-STE's scale, at first use; follows the parameter's device.

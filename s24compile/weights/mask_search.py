@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from s24compile.weights.contents import Content, Contents
 from s24compile.weights.mask import WeightMask
 from s24compile.weights.operand_request import WeightLayout
 from s24compile.weights.schedule import CLOCK
+from s24compile.weights.sharding import Shard, local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +42,16 @@ class Aside:
 class SearchedMask(WeightMask):
     """The mask of a weight over its schedule and its contents."""
 
-    def __init__(self, parameter: Parameter, config: Config, layout: WeightLayout) -> None:
-        super().__init__(parameter, config, layout)
-        self.contents = Contents(parameter)
+    def __init__(
+        self,
+        parameter: Parameter,
+        config: Config,
+        layout: WeightLayout,
+        shape: tuple[int, ...] | None = None,
+        shard: Shard | None = None,
+    ) -> None:
+        super().__init__(parameter, config, layout, shape, shard)
+        self.contents = Contents(local(parameter))
         self.edits = 0
         """Edits that a forward which trains has found, while no optimizer stepped."""
         self._search_demanded = False
@@ -56,8 +65,28 @@ class SearchedMask(WeightMask):
         return self._aside is not None
 
     def content(self, parameter: Tensor) -> Content:
-        """What tells one content of the weight from the next."""
-        return self.contents.now(parameter, self._tick_of(parameter))
+        """What tells one content of the weight from the next.
+
+        Args:
+            parameter: the master.
+        """
+        return self.contents.now(local(parameter), self._tick_of(parameter))
+
+    @property
+    def present_content(self) -> Content:
+        """`content` of the weight's own parameter, which the caller holds alive."""
+        return self.content(cast(Parameter, self.parameter()))
+
+    def stored(self) -> Tensor | None:
+        """The plain tensor in which this process holds the weight, or its part of it; None where that is gone."""
+        parameter = self.parameter()
+        return None if parameter is None else local(parameter)
+
+    @property
+    def takes_gradient(self) -> bool:
+        """Whether it is trained, not frozen."""
+        parameter = self.parameter()
+        return parameter is not None and parameter.requires_grad
 
     def search_due(self, parameter: Tensor, content: Content, *, training: bool) -> bool:
         """Whether the forward that is about to come must search the mask anew [FST 5.3: every l steps; and above].
@@ -67,6 +96,7 @@ class SearchedMask(WeightMask):
         its mask.
 
         Args:
+            parameter: what graphs multiply by.
             training: whether that forward is with gradients, and the weight takes one.
         """
         if not self.has_mask or self._search_demanded:
@@ -80,7 +110,7 @@ class SearchedMask(WeightMask):
         if self._searched_content is not None:
             return content != self._searched_content
         # What trains has been stepped since; what is frozen has an age all the same.
-        return (self.scheduled_age > 0 and parameter.requires_grad) or not self._is_mask_of(parameter)
+        return (self.scheduled_age > 0 and self.takes_gradient) or not self._is_mask_of(parameter)
 
     def find_unseen_write(self) -> bool:
         """Whether the weight, of which all that shows is as it was packed, has other numbers. Then its content moves.
@@ -101,7 +131,7 @@ class SearchedMask(WeightMask):
         """Notes that an optimizer has left the weight as it is now."""
         parameter = self.parameter()
         if parameter is not None:
-            self.contents.note_step(parameter, self._tick_of(parameter))
+            self.contents.note_step(local(parameter), self._tick_of(parameter))
 
     def begin_pack(self, parameter: Tensor, content: Content, *, training: bool) -> bool:
         """Settles which mask a pack is to use: that of the training comes back, or is set aside.
@@ -121,9 +151,9 @@ class SearchedMask(WeightMask):
 
         Changes nothing, so that whoever reads the weight before that forward sees what it will compute with.
         """
-        if self.contents.is_known(self.content(parameter)) and self.contents.differs_from(parameter):
+        if self.contents.is_known(self.present_content) and self.contents.differs_from(parameter):
             self.note_unseen_write()
-        if self.patterns is None or self.search_due(parameter, self.content(parameter), training=False):
+        if self.patterns is None or self.search_due(parameter, self.present_content, training=False):
             return self.found_patterns(parameter)
         return self.patterns.to(parameter.device)
 
@@ -134,7 +164,7 @@ class SearchedMask(WeightMask):
         if patterns is not self.patterns:
             self.remember_patterns()
             self.patterns.copy_(patterns)
-            self.searched(self.content(parameter))
+            self.searched(self.present_content)
 
     def searched(self, content: Content) -> None:
         """Notes that the mask now is that of `content`."""
@@ -148,10 +178,10 @@ class SearchedMask(WeightMask):
         if self._searched_content is None and self._may_search:
             self._searched_content = content
 
-    def baked(self, parameter: Tensor) -> None:
+    def baked(self) -> None:
         """Notes that the parameter is now what its mask keeps: that mask is the training's too."""
         self._aside = None
-        self._searched_content = self.content(parameter)
+        self._searched_content = self.present_content
         self.contents.forget()
 
     def search_overdue(self, content: Content) -> bool:

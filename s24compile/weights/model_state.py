@@ -22,6 +22,7 @@ from s24compile.weights.operand_map import operands_of
 from s24compile.weights.packing import pack_all
 from s24compile.weights.registry import TOLD, WEIGHTS, Load, told_about
 from s24compile.weights.schedule import PHASES, Phase
+from s24compile.weights.sharding import as_computed, gathered_masters, local, shape_of, whole_of
 from s24compile.weights.sparse_weight import SparseWeight
 from s24compile.wrappers import named_parameters, unwrapped
 
@@ -80,7 +81,7 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
         )
     for name, entry in state.items():
         weight = WEIGHTS.get(parameters[name])
-        shape = tuple(parameters[name].shape)
+        shape = shape_of(parameters[name])
         problem = problem_of_entry(entry, shape) if weight is None else weight.problem_of(entry)
         if problem is None and entry["weights"] != len(state):
             problem = f"it was saved together with {entry['weights']} entries, and {len(state)} are given"
@@ -141,8 +142,10 @@ def refresh(model: nn.Module, *, search: bool = False) -> None:
     operands = [operand for _, parameter in _named_parameters(model) for operand in operands_of(parameter)]
     for operand in operands:
         operand.forget()
-    # An operand whose partner was replaced, or that was made for another dtype, has nothing to pack.
-    pack_all([(op, bool(op.transposed)) for op in operands if op.forward and not op.obsolete and not op.dense])
+    # An operand whose partner was replaced, or that was made for another dtype, has nothing to pack; what FSDP2 gathers
+    # is packed when it is.
+    ready = [op for op in operands if op.forward and not (op.obsolete or op.dense or op.gathered)]
+    pack_all([(op, bool(op.transposed)) for op in ready])
 
 
 def bake_(model: nn.Module) -> None:
@@ -151,6 +154,7 @@ def bake_(model: nn.Module) -> None:
     Where that forward would search a mask anew (after a step, or when the interval is over), this does; else masks are
     kept. The parameter becomes M.W. Under S-STE it becomes W~ = beta S(W), and beta becomes 1, since S(W~) = W~: so the
     model's outputs stay the same, and baking twice is baking once. Raises version counters like any in-place write.
+    Of weights that are sharded (FSDP2) all processes must call it, which gathers them one by one.
 
     Raises:
         ModelError: the model has no sparse weights yet, or some of them train dense now (all of W is in use then).
@@ -176,17 +180,20 @@ def bake_(model: nn.Module) -> None:
 
 
 def _bake_weight_(weight: SparseWeight, parameter: Parameter) -> None:
-    with writing_state(parameter.device):
-        weight.prepare(parameter)
-        weight.search_if_due(parameter)
+    whole, stored = whole_of(parameter), local(parameter.detach())
+    with writing_state(whole.device):
+        computed = as_computed(parameter, whole)
+        weight.prepare(computed)
+        weight.search_if_due(computed)
         if weight.recipe.soft:
             assert weight.scale is not None
-            kept = weight.scale * torch.ops.s24.soft_threshold(weight.logical(parameter.detach()))
-            parameter.copy_(weight.as_stored(kept))
+            kept = weight.as_stored(weight.scale * torch.ops.s24.soft_threshold(weight.logical(whole)))
+            stored.copy_(weight.shard.of(kept) if weight.shard else kept)
             weight.set_scale(torch.ones_like(weight.scale))
         else:
-            parameter.masked_fill_(~weight.mask, 0)
-        weight.baked(parameter)
+            mask = weight.mask
+            stored.masked_fill_(~(weight.shard.of(mask) if weight.shard else mask).to(stored.device), 0)
+        weight.baked()
 
 
 def _check_names(parameters: Mapping[str, Parameter], state: Mapping[str, Any]) -> None:
@@ -211,6 +218,10 @@ def _copied(entry: Entry) -> Entry:
 
 
 def _named_parameters(model: nn.Module) -> Iterator[tuple[str, Parameter]]:
-    """(name, Parameter) of the innermost model; state is followed to Parameters that have replaced others."""
+    """(name, Parameter) of the innermost model; state is followed to Parameters that have replaced others.
+
+    While FSDP2 has some of them gathered, their masters all the same.
+    """
     follow(unwrapped(model))
-    return named_parameters(model)
+    masters = gathered_masters()
+    return ((name, masters.get(id(parameter), parameter)) for name, parameter in named_parameters(model))

@@ -23,15 +23,14 @@ from torch.nn import Parameter
 from s24compile.config import Config
 from s24compile.kernels.format import FORMATS
 from s24compile.torch_internals.tensors import storage_expired, write_count
-from s24compile.weights.contents import Content
 from s24compile.weights.observed import Observed
 from s24compile.weights.operand_request import OperandRequest
 from s24compile.weights.schedule import CLOCK
 from s24compile.weights.sparse_weight import SparseWeight
 
 Buffers = tuple[Tensor, ...]
-_State = tuple[Content, int, bool]
-"""(content, revision, whether another mask is due although neither has changed) of one weight."""
+State = tuple[Any, ...]
+"""(content, revision, whether another mask is due although neither has changed, ...) of one weight."""
 
 
 class Operand:
@@ -52,8 +51,13 @@ class Operand:
         self._both: Buffers = ()
         self.times_packed = 0
         """How often it has been packed."""
-        self._packed_at: list[_State] | None = None
+        self._packed_at: list[State] | None = None
         self._source = _kind(self.parameters())
+
+    @property
+    def gathered(self) -> bool:
+        """Whether FSDP2 gathers its weights for each use, and frees them afterwards: `weights/sharded_operand.py`."""
+        return False
 
     @property
     def dense(self) -> bool:
@@ -91,13 +95,19 @@ class Operand:
         self._packed_at = None
         CLOCK.moves += 1
 
-    def parameters(self) -> tuple[Parameter, ...]:
-        """The Parameters packed; the caller of a forward holds them alive."""
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The tensors packed, which are the Parameters; the caller of a forward holds them alive."""
         return tuple(cast(Parameter, weight.parameter()) for weight in self.weights)
 
-    def _state(self) -> list[_State]:
+    @property
+    def _packs_apart(self) -> bool:
+        """Whether each pack has buffers of its own: under "always" a second forward before the first one's backward
+        must not write into what that saved."""
+        return self.config.freshness == "always"
+
+    def _state(self) -> list[State]:
         # Once a forward and weight, in the hot path: `SparseWeight.content` written out.
-        state: list[_State] = []
+        state: list[State] = []
         for weight in self.weights:
             parameter: Any = weight.parameter()
             try:
@@ -140,9 +150,7 @@ class Operand:
         """Makes the buffers that it lacks."""
         rows, cols, dtype = sum(self.request.rows), self.request.cols, self.request.dtype
         form = FORMATS[self.request.format]
-        # Under "always" a second forward before the first one's backward must not write into what that saved.
-        always = self.config.freshness == "always"
-        if always or not self.forward or self.forward[0].device != device:
+        if self._packs_apart or not self.forward or self.forward[0].device != device:
             scale = (torch.ones(1, device=device),) if self.request.eight_bit else ()
             self.forward, self.transposed = (*form.empty(rows, cols, dtype, device), *scale), ()
         if needs_transpose and not self.transposed:
@@ -153,5 +161,5 @@ class Operand:
         self._both = (*self._inputs, *self.transposed)
 
 
-def _kind(parameters: tuple[Parameter, ...]) -> list[tuple[torch.dtype, torch.device]]:
+def _kind(parameters: tuple[Tensor, ...]) -> list[tuple[torch.dtype, torch.device]]:
     return [(p.dtype, p.device) for p in parameters]

@@ -8,13 +8,15 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from s24compile.config import Config
-from s24compile.errors import ModelError, ShapeError
+from s24compile.errors import ShapeError
+from s24compile.torch_internals import fsdp
 from s24compile.torch_internals.graphs import FakeTensor
 from s24compile.weights.operand import Buffers, Operand
 from s24compile.weights.operand_request import OperandRequest
 from s24compile.weights.parameter_map import ParameterMap
 from s24compile.weights.registry import is_dense, sparse_weight
-from s24compile.weights.sharding import FSDP_SENTENCE, sharded_master
+from s24compile.weights.sharded_operand import ShardedOperand
+from s24compile.weights.sharding import is_distributed, is_sharded, local
 
 _Key = tuple[object, ...]
 
@@ -59,7 +61,6 @@ def operand(parameters: tuple[Tensor, ...], request: OperandRequest, config: Con
     Raises:
         ConflictError: a parameter is sparse already with options that mean another training.
         ShapeError: a parameter that does not have the rows and columns asked for.
-        ModelError: a parameter that FSDP2 gathers, in a graph that was compiled before it did.
     """
     found = OPERANDS.get(parameters[0])
     partner = id(parameters[1]) if len(parameters) == 2 else None
@@ -75,8 +76,18 @@ def operand(parameters: tuple[Tensor, ...], request: OperandRequest, config: Con
 
 
 def operands_of(parameter: Tensor) -> list[Operand]:
-    """All operands whose first weight is this Parameter."""
-    return list((OPERANDS.get(parameter) or {}).values())
+    """All operands whose first weight is that of this Parameter, which modules and optimizers hold."""
+    return list((OPERANDS.get(_given(parameter)) or {}).values())
+
+
+def drop_operands(parameter: Tensor) -> None:
+    """Forgets those operands."""
+    OPERANDS.pop(_given(parameter))
+
+
+def _given(parameter: Tensor) -> Tensor:
+    gathered = fsdp.gathered_of(parameter) if is_distributed(parameter) else None
+    return parameter if gathered is None else gathered
 
 
 def _make(parameters: tuple[Tensor, ...], request: OperandRequest, config: Config, key: _Key) -> Operand:
@@ -84,18 +95,15 @@ def _make(parameters: tuple[Tensor, ...], request: OperandRequest, config: Confi
     if fakes:
         return FakeOperand(fakes, request, config)
     for parameter, name, rows in zip(parameters, request.names, request.rows, strict=True):
-        expected = (rows, request.cols) if request.weight_layout == "out_in" else (request.cols, rows)
-        if tuple(parameter.shape) != expected:
-            raise ShapeError(what=f"weight {name!r}", shape=tuple(parameter.shape), accepted=f"expected {expected}")
-        if sharded_master(parameter) is not None:
-            raise ModelError(
-                what=f"weight {name!r}", found=FSDP_SENTENCE, accepted="apply fully_shard before the first forward"
-            )
+        expected, shape = (rows, request.cols), tuple(local(parameter).shape)
+        if shape != (expected if request.weight_layout == "out_in" else expected[::-1]):
+            raise ShapeError(what=f"weight {name!r}", shape=shape, accepted=f"expected {expected}")
     weights = tuple(
         sparse_weight(cast(Parameter, p), config, name, request.weight_layout)
         for p, name in zip(parameters, request.names, strict=True)
     )
-    made = Operand(weights, request, config)
+    sharded = any(map(is_sharded, parameters))
+    made = ShardedOperand(weights, request, config, parameters) if sharded else Operand(weights, request, config)
     kept = {k: o for k, o in (OPERANDS.get(parameters[0]) or {}).items() if not o.obsolete}
     OPERANDS.set(parameters[0], {**kept, key: made})
     return made

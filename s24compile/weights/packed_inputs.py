@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
+from s24compile.errors import ModelError
 from s24compile.torch_internals.tensors import storage_expired, write_count
 from s24compile.weights.device_watch import DeviceWatch, watch_of
 from s24compile.weights.following import note_owners
@@ -23,9 +24,12 @@ from s24compile.weights.operand import Operand
 from s24compile.weights.operand_map import OPERANDS, FakeOperand
 from s24compile.weights.operand_request import OperandRequest
 from s24compile.weights.packing import pack_all
+from s24compile.weights.regathering import pack_before_backward
 from s24compile.weights.registry import WEIGHTS
 from s24compile.weights.sample import HostSample
 from s24compile.weights.schedule import CLOCK, DRIVEN
+from s24compile.weights.sharded_operand import ShardedOperand
+from s24compile.weights.sharding import is_gathered, local
 from s24compile.weights.sparse_weight import SparseWeight
 
 log = logging.getLogger("s24compile")
@@ -52,10 +56,13 @@ S = TypeVar("S", bound=Slot)
 class PackedInputs(Generic[S]):
     """The packed weights of one compiled graph."""
 
-    def __init__(self, slots: Sequence[S]) -> None:
+    def __init__(self, slots: Sequence[S], args: Sequence[Any] = ()) -> None:
+        """args: what the graph was captured with."""
         self.slots = tuple(slots)
         self._pick = _picker([place for slot in slots for place in slot.places])
         self._calls: dict[tuple[int, ...], _Call[S]] = {}
+        self.are_freed = any(is_gathered(args[place]) for slot in slots for place in slot.places if args)
+        """Whether FSDP2 frees packed weights after their forward, see `pack_before_backward`."""
 
     def dense_slots(self, args: Sequence[Any]) -> frozenset[S]:
         """The slots that are in their dense phase in a call with these arguments. Packs nothing."""
@@ -70,6 +77,8 @@ class PackedInputs(Generic[S]):
         call = self._calls.get(key)
         if call is None or call.generation != _generation():
             operands = [slot.operand(args) for slot in self.slots]
+            if not self.are_freed:
+                _refuse_late_gathering(operands)
             note_owners(parameters)
             # Those of fake parameters are nobody's.
             if any(isinstance(found, FakeOperand) for found in operands):
@@ -78,6 +87,18 @@ class PackedInputs(Generic[S]):
             self._calls = {k: known for k, known in self._calls.items() if known.generation == generation}
             call = self._calls[key] = _Call(self.slots, operands, generation)
         return call.fresh(parameters)
+
+    def pack_before_backward(self, args: Sequence[Any], results: Sequence[Any]) -> None:
+        """Where FSDP2 frees packed weights after this call, packs them again before its backward.
+
+        Args:
+            args: of the call.
+            results: what it returned.
+        """
+        call = self._calls.get(tuple(map(id, self._pick(args))))
+        freed = call.gathered() if call is not None else []
+        if freed:
+            pack_before_backward(results, freed)
 
 
 class _Call(Generic[S]):
@@ -89,6 +110,8 @@ class _Call(Generic[S]):
             (slot, weakref.ref(found), slot.request.needs_transpose)
             for slot, found in zip(slots, operands, strict=True)
         ]
+        self._sharded = any(isinstance(found, ShardedOperand) for found in operands)
+        self._gathered = all(found.gathered for found in operands)
         self._seen: tuple[object, ...] = ()
         """What showed when everything was true; () where nothing shows."""
         self._dense: frozenset[S] = frozenset()
@@ -109,6 +132,8 @@ class _Call(Generic[S]):
 
     def fresh(self, parameters: tuple[Tensor, ...]) -> tuple[frozenset[S], list[Tensor]]:
         """See `PackedInputs.fresh`."""
+        if self._sharded:
+            parameters = tuple(map(local, parameters))
         try:
             versions = list(map(write_count, parameters))
         except RuntimeError:  # inference tensors have none
@@ -126,6 +151,11 @@ class _Call(Generic[S]):
                 self._look_closely(parameters)
         self._seen = (CLOCK.moves, DRIVEN.generation, versions, addresses) if versions else ()
         return self._dense, self._buffers()
+
+    def gathered(self) -> list[tuple[ShardedOperand, bool]]:
+        """The operands in their sparse phase that FSDP2 frees, and whether W^T is needed of them."""
+        found = [(ref(), transpose) for ref, transpose in self._active]
+        return [(op, transpose) for op, transpose in found if isinstance(op, ShardedOperand) and op.gathered]
 
     def packed(self) -> tuple[frozenset[S], list[Tensor]]:
         """What a call with fake parameters needs."""
@@ -157,7 +187,8 @@ class _Call(Generic[S]):
     def _look_closely(self, parameters: tuple[Tensor, ...]) -> bool:
         """Asks each operand, and packs the stale ones. Returns whether that was all of them."""
         active = self._settle()
-        devices = dict.fromkeys([parameter.device for parameter in parameters])
+        # What is gathered is packed whenever it is, whether it was written or not.
+        devices = () if self._gathered else dict.fromkeys([parameter.device for parameter in parameters])
         watches = [watch for device in devices if (watch := watch_of(device)) is not None]
         self._watches = {watch: self._watches.get(watch, watch.number) for watch in watches}
         if self._watches:
@@ -188,6 +219,9 @@ class _Call(Generic[S]):
         self._packs = packs
         self._weights, self._samples, self._storages, self._remembers = [], [], [], True
         for found in operands:
+            if found.gathered:
+                self._remembers = False
+                continue
             for weight in found.weights:
                 contents = weight.contents
                 self._weights.append(weakref.ref(weight))
@@ -236,6 +270,18 @@ class _Call(Generic[S]):
         if written:
             pack_all(written, silently=True)
         return [pair for pair in active if pair not in written] if written else active
+
+
+def _refuse_late_gathering(operands: Sequence[Operand]) -> None:
+    """Dynamo's guards do not ask for hooks: what it compiled before `fully_shard` gave a module some runs without them,
+    and nothing gathers its weights in time or reduces their gradients."""
+    late = next((found for found in operands if found.gathered), None)
+    if late is not None:
+        raise ModelError(
+            what=f"weight {late.weights[0].name!r}",
+            found="it is gathered by FSDP2 (fully_shard), in a graph that was compiled before it was",
+            accepted="apply fully_shard before the first forward, or call torch._dynamo.reset() after it",
+        )
 
 
 def note_written(weights: Sequence[SparseWeight]) -> None:

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils.checkpoint import CheckpointFunction
 
 from s24compile.kernels import providers
+from s24compile.torch_internals import fsdp
 from s24compile.weights.contents import Content
 from s24compile.weights.device_watch import take_samples
 from s24compile.weights.mask import writing_state
 from s24compile.weights.operand import Buffers, Operand
 from s24compile.weights.schedule import CLOCK
+from s24compile.weights.sharded_operand import ShardedOperand
 from s24compile.weights.sparse_weight import SparseWeight
 from s24compile.weights.unheld import warn_of_unheld
 
@@ -47,6 +48,10 @@ def pack_all(stale: Sequence[tuple[Operand, bool]], *, silently: bool = False) -
     wanted: dict[Operand, bool] = {}
     for operand, needs_transpose in stale:
         wanted[operand] = wanted.get(operand, False) or needs_transpose
+    again = {op: transpose for op, transpose in wanted.items() if isinstance(op, ShardedOperand) and op.only_freed}
+    if again:
+        pack_again(again)
+        wanted = {operand: transpose for operand, transpose in wanted.items() if operand not in again}
     if training:
         warn_of_unheld([weight for operand in wanted for weight in operand.weights])
     for device in dict.fromkeys(operand.parameters()[0].device for operand in wanted):
@@ -65,7 +70,30 @@ def pack_all(stale: Sequence[tuple[Operand, bool]], *, silently: bool = False) -
             # Only now: a weight with two operands (two dtypes) changes its revision for both.
             for pack in packs:
                 pack.operand.note_pack()
-            take_samples(dict.fromkeys(weight for pack in packs for weight in pack.operand.weights), training)
+            sampled = [pack.operand for pack in packs if not pack.operand.gathered]
+            take_samples(dict.fromkeys(weight for operand in sampled for weight in operand.weights), training)
+
+
+def pack_again(freed: Mapping[ShardedOperand, bool]) -> None:
+    """Packs what FSDP2 has freed since it was packed, of the same numbers: with the masks as they are, and so that
+    backwards which wait for the buffers go on."""
+    for device in dict.fromkeys(operand.parameters()[0].device for operand in freed):
+        with writing_state(device):
+            kinds: dict[_Kind, list[_Pack]] = {}
+            buffers: list[Tensor] = []
+            for operand, needs_transpose in freed.items():
+                if operand.parameters()[0].device == device:
+                    operand.allocate(device, needs_transpose or bool(operand.transposed))
+                    patterns = [
+                        weight.prepare(p) for weight, p in zip(operand.weights, operand.parameters(), strict=True)
+                    ]
+                    pack = _Pack(operand, operand.parameters(), [], patterns, [], False, _scale(operand.weights))
+                    kinds.setdefault(pack.kind, []).append(pack)
+                    buffers += operand.buffers(True)
+                    operand.times_packed += 1
+            with fsdp.preserving_versions(tuple(buffers)):
+                for together in kinds.values():
+                    _pack_kind(together, silently=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +101,7 @@ class _Pack:
     """One operand on its way through a packing op."""
 
     operand: Operand
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[Tensor, ...]
     contents: list[Content]
     patterns: list[Tensor]
     due: list[bool]
@@ -109,14 +137,14 @@ def _begin(operand: Operand, needs_transpose: bool, settled: set[SparseWeight], 
         training: whether the pack is for a forward with gradients.
     """
     weights, parameters = operand.weights, operand.parameters()
-    for weight, parameter in zip(weights, parameters, strict=True):
+    for weight in weights:
         # Another operand of the weight packs it again only if it learns of this before the sample is taken anew.
-        if weight.contents.is_known(weight.content(parameter)):
+        if weight.contents.is_known(weight.present_content):
             weight.find_unseen_write()
-    contents = [w.content(p) for w, p in zip(weights, parameters, strict=True)]
+    contents = [weight.present_content for weight in weights]
     operand.allocate(parameters[0].device, needs_transpose or bool(operand.transposed))
     due = [
-        w not in settled and w.begin_pack(p, c, training=training and p.requires_grad)
+        w not in settled and w.begin_pack(p, c, training=training and w.takes_gradient)
         for w, p, c in zip(weights, parameters, contents, strict=True)
     ]
     patterns = [w.prepare(p) for w, p in zip(weights, parameters, strict=True)]

@@ -44,11 +44,16 @@ class Places(Generic[V]):
         before = None if residents is None else residents.get(name)
         return None if before is None or before.parameter() is parameter else before.state
 
-    def left_for(self, parameter: Tensor) -> V | None:
-        """The same for a Parameter of which nobody knows where it stands."""
+    def left_for(self, parameter: Tensor, gathered: Tensor | None = None) -> V | None:
+        """The same for a Parameter of which nobody knows where it stands.
+
+        Args:
+            gathered: what FSDP2 puts in its place for a forward.
+        """
         for module, residents in list(self._residents.items()):
             for name, before in residents.items():
-                if module._parameters.get(name) is parameter and before.parameter() is not parameter:
+                held = module._parameters.get(name)
+                if held is not None and (held is parameter or held is gathered) and before.parameter() is not parameter:
                     return before.state
         return None
 

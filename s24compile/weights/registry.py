@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import weakref
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from s24compile.weights.operand_request import WeightLayout
 from s24compile.weights.parameter_map import ParameterMap
 from s24compile.weights.places import Places
 from s24compile.weights.schedule import Phase
+from s24compile.weights.sharding import local, master_of, shape_of, shard_of
 from s24compile.weights.sparse_weight import SparseWeight
 
 
@@ -74,23 +76,25 @@ TOLD: ParameterMap[Told] = ParameterMap()
 PLACES: Places[State] = Places()
 
 
-def sparse_weight(parameter: Parameter, config: Config, name: str, layout: WeightLayout) -> SparseWeight:
-    """The state of a parameter, made at the first request.
+def sparse_weight(given: Parameter, config: Config, name: str, layout: WeightLayout) -> SparseWeight:
+    """The state of a parameter that arrives at a graph, made at the first request. It is its master's.
 
     Raises:
         ConflictError: the parameter is sparse already with options that mean another training.
         CheckpointError: state was loaded for this model that does not fit, now that the options are known.
     """
+    parameter = cast(Parameter, master_of(given))
     weight = WEIGHTS.get(parameter)
     if weight is not None:
         if weight.config is not config or weight.layout != layout:
             _check_agreement(weight, config, layout)
+        weight.shard = shard_of(given)
         return weight
     told = TOLD.get(parameter)
-    left = PLACES.left_for(parameter) if told is None else None
+    left = PLACES.left_for(parameter, given) if told is None else None
     if left is not None and hand_over(left, parameter, converted=True):
-        return sparse_weight(parameter, config, name, layout)
-    weight = SparseWeight(parameter, config, name, layout)
+        return sparse_weight(given, config, name, layout)
+    weight = SparseWeight(parameter, config, name, layout, tuple(local(given).shape), shard_of(given))
     if not training_of(parameter):
         _follow_original(weight)
     if told is not None:
@@ -193,13 +197,13 @@ def hand_over(state: State, new: Parameter, *, converted: bool) -> bool:
         state = state.became
     if isinstance(state, Told):
         entry = state.entry
-        if entry is not None and tuple(entry["shape"]) != tuple(new.shape):
+        if entry is not None and tuple(entry["shape"]) != shape_of(new):
             return False
         TOLD.set(new, dataclasses.replace(state))
         return True
-    if state.shape != tuple(new.shape):
+    if state.shape != shape_of(new):
         return False
-    heir = SparseWeight(new, state.config, state.name, state.layout)
+    heir = SparseWeight(new, state.config, state.name, state.layout, state.shape)
     heir.inherit(state, new, converted=converted)
     WEIGHTS.set(new, heir)
     return True

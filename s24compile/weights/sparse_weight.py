@@ -15,13 +15,28 @@ from s24compile.config import Config
 from s24compile.weights.checkpoint import FORMAT, Entry, problem_of_entry, problem_of_patterns
 from s24compile.weights.mask_search import SearchedMask
 from s24compile.weights.operand_request import WeightLayout
+from s24compile.weights.sharding import Shard, local
 
 
 class SparseWeight(SearchedMask):
     """The live state of one 2:4 weight. Read it through `s24compile.sparse_weights(model)`; the package writes it."""
 
-    def __init__(self, parameter: Parameter, config: Config, name: str, layout: WeightLayout) -> None:
-        super().__init__(parameter, config, layout)
+    def __init__(
+        self,
+        parameter: Parameter,
+        config: Config,
+        name: str,
+        layout: WeightLayout,
+        shape: tuple[int, ...] | None = None,
+        shard: Shard | None = None,
+    ) -> None:
+        """
+        Args:
+            parameter: the master, see `weights/sharding.py`.
+            shape: of the tensor that graphs multiply by; None: that of the parameter.
+            shard: which part of that tensor the parameter holds in this process; None: all of it.
+        """
+        super().__init__(parameter, config, layout, shape, shard)
         self.name = name
         self._decay: float | None = None
         self.packed_at = 0
@@ -113,4 +128,4 @@ class SparseWeight(SearchedMask):
     def inherit(self, other: SparseWeight, parameter: Tensor, *, converted: bool) -> None:
         """Takes over the state of the weight whose Parameter this one's has replaced; see `Contents.inherit`."""
         self.restore(other.entry())
-        self.contents.inherit(other.contents, parameter, self._tick_of(parameter), converted=converted)
+        self.contents.inherit(other.contents, local(parameter), self._tick_of(parameter), converted=converted)
