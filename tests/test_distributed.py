@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import s24compile
@@ -52,7 +52,7 @@ def test_train_every_layer_sparse_where_ddp_keeps_graphs_whole(optimize_ddp: boo
 def test_warn_that_ddp_cuts_layers_and_say_what_to_set(process_group: None, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="s24compile"):
         train_two_steps(True)
-    assert 'optimize_ddp = "python_reducer"' in caplog.text
+    assert "optimize_ddp = False and compile block by block" in caplog.text
 
 
 def sharded(model: GPT) -> GPT:
@@ -116,3 +116,13 @@ def test_train_2_4_hidden_states_under_fsdp_and_ddp(way: str, process_group: Non
         found.append(losses)
         assert {entry["steps"] for entry in s24compile.state_dict(model).values()} == {3}
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_warn_that_fsdp1_trains_dense(process_group: None, caplog: pytest.LogCaptureFixture) -> None:
+    model, tokens = small_gpt(), torch.randint(256, (2, 8))
+    sharded_flat = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    compiled = torch.compile(sharded_flat, backend="s24", options={"inner": "eager"})
+    with caplog.at_level(logging.WARNING, logger="s24compile"):
+        compiled(tokens, tokens)[1].backward()
+    assert "a view of a flat parameter (FullyShardedDataParallel)" in caplog.text
+    assert not s24compile.sparse_weights(model)

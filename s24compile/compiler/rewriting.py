@@ -112,6 +112,10 @@ def refused_inputs(gm: fx.GraphModule, example_inputs: Sequence[Any], config: Co
     """Name of each placeholder at which a parameter arrives that has to stay dense in this graph -> why."""
     running = running_forward()
     found = {}
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    for node, given in zip(placeholders, example_inputs, strict=True):
+        if type(given) is torch.Tensor and (sentence := problem_of_gathering(given, cuda_graphs=False)):
+            found[node.name] = sentence
     for _, node, given in _parameters(gm, example_inputs):
         sentence = problem_of_gathering(given, cuda_graphs=replays_graphs(config))
         if sentence or (running is not None and (sentence := sentence_of(given, running))):

@@ -31,7 +31,7 @@ from s24compile.graphs.fake_mode import fake_mode_of
 from s24compile.passes.canonicalize import canonicalize
 from s24compile.passes.checks import DDP_SENTENCE, EIGHT_BIT_SENTENCE
 from s24compile.passes.find import find
-from s24compile.passes.outside import FASTPATH_SENTENCE
+from s24compile.passes.outside import DTENSOR_SENTENCE, FASTPATH_SENTENCE
 from s24compile.passes.policy import decide
 from s24compile.passes.printing import format_graph
 from s24compile.passes.provenance import user_place
@@ -60,7 +60,9 @@ __all__ = [
 
 log = logging.getLogger("s24compile.passes")
 
-ALARMING = frozenset({DDP_SENTENCE, FASTPATH_SENTENCE, *GATHERING_SENTENCES, EIGHT_BIT_SENTENCE.partition(":")[0]})
+ALARMING = frozenset(
+    {DDP_SENTENCE, DTENSOR_SENTENCE, FASTPATH_SENTENCE, *GATHERING_SENTENCES, EIGHT_BIT_SENTENCE.partition(":")[0]}
+)
 """Refusals of whole graphs or models that nobody who asked for sparse training expects; logged as warnings."""
 
 PASSES: tuple[Callable[[State], int], ...] = (canonicalize, find, decide, rewrite, rewrite_dense, note_saved, verify)

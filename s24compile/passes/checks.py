@@ -27,7 +27,8 @@ from s24compile.weights.sharding import GATHERING_SENTENCES
 
 DDP_SENTENCE = (
     "DDP's optimizer cut this graph at its gradient buckets, usually between an activation and its last projection; "
-    'set torch._dynamo.config.optimize_ddp = "python_reducer" to keep layers whole'
+    "set torch._dynamo.config.optimize_ddp = False and compile block by block (block.compile(backend='s24')), which "
+    'overlaps its all-reduces with the backward; "python_reducer" keeps layers whole too, and overlaps none'
 )
 DECORATED_SENTENCE = "another module of this graph is decorated with sparse_ffn, and then only decorated ones are taken"
 TRANSFORM_SENTENCE = "it runs inside a transform of torch.func, and the 2:4 ops have no rules for those"
@@ -83,8 +84,12 @@ def undecorated_layer(match: Match, state: State, decorated: bool) -> str:
 
 
 def no_plain_linear(asked: Asked) -> str:
-    """No F.linear by a parameter, as the rules have found out."""
-    return asked.linear.foreign or asked.linear.unsupported
+    """No F.linear by a parameter, as the rules have found out; or by what FSDP makes of one."""
+    linear, refused = asked.linear, asked.state.refused
+    if linear.foreign and refused:
+        known = next((why for node in linear.node.all_input_nodes if (why := refused.get(node.name))), "")
+        return known or linear.foreign
+    return linear.foreign or linear.unsupported
 
 
 def dense_phase(asked: Asked) -> str:

@@ -20,7 +20,10 @@ FASTPATH_SENTENCE = (
     "nn.TransformerEncoderLayer took its fused inference path, one op for the whole layer, with dense weights; "
     "torch.backends.mha.set_fastpath_enabled(False) keeps evaluation as sparse as training"
 )
-DTENSOR_SENTENCE = "its weight is a DTensor (tensor parallel), which is not rewritten"
+DTENSOR_SENTENCE = (
+    "its weight is a DTensor (tensor parallel), which is not rewritten: it trains dense; FSDP2 (fully_shard) without "
+    "it keeps layers sparse, see docs/distributed.md"
+)
 GROUPED = frozenset({"grouped_mm", GROUPED_MM, "grouped_mm_fallback", "scaled_grouped_mm"})
 BATCHED = frozenset({"bmm", "matmul", "baddbmm"})
 _VIEWS_OF_EXPERTS = frozenset({"transpose", "getitem", "to", "contiguous", "permute", "getattr"})

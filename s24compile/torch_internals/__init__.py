@@ -9,6 +9,6 @@ tests/test_torch_internals.py first: it names the parts that are gone.
 * `compilers`: Inductor, AOTAutograd, their passes.            `modes`: Inductor's modes.
 * `function`: the nodes of autograd.Functions.            `operators`: ops and the way into the dispatcher.
 * `graphs`: FX graphs and fake tensors.                    `tensors`: subclasses, storages, version counters.
-* `fsdp`: what FSDP2 gathers, and DTensors.
+* `fsdp`: what FSDP2 gathers, and DTensors.                `processes`: the store of a job, DDP's groups.
 * `products`: products and streams of CUDA.                `part`: what an entry says, and the error without it.
 """

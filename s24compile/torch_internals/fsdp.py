@@ -41,6 +41,12 @@ def local_tensor(tensor: Tensor) -> Tensor | None:
     return getattr(tensor, "_local_tensor", None)
 
 
+def is_of_fsdp1(tensor: Tensor) -> bool:
+    """Whether it is a view of a flat parameter, as FullyShardedDataParallel makes one for each weight and forward."""
+    base = getattr(tensor, "_base", None)
+    return base is not None and getattr(base, "_is_flat_param", False) is True
+
+
 def whole_shape(record: Any) -> tuple[int, ...]:
     """The shape of what is gathered, of which the processes of FSDP2 hold parts."""
     return tuple(record._orig_size)

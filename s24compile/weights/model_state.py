@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from s24compile.errors import CheckpointError, ModelError, OptionError
+from s24compile.weights.agreement import fingerprint
 from s24compile.weights.checkpoint import Entry, problem_of_entry, scheduled_steps
 from s24compile.weights.following import follow
 from s24compile.weights.mask import writing_state
@@ -90,12 +91,13 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
                 found=f"weight {name!r}: {problem}",
                 accepted="load what s24compile.state_dict returned for this model, with the same recipe",
             )
-    load = Load()
+    load = Load(fingerprint(state) if torch.distributed.is_available() and torch.distributed.is_initialized() else "")
     for name, parameter in parameters.items():
         weight = WEIGHTS.get(parameter)
         entry = state.get(name)
         if weight is not None and entry is not None:
             weight.restore(entry)
+            weight.load = load
         elif entry is not None:
             told = told_about(parameter)
             told.entry, told.phase, told.left_out, told.load = _copied(entry), None, False, load

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from s24compile.kernels import providers
 from s24compile.torch_internals import fsdp
+from s24compile.weights.agreement import agree
 from s24compile.weights.contents import Content
 from s24compile.weights.device_watch import take_samples
 from s24compile.weights.mask import writing_state
@@ -53,6 +54,7 @@ def pack_all(stale: Sequence[tuple[Operand, bool]], *, silently: bool = False) -
         pack_again(again)
         wanted = {operand: transpose for operand, transpose in wanted.items() if operand not in again}
     if training:
+        agree([weight for operand in wanted for weight in operand.weights])
         warn_of_unheld([weight for operand in wanted for weight in operand.weights])
     for device in dict.fromkeys(operand.parameters()[0].device for operand in wanted):
         with writing_state(device):

@@ -35,8 +35,12 @@ from s24compile.weights.sparse_weight import SparseWeight
 class Load:
     """One call of load_state_dict, whose entries are taken over one by one, as their weights become sparse."""
 
-    def __init__(self) -> None:
+    def __init__(self, fingerprint: str = "") -> None:
         self._taken: list[tuple[weakref.ref[SparseWeight], int, Entry]] = []
+        self.fingerprint = fingerprint
+        """Of the whole state, see `weights/agreement.py`."""
+        self.agreed = not fingerprint
+        """Whether the other ranks are known to have loaded the same."""
         self.warned = False
         """Whether it has been said that some of it belongs to weights that train dense."""
 
@@ -44,6 +48,7 @@ class Load:
         """Restores a weight from its entry."""
         fresh = weight.entry()
         weight.restore(entry)
+        weight.load = self
         self._taken.append((weakref.ref(weight), weight.steps, fresh))
 
     def undo(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,11 @@ CUDA_GRAPHS_SENTENCE = (
     'would go on reading where they were; leave mode="reduce-overhead", "max-autotune" and triton.cudagraphs alone, or '
     'take "max-autotune-no-cudagraphs"'
 )
-GATHERING_SENTENCES = (PARTS_SENTENCE, CUDA_GRAPHS_SENTENCE)
+FSDP1_SENTENCE = (
+    "its weight is a view of a flat parameter (FullyShardedDataParallel), which is not rewritten: it trains dense; use "
+    "FSDP2, torch.distributed.fsdp.fully_shard"
+)
+GATHERING_SENTENCES = (PARTS_SENTENCE, CUDA_GRAPHS_SENTENCE, FSDP1_SENTENCE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +125,12 @@ def any_process(answer: bool, tensors: Iterable[Tensor]) -> bool:
     return answer
 
 
+def data_parallel_mesh(master: Tensor) -> Any:
+    """The mesh of the processes among which FSDP2 shares a Parameter; None of any other one."""
+    record = fsdp.record_holding(master) if is_distributed(master) else None
+    return None if record is None else record.mesh_info.mesh
+
+
 def shard_of(given: Tensor) -> Shard | None:
     """Which part of what the graph multiplies by its master holds; None for all of it."""
     record = fsdp.record_of(given)
@@ -127,11 +138,13 @@ def shard_of(given: Tensor) -> Shard | None:
 
 
 def problem_of_gathering(given: Tensor, *, cuda_graphs: bool) -> str:
-    """Why a Parameter has to stay dense because FSDP2 gathers it; "" where it need not.
+    """Why a weight has to stay dense because FSDP gathers it; "" where it need not.
 
     Args:
         cuda_graphs: whether the graph is replayed from CUDA graphs.
     """
+    if fsdp.is_of_fsdp1(given):
+        return FSDP1_SENTENCE
     record = fsdp.record_of(given)
     if record is None:
         return ""

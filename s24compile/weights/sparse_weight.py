@@ -5,7 +5,7 @@ which.
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class SparseWeight(SearchedMask):
         self._decay: float | None = None
         self.packed_at = 0
         """CLOCK.tick at the last pack: not before `tick`, if the forward since then was a sparse one."""
+        self.load: Any = None
+        """The last loading of a state for it, a `registry.Load`."""
         self.warned = False
         """Whether it has been said that this weight trained on a dense forward."""
         self.said_unheld = False
