@@ -97,6 +97,11 @@ class Ranks:
             found[rank] = answer
         return [found[rank] for rank in range(world)]
 
+    def kill(self, rank: int) -> None:
+        """Ends one process, as a machine that fails does."""
+        self._processes[rank][0].kill()
+        self._processes[rank][0].join()
+
     def stop(self) -> None:
         """Ends all processes; the next scenario starts others."""
         for process, _ in self._processes:
