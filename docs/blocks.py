@@ -45,7 +45,7 @@ def stages() -> dict[str, str]:
     import torch.nn.functional as functional
     from torch import nn
 
-    import s24compile.compiler.backend
+    import s24compile.compiler.sparse_graph
     from s24compile.graphs import tracing
     from s24compile.kernels.target import Target
     from tests.graphs import captured_lowerings
@@ -67,7 +67,7 @@ def stages() -> dict[str, str]:
     torch._dynamo.reset()
     model, x = SwiGLU().bfloat16(), torch.randn(128, 64, dtype=torch.bfloat16, requires_grad=True)
     patch = pytest.MonkeyPatch()
-    patch.setattr(s24compile.compiler.backend, tracing.trace_graph.__name__, keep)
+    patch.setattr(s24compile.compiler.sparse_graph, tracing.trace_graph.__name__, keep)
     with patch.context(), captured_lowerings(patch, Target.parse("sm_90")) as lowered:
         torch.compile(model, backend="s24", options={"inner": "aot_eager"})(x).sum().backward()
     patch.undo()

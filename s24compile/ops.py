@@ -362,11 +362,13 @@ def activation_backward_pack(
         found = _ops.activation_backward_pack(
             dp.detach(), *p.flat(), act, 1.0, seed_tensor(seed, dp.device), True, True, False
         )
-    dz, dzt, dzt_metadata, pt, pt_metadata, _ = found
+    dz, *estimates, _ = found
+    of_dz = FORMATS[form].parts(estimates[0], estimates[1], hidden, tokens)
+    of_p = FORMATS[form].parts(estimates[2], estimates[3], hidden, tokens)
     return (
         Packed24(dz, p.metadata, (tokens, hidden), p.dtype, p.format),
-        Packed24(dzt, dzt_metadata, (hidden, tokens), p.dtype, form),
-        Packed24(pt, pt_metadata, (hidden, tokens), p.dtype, form),
+        Packed24(*of_dz, (hidden, tokens), p.dtype, form),
+        Packed24(*of_p, (hidden, tokens), p.dtype, form),
     )
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 _PRIVATE = re.compile(r"_[a-z]\w*", re.IGNORECASE)
 _DOCUMENTED = re.compile(r"torch\._(foreach_\w+|check\w*)")
 """With an underscore, and in torch's documentation all the same."""
-_OF_PYTHON = frozenset({"_getframe", "_operator"})
-"""`sys._getframe`, and the module in which operators written in C say that they are."""
+_OF_PYTHON = frozenset({"_getframe", "_operator", "_replace"})
+"""`sys._getframe`, the module in which operators written in C say that they are, and a method of named tuples."""
 _OF_OTHERS: dict[str, frozenset[str]] = {
     # An enum of accelerate's, which cannot be extended but from inside; transformers' folder of a run, its loader.
     "integrations.accelerate": frozenset({"_name_", "_value_", "_member_map_", "_value2member_map_", "_member_names_"}),

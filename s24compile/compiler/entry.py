@@ -13,5 +13,5 @@ def __getattr__(name: str) -> Any:
     from s24compile.compiler.backend import s24
 
     # Of two threads that load at once, both register.
-    register_again(name)
+    register_again(name, f"{__name__}:{name}")
     return s24

@@ -17,11 +17,11 @@ from s24compile.passes.emit import Emitter
 from s24compile.passes.linears import Refusal, parameters_of
 from s24compile.passes.scope import Scope, fake, hop_name
 from s24compile.passes.spelling import general_name
+from s24compile.torch_internals.products import SCALED_PRODUCTS
 
-PRODUCTS = frozenset({"_scaled_mm", "scaled_mm", "_scaled_mm_v2"})
 OPAQUE = "trampoline_autograd_apply"
 FUNCTION = "autograd_function_apply"
-ROOTS = PRODUCTS | {OPAQUE, FUNCTION, "getitem"}
+ROOTS = SCALED_PRODUCTS | {OPAQUE, FUNCTION, "getitem"}
 SENTENCE = (
     "its projection is converted to float8 already, by {name}, which is not rewritten; leave the layer unconverted, "
     "and precision='fp8' multiplies eight-bit floats in it, 2:4 ones"
@@ -32,6 +32,8 @@ _NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.
 def converted(scope: Scope, node: fx.Node, _: Emitter) -> Refusal | None:
     """A product by a parameter [N, K] or [K, N] in float8 that is not ours. Always refused."""
     call: Any = node
+    if node.op not in ("call_function", "call_method"):  # a placeholder of a checkpointed body may be called getitem
+        return None
     if general_name(node) == "getitem":
         call = node.args[0]
         if not isinstance(call, fx.Node) or hop_name(call) != FUNCTION or node.args[1] != 0:
@@ -45,7 +47,7 @@ def converted(scope: Scope, node: fx.Node, _: Emitter) -> Refusal | None:
 
 def _name_of(call: fx.Node) -> str:
     """What multiplies in float8 there, in a word; empty if nothing does."""
-    if general_name(call) in PRODUCTS:
+    if general_name(call) in SCALED_PRODUCTS:
         return "torch._scaled_mm"
     if hop_name(call) == FUNCTION:
         body = getattr(call.graph.owning_module, str(getattr(call.args[0], "target", "")), None)
@@ -65,4 +67,4 @@ def _name_of(call: fx.Node) -> str:
 
 def _is_narrow(node: fx.Node) -> bool:
     value = fake(node)
-    return general_name(node) in PRODUCTS or (value is not None and value.dtype in _NARROW)
+    return general_name(node) in SCALED_PRODUCTS or (value is not None and value.dtype in _NARROW)

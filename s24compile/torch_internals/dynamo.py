@@ -154,8 +154,11 @@ def is_compiled_module(module: object) -> bool:
     return isinstance(module, torch._dynamo.OptimizedModule)
 
 
-def register_again(name: str) -> None:
+def register_again(name: str, value: str) -> None:
     """Lets `torch.compile(backend=name)` register a backend that is registered already.
+
+    Args:
+        value: of the entry point, "module:attribute".
 
     Torch loads an entry point at the first use of its name, without a lock: the second of two threads that do so at
     once finds the name taken, and fails. Whoever else loads the entry point does not register: torch then has to find
@@ -165,4 +168,5 @@ def register_again(name: str) -> None:
         from torch._dynamo.backends import registry
 
     if registry._COMPILER_FNS.pop(name, None) is not None:
-        (registry._BACKENDS[name],) = importlib.metadata.entry_points(group="torch_dynamo_backends", name=name)
+        # Nothing slow here: the thread that has popped the name is to register it before another one looks.
+        registry._BACKENDS[name] = importlib.metadata.EntryPoint(name, value, "torch_dynamo_backends")

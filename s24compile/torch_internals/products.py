@@ -20,6 +20,10 @@ PARTS = (
 )
 
 
+SCALED_PRODUCTS = frozenset({"_scaled_mm", "scaled_mm", "_scaled_mm_v2"})
+"""What torch's products of 8-bit floats are called in a graph."""
+
+
 def _no_stream(device: int) -> int:
     return int(part_of(torch._C, "_cuda_getCurrentRawStream")(device))
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import s24compile
-from s24compile.compiler import backend
+from s24compile.compiler import sparse_graph
 from s24compile.errors import BuildError, DtypeError, TargetError
 from s24compile.kernels import ops as raw
 from s24compile.kernels import providers
@@ -388,7 +388,7 @@ def test_the_error_reaches_whoever_compiles(monkeypatch):
     def refuse(arch, format):
         raise BuildError(what="a kernel", found="nvcc was not found", accepted="install it")
 
-    monkeypatch.setattr(backend, "require_gemm", refuse)
+    monkeypatch.setattr(sparse_graph, "require_gemm", refuse)
     model = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))
     with pytest.raises(BuildError, match="nvcc was not found"):
         torch.compile(model, backend="s24", options={"inner": "eager"})(torch.randn(8, 16))

@@ -69,12 +69,12 @@ return [%reshape1, %getitem2, %_to_copy1, %_to_copy2, %getitem0, %getitem1, %vie
 %view0: bf16[16, 16] = view(%in5, [-1, 16])
 %mm0: bf16[16, 32] = mm(%view0, %in1)
 %randint0: i64[1] = randint(0, 4611686018427387904, [1], device=device(type='cpu'), pin_memory=False)
-%s24_triton.activation_backward_pack0: (bf16[16, 16], bf16[32, 8], i16[1, 1, 256], bf16[32, 8], i16[1, 1, 256], f32[0]) = s24_triton.activation_backward_pack(%mm0, %in2, %in3, 16, 32, 'sm90', 'relu2', 1.0, %randint0, True, True, False)  # triton
+%s24_triton.activation_backward_pack0: (bf16[16, 16], bf16[32, 8], i16[2, 2, 256], bf16[32, 8], i16[2, 2, 256], f32[0]) = s24_triton.activation_backward_pack(%mm0, %in2, %in3, 16, 32, 'sm90', 'relu2', 1.0, %randint0, True, True, False)  # triton
 %getitem0: bf16[16, 16] = getitem(%s24_triton.activation_backward_pack0, 0)
 %getitem1: bf16[32, 8] = getitem(%s24_triton.activation_backward_pack0, 1)
-%getitem2: i16[1, 1, 256] = getitem(%s24_triton.activation_backward_pack0, 2)
+%getitem2: i16[2, 2, 256] = getitem(%s24_triton.activation_backward_pack0, 2)
 %getitem3: bf16[32, 8] = getitem(%s24_triton.activation_backward_pack0, 3)
-%getitem4: i16[1, 1, 256] = getitem(%s24_triton.activation_backward_pack0, 4)
+%getitem4: i16[2, 2, 256] = getitem(%s24_triton.activation_backward_pack0, 4)
 %s24_cutlass.mm0: f32[32, 16] = s24_cutlass.mm(%getitem1, %getitem2, 32, 16, 'sm90', %in4, None, 'row', f32)  # cutlass
 %s24_cutlass.mm1: f32[16, 16] = s24_cutlass.mm(%getitem0, %in3, 16, 32, 'sm90', %in0, None, 'row', f32)  # cutlass
 %s24_cutlass.mm2: f32[32, 16] col = s24_cutlass.mm(%getitem3, %getitem4, 32, 16, 'sm90', %view0, None, 'col', f32)  # cutlass

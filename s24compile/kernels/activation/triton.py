@@ -83,7 +83,10 @@ def activation_backward_pack(
     dz = form.empty(tokens, hidden, p.dtype, dp.device)[0]
     across, nothing = FORMATS[form.transposed], (dz.new_empty((0,)), p.metadata.new_empty((0,)))
     operands = [
-        across.empty_whole(hidden, tokens, p.dtype, dp.device) if wanted else nothing
+        # Each result is a tensor of its own, the empty ones too.
+        across.empty_whole(hidden, tokens, p.dtype, dp.device)
+        if wanted
+        else (torch.empty_like(nothing[0]), torch.empty_like(nothing[1]))
         for wanted in (estimate_dz, estimate_p)
     ]
     whole = operands[0 if estimate_dz else 1] if estimate_dz or estimate_p else nothing
