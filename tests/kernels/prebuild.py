@@ -36,19 +36,27 @@ OPS = [op for op, folder in providers.FOLDER_OF.items() if folder == "gemm" and 
 
 FURTHER = (
     "bf16_ak_bk_dcol_bf16_bias_fp32-128x192_2x1_coop_deep",
+    "bf16_ak_bk_dcol_fp32_add-128x192_2x1_coop_deep",
     "bf16_ak_bk_drow_bf16_bias_bf16-128x192_2x1_coop_deep",
+    "bf16_ak_bk_drow_bf16_plain-128x256_2x1_coop_sk_deep",
     "bf16_ak_bn_dcol_bf16_plain-128x256_1x1_coop_deep",
     "bf16_ak_bn_drow_bf16_plain-128x256_1x1_coop_deep",
+    "bf16_ak_bn_drow_fp32_plain-128x192_2x1_ping",
     "bf16_ak_bn_drow_fp32_plain-128x256_1x1_coop_deep",
+    "e4m3_ak_bk_dcol_bf16_glu_relu-128x256_2x1_coop_deep",
     "e4m3_ak_bk_dcol_fp32_bias_fp32-128x256_2x1_coop_deep",
+    "e4m3_ak_bk_dcol_fp32_plain-128x256_2x1_coop_deep",
     "e4m3_ak_bk_drow_fp32_plain-128x256_2x1_coop_deep",
     "e4m3xe5m2_ak_bk_dcol_bf16_act_gelu_fp32-128x256_2x1_coop_deep",
     "e4m3xe5m2_ak_bk_dcol_bf16_bias_fp32-128x256_2x1_coop_deep",
+    "e4m3xe5m2_ak_bk_dcol_fp32_bias_fp32-128x256_2x1_coop_deep",
     "e4m3xe5m2_ak_bk_drow_fp32_plain-128x256_2x1_coop_deep",
     "e4m3xe5m2_ak_bk_drow_fp32_plain_exact-128x128_2x1_coop",
     "e5m2xe4m3_ak_bk_dcol_bf16_bias_fp32-128x256_2x1_coop_deep",
+    "e5m2xe4m3_ak_bk_dcol_fp32_bias_fp32-128x256_2x1_coop_deep",
     "fp16_ak_bk_dcol_fp16_bias_fp32-128x192_2x1_coop_deep",
     "fp16_ak_bk_drow_fp16_bias_fp16-128x192_2x1_coop_deep",
+    "fp16_ak_bn_drow_fp32_plain-128x256_1x1_coop_deep",
 )
 """What other tests ask for: `kernels_built_by_tests` of gpu_suite.json."""
 
